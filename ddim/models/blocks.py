@@ -1,0 +1,125 @@
+"""Building blocks of the DDPM UNet (Ho et al. 2020, appendix B), named as in the published state dicts."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUPS = 32  # GroupNorm groups of every published checkpoint, so channel counts are multiples of 32
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding of the timesteps (Vaswani et al. 2017, section 3.5, as DDPM uses it).
+
+    Args:
+        t: timesteps, shape (B,), integer or float.
+        dim: width of the embedding, at least 4.
+
+    Returns:
+        float32 of shape (B, dim): the sines of `dim // 2` frequencies, then their cosines.
+    """
+    half = dim // 2
+    rate = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * -(math.log(10000) / (half - 1)))
+    angle = t.float()[:, None] * rate[None]
+    embedding = torch.cat([angle.sin(), angle.cos()], dim=1)
+    return F.pad(embedding, (0, dim % 2))
+
+
+def normalize(channels: int) -> nn.GroupNorm:
+    """GroupNorm with the group count and epsilon of the published checkpoints."""
+    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a 3x3 convolution when `with_conv`."""
+
+    def __init__(self, channels: int, with_conv: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if with_conv else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Downsample(nn.Module):
+    """Halving by a strided 3x3 convolution that is padded on the right and below only, or by averaging."""
+
+    def __init__(self, channels: int, with_conv: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2) if with_conv else nn.AvgPool2d(2)
+        self.pad = (0, 1, 0, 1) if with_conv else (0, 0, 0, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, self.pad))
+
+
+class ResnetBlock(nn.Module):
+    """Residual block with a time shift between its two convolutions.
+
+    Args:
+        in_channels: channels of the input, the skip connection's included.
+        out_channels: channels of the output.
+        temb_channels: width of the time embedding.
+        dropout: probability in front of the second convolution.
+        skip_channels: how many of the *last* input channels come from a skip connection; 0 outside the up path.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, temb_channels: int, dropout: float, skip_channels: int = 0):
+        super().__init__()
+        self.skip_channels = skip_channels
+        self.norm1 = normalize(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.temb_proj = nn.Linear(temb_channels, out_channels)
+        self.norm2 = normalize(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+        else:
+            self.nin_shortcut = nn.Identity()
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        """x: (B, in_channels, H, W), temb: (B, temb_channels) -> (B, out_channels, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.temb_proj(F.silu(temb))[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.nin_shortcut(x) + h
+
+
+class QKMatMul(nn.Module):
+    """Attention scores. A module of its own, without parameters, so that it can be replaced."""
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        """q, k: (B, C, N) -> scores (B, N, N), row i belongs to query i; scaled by C^-1/2."""
+        return torch.bmm(q.transpose(1, 2), k) * q.shape[1] ** -0.5
+
+
+class SMVMatMul(nn.Module):
+    """Values weighted by the softmax. A module of its own, without parameters, so that it can be replaced."""
+
+    def forward(self, v: Tensor, w: Tensor) -> Tensor:
+        """v: (B, C, N), w: (B, N, N) with rows that sum to one -> (B, C, N)."""
+        return torch.bmm(v, w.transpose(1, 2))
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all pixels, with a residual connection."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = normalize(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.qk_matmul = QKMatMul()
+        self.smv_matmul = SMVMatMul()
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) -> the same shape."""
+        h = self.norm(x)
+        q, k, v = (layer(h).flatten(2) for layer in (self.q, self.k, self.v))  # (B, C, H*W) each
+        w = self.qk_matmul(q, k).softmax(dim=-1)
+        h = self.smv_matmul(v, w).unflatten(2, x.shape[2:])
+        return x + self.proj_out(h)

@@ -1,0 +1,51 @@
+"""One way to train for every bundled model: EMA weights, checkpoints, and the same command resumes."""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+
+def fit(
+    module: pl.LightningModule,
+    data: Dataset,
+    run_dir: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    ema_decay: float,
+    save_every: int,
+    grad_clip: float,
+    accelerator: str = "auto",
+) -> dict[str, Tensor]:
+    """Train until `steps` optimiser steps are done, going on from `run_dir/last.ckpt` where there is one.
+
+    Returns:
+        the EMA weights, keyed as in `module.state_dict()`.
+    """
+    keep = ModelCheckpoint(
+        run_dir, save_last=True, every_n_train_steps=save_every, save_top_k=0, enable_version_counter=False
+    )
+    loader = DataLoader(data, batch_size=batch_size, shuffle=True, drop_last=len(data) >= batch_size)
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_steps=steps,
+        callbacks=[EMAWeightAveraging(decay=ema_decay), keep],
+        logger=CSVLogger(run_dir, name="log", version=""),
+        gradient_clip_val=grad_clip,
+        log_every_n_steps=10,
+    )
+    last = run_dir / "last.ckpt"
+    trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
+    trainer.save_checkpoint(last)
+    return ema_weights(last)
+
+
+def ema_weights(path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint that `fit` wrote."""
+    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
