@@ -45,7 +45,9 @@ def beta_schedule(name: str, start: float, end: float, num_timesteps: int) -> Te
     if name not in SCHEDULES:
         raise ValueError(f"beta_schedule '{name}' is unknown: use one of {', '.join(SCHEDULES)}")
     if not (0 < start < 1 and 0 < end < 1 and num_timesteps >= 1):
-        raise ValueError(f"beta_start={start}, beta_end={end} must lie in (0, 1), num_timesteps={num_timesteps} be >= 1")
+        raise ValueError(
+            f"beta_start={start}, beta_end={end} must lie in (0, 1), num_timesteps={num_timesteps} be >= 1"
+        )
     return SCHEDULES[name](start, end, num_timesteps)
 
 

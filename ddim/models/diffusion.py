@@ -95,7 +95,9 @@ class Model(nn.Module):
             ValueError: the images have another size than the network.
         """
         if x.shape[1:] != (self.in_channels, self.resolution, self.resolution):
-            raise ValueError(f"images are {tuple(x.shape[1:])}, the network takes {self.in_channels, *[self.resolution] * 2}")
+            raise ValueError(
+                f"images are {tuple(x.shape[1:])}, the network takes {self.in_channels, *[self.resolution] * 2}"
+            )
         temb = timestep_embedding(t, self.ch)
         temb = self.temb.dense[1](F.silu(self.temb.dense[0](temb)))
 

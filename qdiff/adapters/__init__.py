@@ -1,0 +1,61 @@
+"""What quantization must know of a family of networks; the only importers of `ddim` and `ldm`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+
+from torch import nn
+
+from qdiff.policy import QuantPolicy, QuantSpec
+
+
+@dataclass(frozen=True)
+class ProductKind:
+    """How a parameter-free attention product is quantized.
+
+    Args:
+        operands: names of its two arguments.
+        specs: their specs under a policy that quantizes activations.
+        legacy_owner: whether the paper's checkpoints keep its quantizers on the module that holds it.
+    """
+
+    operands: tuple[str, str]
+    specs: Callable[[QuantPolicy], tuple[QuantSpec, QuantSpec]]
+    legacy_owner: bool
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One family of networks.
+
+    Args:
+        family: the package that the networks come from; files name it.
+        build: a network of the family from its configuration.
+        blocks: exact types of the modules that are reconstructed as one.
+        products: the attention products, by exact type.
+        plain: exact types of modules that own parameters and stay as they are (normalisation).
+        splits: path of every shortcut layer that sees two concatenated tensors -> their channels, from below first.
+    """
+
+    family: str
+    build: Callable[..., nn.Module]
+    blocks: tuple[type, ...]
+    products: Mapping[type, ProductKind]
+    plain: tuple[type, ...]
+    splits: Callable[[nn.Module], dict[str, tuple[int, int]]]
+
+
+FAMILIES = {"ddim": "qdiff.adapters.ddim"}  # family -> the module whose ADAPTER describes it
+
+
+def adapter_of(family: str) -> Adapter:
+    """The adapter of a family. Raises KeyError for one that is not known."""
+    return import_module(FAMILIES[family]).ADAPTER
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter of the family that `model` comes from. Raises ValueError for a network from elsewhere."""
+    family = type(model).__module__.partition(".")[0]
+    if family not in FAMILIES:
+        raise ValueError(f"{type(model).__name__} is not a network of {', '.join(FAMILIES)}: pass an Adapter for it")
+    return adapter_of(family)

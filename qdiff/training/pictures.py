@@ -26,7 +26,9 @@ class Pictures(Dataset):
         with np.load(path, allow_pickle=False) as archive:
             missing = {"images", "names", "category"} - set(archive.files)
             if missing:
-                raise ValueError(f"{path} has no array {sorted(missing)}: see models/ddim/emoji32/README.md for the layout")
+                raise ValueError(
+                    f"{path} has no array {sorted(missing)}: see models/ddim/emoji32/README.md for the layout"
+                )
             names, category = archive["names"], archive["category"]
             kept = np.isin(category, list(categories)) if categories else np.full(len(category), True)
             pixels = torch.from_numpy(archive["images"][kept])

@@ -1,0 +1,164 @@
+"""Strict command lines on argparse: one-line errors that suggest, stated ranges, flags that need or exclude others."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from qdiff.errors import UserError
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A declared flag and what else the command line must, or must not, hold.
+
+    Attributes:
+        action: argparse's own record of the flag.
+        required: the command line must hold it.
+        needs: flags that must all stand beside it; an entry may name alternatives, `"--a or --b"`.
+        excludes: flags that must not stand beside it.
+    """
+
+    action: argparse.Action
+    required: bool
+    needs: tuple[str, ...]
+    excludes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.action.option_strings[-1]
+
+    def check(self, given: set[str]) -> None:
+        """Raise UserError unless this flag goes with the flags that were `given`."""
+        if self.name not in given:
+            if self.required:
+                raise UserError(f"{self.name} is missing: add {self.name} {self.action.metavar}")
+            return
+        missing = [need for need in self.needs if given.isdisjoint(need.split(" or "))]
+        if missing:
+            wanted = " and ".join(missing)
+            raise UserError(f"{self.name} needs {wanted}: add what is missing, or leave {self.name} out")
+        for other in self.excludes:
+            if other in given:
+                raise UserError(f"{self.name} and {other} exclude each other: leave one of them out")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that takes no abbreviations and reports what is wrong as a UserError.
+
+    `checks` are functions of the parsed namespace that raise UserError; `parse` calls them last.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.flags: list[Flag] = []
+        self.checks: list[Callable[[argparse.Namespace], None]] = []
+
+    def flag(
+        self,
+        group: Any,
+        *names: str,
+        required: bool = False,
+        needs: tuple[str, ...] = (),
+        excludes: tuple[str, ...] = (),
+        **options: Any,
+    ) -> None:
+        """Declare a flag.
+
+        Args:
+            group: what `add_argument_group` returned; the heading of the flag in `--help`.
+            names: its spellings, the one that errors show last.
+            required, needs, excludes: see `Flag`.
+            options: as for argparse's `add_argument`.
+        """
+        self.flags.append(Flag(group.add_argument(*names, **options), required, needs, excludes))
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+    def refuse(self, surplus: Sequence[str]) -> NoReturn:
+        """Raise UserError about the words that no flag claimed."""
+        unknown = next((word for word in surplus if word.startswith("-")), None)
+        if unknown is None:
+            self.error(f"unexpected word {surplus[0]!r}: leave it out, or name the flag that it belongs to")
+        name = unknown.partition("=")[0]
+        known = [spelling for flag in self.flags for spelling in flag.action.option_strings]
+        self.error(f"unknown flag {name}: {_suggestion(name, known) or 'see --help'}")
+
+
+def parse(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read a command line and check its flags one by one and against each other.
+
+    Args:
+        parser: the flags.
+        argv: the words behind the program's name; None reads `sys.argv`.
+
+    Returns:
+        one attribute a flag, its default where the flag was not given.
+
+    Raises:
+        UserError: unknown or missing flag, value out of range, or flags that do not go together.
+    """
+    absent = argparse.Namespace(**{flag.action.dest: _ABSENT for flag in parser.flags})
+    args, surplus = parser.parse_known_args(argv, absent)
+    if surplus:
+        parser.refuse(surplus)
+    given = {flag.name for flag in parser.flags if getattr(args, flag.action.dest) is not _ABSENT}
+    for flag in parser.flags:
+        flag.check(given)
+        if flag.name not in given:
+            setattr(args, flag.action.dest, flag.action.default)
+    for check in parser.checks:
+        check(args)
+    return args
+
+
+def number(kind: type[int] | type[float], low: float, high: float | None = None) -> dict[str, Any]:
+    """Options of a flag that takes a finite number in [low, high]; `high=None` leaves the range open above."""
+    span = f"{low}..{'' if high is None else high}"
+    top = sys.maxsize if high is None else high
+
+    def convert(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= top:
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} in {span}")
+        return value
+
+    return {"type": convert, "metavar": span}
+
+
+def choice(*values: str) -> dict[str, Any]:
+    """Options of a flag that takes one of `values`."""
+
+    def convert(text: str) -> str:
+        if text not in values:
+            hint = _suggestion(text, values) or f"use {' or '.join(values)}"
+            raise argparse.ArgumentTypeError(f"{text!r} is unknown: {hint}")
+        return text
+
+    return {"type": convert, "metavar": "|".join(values)}
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main` as a program: a UserError ends it with one line and exit status 2, Ctrl-C with status 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str | None:
+    close = difflib.get_close_matches(word.lower(), known, n=1)
+    return f"did you mean {close[0]}?" if close else None

@@ -1,0 +1,1 @@
+"""Files made elsewhere: published weights, and the pickles of the original."""

@@ -1,0 +1,133 @@
+"""Quantized attention products, activation observers, and the blocks that are reconstructed together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qdiff.policy import QuantSpec
+from qdiff.quant_layer import Quantizer, QuantModule, SplitQuantizer, UniformAffineQuantizer
+
+
+class QuantProduct(nn.Module):
+    """A product of two activations (query and key, or values and attention weights) with both operands quantized.
+
+    Args:
+        product: the parameter-free module that it replaces, called with two tensors.
+        operands: their names, which name the quantizers: `act_quantizer_<name>`.
+        specs: how each is quantized, None for floating point.
+    """
+
+    def __init__(self, product: nn.Module, operands: tuple[str, str], specs: Sequence[QuantSpec] | None):
+        super().__init__()
+        self.product = product
+        self.operands = operands
+        self.specs = specs
+        self.quantizing = True
+        for name in operands:
+            setattr(self, f"act_quantizer_{name}", None)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """product(q(a), q(b))."""
+        if self.quantizing:
+            a, b = (
+                x if (q := getattr(self, f"act_quantizer_{name}")) is None else q(x)
+                for name, x in zip(self.operands, (a, b))
+            )
+        return self.product(a, b)
+
+
+class Observer(nn.Module):
+    """Finds the range of an activation on the first tensor that it sees, and quantizes from then on.
+
+    So ranges are found in the order of the network, each on inputs that are quantized already.
+    """
+
+    def __init__(self, spec: QuantSpec):
+        super().__init__()
+        self.spec = spec
+        self.found: UniformAffineQuantizer | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` quantized with the range known by now."""
+        if self.found is None:
+            self.found = UniformAffineQuantizer.fit(x, self.spec)
+        return self.found(x)
+
+
+class RunningObserver(Observer):
+    """Minimum and maximum as exponential averages over many tensors (`--running_stat`)."""
+
+    MOMENTUM = 0.95
+
+    def __init__(self, spec: QuantSpec):
+        super().__init__(spec)
+        self.low = self.high = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` quantized with the averages up to and including itself."""
+        low, high = x.detach().min(), x.detach().max()
+        if self.low is None:
+            self.low, self.high = low, high
+        self.low = self.MOMENTUM * self.low + (1 - self.MOMENTUM) * low
+        self.high = self.MOMENTUM * self.high + (1 - self.MOMENTUM) * high
+        self.found = UniformAffineQuantizer.fit(torch.stack([self.low, self.high]), minmax(self.spec))
+        return self.found(x)
+
+
+def minmax(spec: QuantSpec) -> QuantSpec:
+    """The same spec with the range taken from the extremes."""
+    return QuantSpec(spec.bits, spec.symmetric, spec.per_channel, "minmax", spec.always_zero)
+
+
+@dataclass(frozen=True)
+class ActSite:
+    """A place where an activation is quantized: the attribute `name` of `owner` holds its quantizer or None."""
+
+    path: str
+    owner: nn.Module
+    name: str
+    spec: QuantSpec
+    split: tuple[int, ...] | None = None
+
+    @property
+    def quantizer(self) -> Quantizer | None:
+        """What quantizes it now."""
+        return getattr(self.owner, self.name)
+
+    def set(self, quantizer: nn.Module | None) -> None:
+        """Quantize it with this from now on."""
+        setattr(self.owner, self.name, quantizer)
+
+    def observe(self, observer: type[Observer]) -> None:
+        """Look for the range in what comes by."""
+        if self.split:
+            self.set(SplitQuantizer([observer(self.spec) for _ in self.split], self.split))
+        else:
+            self.set(observer(self.spec))
+
+    def settle(self) -> None:
+        """Replace the observers by what they found. Raises RuntimeError if no forward came by."""
+        seen = self.quantizer
+        found = [part.found for part in (seen.parts if self.split else [seen])]
+        if None in found:
+            raise RuntimeError(f"{self.path}.{self.name} was never reached, so its range is unknown")
+        self.set(SplitQuantizer(found, self.split) if self.split else found[0])
+
+
+@dataclass(frozen=True)
+class QuantBlock:
+    """Layers that are reconstructed together: an untouched residual, attention or transformer block, or a single layer.
+
+    Args:
+        path: its name in the quantized model.
+        module: called in the network's forward; its input and output are what reconstruction matches.
+        layers: the quantized layers within, in definition order, by path.
+        sites: the places within where activations are quantized.
+    """
+
+    path: str
+    module: nn.Module
+    layers: dict[str, QuantModule]
+    sites: list[ActSite]

@@ -1,0 +1,161 @@
+"""QuantModel: a network whose leaves are quantized."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from qdiff.adapters import Adapter
+from qdiff.policy import QuantPolicy, QuantSpec
+from qdiff.quant_block import ActSite, QuantBlock, QuantProduct
+from qdiff.quant_layer import OPERATIONS, QuantModule, SplitQuantizer, UniformAffineQuantizer, fit_quantizer
+
+MakeLayer = Callable[[str, nn.Module, tuple[int, ...] | None], QuantModule]
+
+
+class QuantModel(nn.Module):
+    """`model` with its convolutions, linear layers and attention products replaced by quantized ones, in place.
+
+    Weights are rounded to the nearest code at once; activations stay in floating point until they are calibrated.
+
+    Args:
+        model: the network in full precision. It is changed, and shares its parameters with the result.
+        policy: what is quantized how.
+        adapter: which modules form blocks, which products are attention, which layers are split.
+        make_layer: makes the quantized layer of a path; the default rounds the layer's weight to nearest.
+
+    Raises:
+        ValueError: a module owns parameters and is neither quantized nor listed as plain by the adapter.
+    """
+
+    def __init__(self, model: nn.Module, policy: QuantPolicy, adapter: Adapter, make_layer: MakeLayer | None = None):
+        super().__init__()
+        self.policy, self.adapter = policy, adapter
+        splits = adapter.splits(model) if policy.split else {}
+        self._block_types = {path: type(m) for path, m in model.named_modules() if type(m) in adapter.blocks}
+        make_layer = make_layer or self._round_to_nearest
+        for path, module in list(model.named_modules()):
+            if type(module) in OPERATIONS:
+                _replace(model, path, make_layer(path, module, splits.get(path)))
+            elif type(module) in adapter.products:
+                kind = adapter.products[type(module)]
+                specs = kind.specs(policy) if policy.act else None
+                _replace(model, path, QuantProduct(module, kind.operands, specs))
+            elif next(module.parameters(recurse=False), None) is not None and type(module) not in adapter.plain:
+                raise ValueError(
+                    f"{path} ({type(module).__name__}) owns parameters, but nothing says how to quantize it"
+                )
+        self.model = model
+        self.requires_grad_(False)
+
+    def _round_to_nearest(self, path: str, layer: nn.Module, split: tuple[int, ...] | None) -> QuantModule:
+        return QuantModule(layer, fit_quantizer(layer.weight, self.policy.weight, split), split=split)
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        """The network's forward, quantized."""
+        return self.model(*args, **kwargs)
+
+    def layers(self) -> dict[str, QuantModule]:
+        """The quantized layers by path, in definition order."""
+        return {path: m for path, m in self.named_modules() if isinstance(m, QuantModule)}
+
+    def sites(self) -> list[ActSite]:
+        """Where activations are quantized under the policy, in definition order; none when it leaves them alone."""
+        return list(_sites(self, "", self.policy.act)) if self.policy.act else []
+
+    def blocks(self) -> list[QuantBlock]:
+        """What is reconstructed together, in definition order; a layer outside every block is one of its own."""
+        blocks: list[QuantBlock] = []
+        for path, module in self.named_modules():
+            inside = any(path.startswith(f"{b.path}.") for b in blocks[-1:])
+            is_block = path.removeprefix("model.") in self._block_types
+            if not inside and (is_block or isinstance(module, QuantModule)):
+                layers = {p: m for p, m in _named(module, path) if isinstance(m, QuantModule)}
+                sites = list(_sites(module, path, self.policy.act)) if self.policy.act else []
+                blocks.append(QuantBlock(path, module, layers, sites))
+        return blocks
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Quantizers off inside, as they were afterwards. Raises ValueError for a model without its FP weights."""
+        leaves = [m for m in self.modules() if isinstance(m, QuantModule | QuantProduct)]
+        if any(isinstance(m, QuantModule) and m.weight is None for m in leaves):
+            raise ValueError("this model holds integer weights only; full precision needs the original checkpoint")
+        before = [m.quantizing for m in leaves]
+        try:
+            for m in leaves:
+                m.quantizing = False
+            yield
+        finally:
+            for m, value in zip(leaves, before):
+                m.quantizing = value
+
+    def quantized_state(self) -> dict[str, Tensor]:
+        """What a file must hold to rebuild the quantized network: the state dict without FP weights."""
+        replaced = {f"{path}.weight" for path in self.layers()}
+        return {key: value for key, value in self.state_dict().items() if key not in replaced}
+
+    @classmethod
+    def from_state(
+        cls,
+        model: nn.Module,
+        policy: QuantPolicy,
+        adapter: Adapter,
+        state: Mapping[str, Tensor],
+        *,
+        keep_weights: bool = False,
+        activations: bool = True,
+    ) -> "QuantModel":
+        """Rebuild from `quantized_state`; no data and no forward pass are needed.
+
+        Args:
+            model: the network; its quantized weights may hold anything unless `keep_weights`.
+            policy, adapter: as when it was made. Without `policy.act`, activations stay in floating point.
+            state: as `quantized_state` gives it.
+            keep_weights: keep the model's own weights and biases, so that `full_precision` works.
+            activations: take the activation quantizers too; otherwise they are still to be calibrated.
+
+        Raises:
+            KeyError: `state` lacks a tensor.
+            ValueError: a step size or zero point is impossible.
+        """
+
+        def restore(path: str, layer: nn.Module, split: tuple[int, ...] | None) -> QuantModule:
+            prefix = f"model.{path}"
+            quantizer = _quantizer_from(state, f"{prefix}.weight_quantizer", policy.weight, split)
+            return QuantModule(layer, quantizer, state[f"{prefix}.codes"], split)
+
+        quantized = cls(model, policy, adapter, make_layer=restore)
+        for site in quantized.sites() if activations else []:
+            site.set(_quantizer_from(state, f"{site.path}.{site.name}", site.spec, site.split))
+        if not keep_weights:
+            for layer in quantized.layers().values():
+                layer.forget_full_precision()
+            own = quantized.state_dict()
+            quantized.load_state_dict({key: state[key] for key in own})
+        return quantized
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def _named(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    return module.named_modules(prefix=path)
+
+
+def _sites(module: nn.Module, path: str, act: QuantSpec) -> Iterator[ActSite]:
+    for p, m in _named(module, path):
+        if isinstance(m, QuantModule):
+            yield ActSite(p, m, "act_quantizer", act, m.split)
+        elif isinstance(m, QuantProduct):
+            for name, spec in zip(m.operands, m.specs):
+                yield ActSite(p, m, f"act_quantizer_{name}", spec)
+
+
+def _quantizer_from(state: Mapping[str, Tensor], prefix: str, spec: QuantSpec, split: tuple[int, ...] | None):
+    def one(name: str) -> UniformAffineQuantizer:
+        return UniformAffineQuantizer(state[f"{name}.delta"], state[f"{name}.zero_point"], spec)
+
+    return SplitQuantizer([one(f"{prefix}.parts.{i}") for i in range(len(split))], split) if split else one(prefix)
