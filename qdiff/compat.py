@@ -1,118 +1,148 @@
-"""Calibrated checkpoints as the original Q-Diffusion code saves them <-> our state; dict to dict.
+"""Calibrated checkpoints as the original Q-Diffusion code saves them -> our state; dict to dict.
 
 The original keeps, per layer, the FP weight, the learned-rounding variable `alpha`, `delta` and `zero_point`; the second
-slice of a split layer as `weight_quantizer_0` and `act_quantizer_0`. Bit widths and symmetry are not in the file.
+slice of a split layer as `weight_quantizer_0` and `act_quantizer_0`; the quantizers of some attention products on the
+module that holds the product (its owner). Bit widths and symmetry are not in the file, but its numbers show most of it.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from qdiff.errors import UserError
-from qdiff.policy import QuantPolicy
+from qdiff.files.facts import Activations, Facts, Layer
+from qdiff.policy import QuantSpec
 
-_QUANTIZER = re.compile(
-    r"^(?P<owner>.+)\.(?P<kind>weight|act)_quantizer(?P<slot>_0|_[a-z]+)?\.(?P<field>delta|zero_point)$"
-)
-_FIELDS = (".alpha", ".delta", ".zero_point")
+SLOTS = ("weight_quantizer", "weight_quantizer_0")  # channels from below, channels of the skip connection
+FIELDS = ("alpha", "delta", "zero_point")
 
-
-def is_original(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are the keys of the original's calibrated checkpoint."""
-    return any(key.endswith(".weight_quantizer.alpha") for key in state)
+Shape = tuple[int, ...]
+State = Mapping[str, Tensor]
 
 
-def layer_paths(state: Mapping[str, Tensor]) -> list[str]:
-    """Paths of the quantized layers, in the file's order."""
-    suffix = ".weight_quantizer.alpha"
-    return [key.removesuffix(suffix) for key in state if key.endswith(suffix)]
+def is_original(state: State) -> bool:
+    """Whether these are the keys of a calibrated checkpoint of the original."""
+    return any(f".{SLOTS[0]}." in key for key in state)
 
 
-def is_split(state: Mapping[str, Tensor]) -> bool:
-    """Whether shortcut layers have a quantizer per slice."""
-    return any(".weight_quantizer_0." in key for key in state)
-
-
-def has_activations(state: Mapping[str, Tensor]) -> bool:
-    """Whether activation step sizes are in the file."""
-    return any(".act_quantizer" in key and key.endswith(".delta") for key in state)
-
-
-def weight_codes(state: Mapping[str, Tensor], path: str) -> Tensor:
-    """Integer codes floor(w / delta) + (alpha >= 0) + zero_point of a layer, not clamped; float, the weight's shape."""
-    weight, done, codes = state[f"{path}.weight"], 0, []
-    for slot in ("weight_quantizer", "weight_quantizer_0"):
-        name = f"{path}.{slot}"
-        if f"{name}.alpha" not in state:
-            continue
-        alpha = state[f"{name}.alpha"]
-        part = weight[:, done : done + alpha.shape[1]] if alpha.shape != weight.shape else weight
-        if part.shape != alpha.shape:
-            raise UserError(
-                f"{name}.alpha has shape {tuple(alpha.shape)}, the weight {tuple(weight.shape)}: the file is damaged"
-            )
-        done += alpha.shape[1]
-        codes.append((part / state[f"{name}.delta"]).floor() + (alpha >= 0) + state[f"{name}.zero_point"])
-    if done != weight.shape[1]:
-        raise UserError(f"{path}: quantizers cover {done} of {weight.shape[1]} input channels: the file is damaged")
-    return torch.cat(codes, dim=1)
-
-
-def weight_bits(state: Mapping[str, Tensor]) -> int:
-    """The bit width that the codes of the whole file imply: the smallest b with every zero point below 2^b.
-
-    A code may overshoot the range by one, because rounding up was learned; zero points do not.
-    """
-    top = max(int(state[key].max()) for key in state if re.search(r"\.weight_quantizer(_0)?\.zero_point$", key))
-    codes = max(int(weight_codes(state, path).max()) for path in layer_paths(state)[:8])
-    return max(2, (max(top, codes - 1)).bit_length())
-
-
-def from_original(
-    state: Mapping[str, Tensor], policy: QuantPolicy, legacy_products: Mapping[str, str]
-) -> dict[str, Tensor]:
-    """Our state of the original's.
-
-    Args:
-        state: keys as saved, with the prefix `model.`.
-        policy: bits and symmetry, which the file does not tell; without `act`, activation steps are left out.
-        legacy_products: path of a product's owner joined with the operand (`down.0.attn.0.q`) -> path of our product.
+def facts(state: State) -> Facts:
+    """What the file tells by itself.
 
     Raises:
-        UserError: unfinished files, shapes that do not fit.
+        ValueError: a layer is incomplete, or the step sizes belong to no bit width.
     """
-    unfinished = [p for p in layer_paths(state) if f"{p}.weight_quantizer.delta" not in state]
-    if unfinished:
-        raise UserError(
-            f"{unfinished[0]} has a rounding variable but no step size: this is a temporary file of an unfinished "
-            "calibration; use the file that the finished run saved"
-        )
-    lo, hi = policy.weight.bounds
-    out: dict[str, Tensor] = {}
-    layers = layer_paths(state)
-    for path in layers:
-        out[f"{path}.codes"] = (weight_codes(state, path).clamp(lo, hi) - lo).to(torch.uint8)
-    weights = {f"{path}.weight" for path in layers}
-    for key, value in state.items():
-        match = _QUANTIZER.match(key)
-        if match and not (match["kind"] == "act" and policy.act is None):
-            out[_our_key(match, state, legacy_products)] = value.float()
-        elif not match and key not in weights and not key.endswith(_FIELDS):
-            out[key] = value
+    paths = dict.fromkeys(key.partition(f".{SLOTS[0]}.")[0] for key in state if f".{SLOTS[0]}." in key)
+    layers = {path: _layer(state, path) for path in paths}
+    act = {key: x for key, x in state.items() if ".act_quantizer" in key}
+    return Facts(
+        weight_bits=_weight_bits(state, layers),
+        split=any(layer.split for layer in layers.values()),
+        activations=Activations(_symmetric(act)) if act else None,
+        layers=layers,
+        parameters=sum(x.numel() for key, x in state.items() if "_quantizer" not in key),
+    )
+
+
+def original_shapes(shapes: Mapping[str, Shape], splits: Mapping[str, Shape], owners: Mapping[str, str]) -> dict:
+    """The original's keys and shapes for the same network.
+
+    Args:
+        shapes: of our state.
+        splits: path of each split layer -> input channels of its slices.
+        owners: path of each product whose quantizers the original keeps elsewhere -> that path.
+    """
+    out: dict[str, Shape] = {}
+    for key, shape in shapes.items():
+        layer, is_codes, _ = key.partition(".codes")
+        if is_codes:
+            out[f"{layer}.weight"] = shape
+            for slot, channels in zip(SLOTS, splits.get(layer, shape[1:2])):
+                out[f"{layer}.{slot}.alpha"] = (shape[0], channels, *shape[2:])
+        else:
+            out[_original_key(key, owners)] = shape
     return out
 
 
-def _our_key(match: re.Match, state: Mapping[str, Tensor], legacy_products: Mapping[str, str]) -> str:
-    owner, kind, slot, field = match["owner"], match["kind"], match["slot"] or "", match["field"]
-    if slot not in ("", "_0"):  # an operand of an attention product
-        return f"{legacy_products.get(owner + '.' + slot[1:], owner)}.{kind}_quantizer{slot}.{field}"
-    if f"{owner}.{kind}_quantizer_0.delta" not in state:
-        return f"{owner}.{kind}_quantizer.{field}"
-    return f"{owner}.{kind}_quantizer.parts.{1 if slot else 0}.{field}"
+def from_original(state: State, shapes: Mapping[str, Shape], weight: QuantSpec, owners: Mapping[str, str]) -> dict:
+    """Our state of the original's, which has the keys and shapes that `original_shapes` tells.
+
+    Args:
+        state: as saved, with the prefix `model.`; every number finite.
+        shapes: of the state that is wanted.
+        weight: bits of the weights.
+        owners: as for `original_shapes`.
+
+    Returns:
+        `.codes` as uint8 in the weight's shape; everything else as saved.
+    """
+    return {
+        key: _codes(state, key.removesuffix(".codes"), weight)
+        if key.endswith(".codes")
+        else state[_original_key(key, owners)]
+        for key in shapes
+    }
 
 
-def legacy_products(paths: Iterable[tuple[str, tuple[str, str]]]) -> dict[str, str]:
-    """The map that `from_original` takes, from (path, operands) of the products that the original keeps on their owner."""
-    return {f"{path.rpartition('.')[0]}.{name}": path for path, operands in paths for name in operands}
+def _original_key(key: str, owners: Mapping[str, str]) -> str:
+    path, is_operand, rest = key.partition(".act_quantizer_")
+    key = f"{owners.get(path, path)}{is_operand}{rest}"
+    return key.replace("_quantizer.parts.0.", "_quantizer.").replace("_quantizer.parts.1.", "_quantizer_0.")
+
+
+def _slices(state: State, path: str) -> Iterator[tuple[str, Tensor]]:
+    """Each weight quantizer of a layer, with the slice of the weight that it rounds."""
+    slots = [f"{path}.{slot}" for slot in SLOTS if f"{path}.{slot}.alpha" in state]
+    return zip(slots, state[f"{path}.weight"].split([state[f"{slot}.alpha"].shape[1] for slot in slots], dim=1))
+
+
+def _codes(state: State, path: str, spec: QuantSpec) -> Tensor:
+    """clamp(floor(w / delta) + (alpha >= 0) + zero_point) of a layer."""
+    parts = []
+    for slot, weight in _slices(state, path):
+        alpha, delta, zero_point = (state[f"{slot}.{field}"] for field in FIELDS)
+        parts.append((weight / delta).floor() + (alpha >= 0) + zero_point)
+    lo, hi = spec.bounds
+    return (torch.cat(parts, dim=1).clamp(lo, hi) - lo).to(torch.uint8)
+
+
+def _layer(state: State, path: str) -> Layer:
+    slots = [slot for slot in SLOTS if any(f"{path}.{slot}.{field}" in state for field in FIELDS)]
+    names = [f"{path}.weight", *(f"{path}.{slot}.{field}" for slot in slots for field in FIELDS)]
+    lacking = [name for name in names if name not in state]
+    if lacking and not any(name.endswith(".alpha") for name in lacking):
+        raise ValueError(
+            f"'{lacking[0]}' is missing although its layer has a rounding variable, as in the temporary files of an "
+            "unfinished calibration: use the file that the finished run saved"
+        )
+    if lacking:
+        raise ValueError(f"'{lacking[0]}' is missing: get a whole copy of the file")
+    shape = tuple(state[f"{path}.weight"].shape)
+    alphas = [tuple(state[f"{path}.{slot}.alpha"].shape) for slot in slots]
+    channels = tuple(alpha[1] for alpha in alphas if len(alpha) > 1)
+    if [(shape[0], c, *shape[2:]) for c in channels] != alphas or sum(channels) != shape[1]:
+        raise ValueError(f"the rounding variables of '{path}' do not fit its weight: get a whole copy of the file")
+    return Layer(shape, channels if len(slots) > 1 else ())
+
+
+def _weight_bits(state: State, layers: Mapping[str, Layer]) -> int:
+    """The b for which a channel's range is 2^b - 1 steps wide, as in the median channel of the file.
+
+    The original takes the step from the whole range of a channel, so this is exact; a step from a range that was
+    shrunk to less than the half would be needed to mislead it.
+    """
+    steps = []
+    for path in layers:
+        for slot, weight in _slices(state, path):
+            rows = weight.flatten(1)
+            steps.append((rows.amax(1) - rows.amin(1)) / state[f"{slot}.delta"].flatten())
+    median = float(torch.cat(steps).median())
+    bits = int(math.log2(median + 1) + 0.01) if 0 <= median < math.inf else 0
+    if not 2 <= bits <= 8:
+        raise ValueError(f"a weight's range is {median:.4g} steps wide, which fits no bit width: get a whole copy of it")
+    return bits
+
+
+def _symmetric(act: State) -> bool:
+    """Whether every zero point is 0: an asymmetric one is not, wherever a network has negative activations."""
+    return not any(bool(x.any()) for key, x in act.items() if key.endswith(".zero_point"))

@@ -122,12 +122,12 @@ class QuantModel(nn.Module):
 
         def restore(path: str, layer: nn.Module, split: tuple[int, ...] | None) -> QuantModule:
             prefix = f"model.{path}"
-            quantizer = _quantizer_from(state, f"{prefix}.weight_quantizer", policy.weight, split)
+            quantizer = quantizer_from(state, f"{prefix}.weight_quantizer", policy.weight, split)
             return QuantModule(layer, quantizer, state[f"{prefix}.codes"], split)
 
         quantized = cls(model, policy, adapter, make_layer=restore)
         for site in quantized.sites() if activations else []:
-            site.set(_quantizer_from(state, f"{site.path}.{site.name}", site.spec, site.split))
+            site.set(quantizer_from(state, f"{site.path}.{site.name}", site.spec, site.split))
         if not keep_weights:
             for layer in quantized.layers().values():
                 layer.forget_full_precision()
@@ -154,7 +154,7 @@ def _sites(module: nn.Module, path: str, act: QuantSpec) -> Iterator[ActSite]:
                 yield ActSite(p, m, f"act_quantizer_{name}", spec)
 
 
-def _quantizer_from(state: Mapping[str, Tensor], prefix: str, spec: QuantSpec, split: tuple[int, ...] | None):
+def quantizer_from(state: Mapping[str, Tensor], prefix: str, spec: QuantSpec, split: tuple[int, ...] | None):
     def one(name: str) -> UniformAffineQuantizer:
         return UniformAffineQuantizer(state[f"{name}.delta"], state[f"{name}.zero_point"], spec)
 

@@ -2,9 +2,11 @@
 
 import argparse
 import difflib
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from qdiff.errors import UserError
@@ -14,7 +16,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Flag:
-    """A declared flag and what else the command line must, or must not, hold.
+    """A declared flag, and what else the command line must or must not hold.
 
     Attributes:
         action: argparse's own record of the flag.
@@ -50,41 +52,37 @@ class Flag:
 class Parser(argparse.ArgumentParser):
     """An argparse parser that takes no abbreviations and reports what is wrong as a UserError.
 
-    `checks` are functions of the parsed namespace that raise UserError; `parse` calls them last.
+    `checks` are functions of the parsed namespace and of the names of the flags that were given; they raise
+    UserError, and `parse` calls them last.
     """
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         self.flags: list[Flag] = []
-        self.checks: list[Callable[[argparse.Namespace], None]] = []
+        self.checks: list[Callable[[argparse.Namespace, set[str]], None]] = []
 
-    def flag(
-        self,
-        group: Any,
-        *names: str,
-        required: bool = False,
-        needs: tuple[str, ...] = (),
-        excludes: tuple[str, ...] = (),
-        **options: Any,
-    ) -> None:
-        """Declare a flag.
+    def group(self, title: str, **common: Any) -> Callable[..., None]:
+        """A heading of `--help`: returns the function that declares a flag under it.
 
-        Args:
-            group: what `add_argument_group` returned; the heading of the flag in `--help`.
-            names: its spellings, the one that errors show last.
-            required, needs, excludes: see `Flag`.
-            options: as for argparse's `add_argument`.
+        That function takes the flag's spellings, the one that errors show last, then `required`, `needs` and
+        `excludes` of `Flag` (`common` gives their defaults in this group) and the options of argparse's
+        `add_argument`. It adds the default to the help text.
         """
-        self.flags.append(Flag(group.add_argument(*names, **options), required, needs, excludes))
+        return partial(self._declare, self.add_argument_group(title), **common)
+
+    def _declare(self, group, *names, help, required=False, needs=(), excludes=(), **options):
+        if options.get("default") is not None:
+            help += " (default %(default)s)"
+        self.flags.append(Flag(group.add_argument(*names, help=help, **options), required, needs, excludes))
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message.removeprefix("argument "))
 
     def refuse(self, surplus: Sequence[str]) -> NoReturn:
-        """Raise UserError about the words that no flag claimed."""
+        """Raise UserError about words that no flag claimed."""
         unknown = next((word for word in surplus if word.startswith("-")), None)
         if unknown is None:
-            self.error(f"unexpected word {surplus[0]!r}: leave it out, or name the flag that it belongs to")
+            self.error(f"unexpected word {surplus[0]!r}: leave it out, or put it behind the flag it belongs to")
         name = unknown.partition("=")[0]
         known = [spelling for flag in self.flags for spelling in flag.action.option_strings]
         self.error(f"unknown flag {name}: {_suggestion(name, known) or 'see --help'}")
@@ -113,22 +111,21 @@ def parse(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespa
         if flag.name not in given:
             setattr(args, flag.action.dest, flag.action.default)
     for check in parser.checks:
-        check(args)
+        check(args, given)
     return args
 
 
-def number(kind: type[int] | type[float], low: float, high: float | None = None) -> dict[str, Any]:
-    """Options of a flag that takes a finite number in [low, high]; `high=None` leaves the range open above."""
-    span = f"{low}..{'' if high is None else high}"
-    top = sys.maxsize if high is None else high
+def number(kind: type[int] | type[float], low: float, high: float = math.inf) -> dict[str, Any]:
+    """Options of a flag that takes a number in [low, high]; without `high`, a whole number from `low` on."""
+    span = f"{low}.." if high == math.inf else f"{low}..{high}"
+    noun = "a whole number" if kind is int else "a number"
 
     def convert(text: str) -> int | float:
         try:
             value = kind(text)
         except ValueError:
-            value = None
-        if value is None or not low <= value <= top:
-            noun = "a whole number" if kind is int else "a number"
+            value = math.nan
+        if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{text!r} is not {noun} in {span}")
         return value
 

@@ -1,4 +1,4 @@
-"""Checkpoints written by others: torch pickles (zip and the older format) and safetensors, read without running code."""
+"""Checkpoints written by others: torch pickles, zip and the older format, and safetensors; no code in them is run."""
 
 import re
 import warnings
@@ -33,16 +33,24 @@ class _Inert:
 
 
 # What Lightning, OmegaConf, argparse and numpy leave in published checkpoints. Nothing here is ever imported.
-KNOWN_CLASSES = """
-    pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint pytorch_lightning.callbacks.early_stopping.EarlyStopping
-    numpy.core.multiarray.scalar numpy._core.multiarray.scalar
-    numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct numpy.dtype numpy.ndarray
-    omegaconf.dictconfig.DictConfig omegaconf.listconfig.ListConfig omegaconf.base.Metadata
-    omegaconf.base.ContainerMetadata omegaconf.nodes.AnyNode omegaconf.nodes.StringNode omegaconf.nodes.IntegerNode
-    omegaconf.nodes.FloatNode omegaconf.nodes.BooleanNode typing.Any collections.defaultdict
-    builtins.dict builtins.list builtins.int builtins.float builtins.str builtins.bool argparse.Namespace
-""".split()
-STAND_INS = [(type(name.rpartition(".")[2], (_Inert,), {}), name) for name in KNOWN_CLASSES]
+KNOWN_CLASSES = {
+    "pytorch_lightning.callbacks.model_checkpoint": ["ModelCheckpoint"],
+    "pytorch_lightning.callbacks.early_stopping": ["EarlyStopping"],
+    "omegaconf.dictconfig": ["DictConfig"],
+    "omegaconf.listconfig": ["ListConfig"],
+    "omegaconf.base": ["Metadata", "ContainerMetadata"],
+    "omegaconf.nodes": ["AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode"],
+    "numpy": ["dtype", "ndarray"],
+    "numpy.core.multiarray": ["scalar", "_reconstruct"],
+    "numpy._core.multiarray": ["scalar", "_reconstruct"],
+    "argparse": ["Namespace"],
+    "collections": ["defaultdict"],
+    "typing": ["Any"],
+    "builtins": ["dict", "list", "str", "int", "float", "bool"],
+}
+STAND_INS = [
+    (type(name, (_Inert,), {}), f"{module}.{name}") for module, names in KNOWN_CLASSES.items() for name in names
+]
 
 
 def format_of(path: str | Path) -> Format:
@@ -82,13 +90,10 @@ def load_pickle(path: str | Path) -> Any:
     Raises:
         UserError: as `format_of`; also damaged, cut short, no torch checkpoint, or a pickle that names other code.
     """
-    match format_of(path):
-        case "safetensors":
-            raise UserError(f"'{path}' is a safetensors file, whatever its suffix: a torch pickle is expected here")
-        case "zip":
-            mmap = _verify_zip(path)
-        case "pickle":
-            mmap = False
+    kind = format_of(path)
+    if kind == "safetensors":
+        raise UserError(f"'{path}' is a safetensors file, whatever its suffix: a torch pickle is expected here")
+    mmap = kind == "zip" and _verify_zip(path)
     with _refusing(path, "torch checkpoint"), open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside torch, which the user cannot mend
         with safe_globals(STAND_INS):
@@ -157,8 +162,8 @@ def _refusing(path: str | Path, what: str):
         refused = re.search(r"GLOBAL (\S+)", str(cause))
         if refused:
             raise UserError(
-                f"'{path}' is refused: it names {refused[1]!r}, which can run code; nothing in it was executed. "
-                "Use a checkpoint that holds tensors only"
+                f"'{path}' is refused: its pickle names {refused[1]!r}, which could run code; nothing in it was "
+                "executed. Use a checkpoint of tensors only, or download it again if it may be damaged"
             ) from e
         text = "".join(c if c.isprintable() else " " for c in f"{type(cause).__name__}: {cause}")
         reason = " ".join(text.split())[:200]

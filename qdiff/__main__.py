@@ -1,0 +1,44 @@
+"""`python -m qdiff VERB`: what is done with files beside sampling."""
+# ruff: noqa: PLC0415 - a verb loads its own libraries, so that `--help` stays fast
+
+import sys
+from collections.abc import Callable, Sequence
+
+from qdiff.cli.parser import Parser, choice, run
+
+
+def inspect(argv: Sequence[str]) -> None:
+    """tell what a checkpoint holds and whether it is whole"""
+    from qdiff.cli.inspect import main
+
+    main(argv)
+
+
+def convert(argv: Sequence[str]) -> None:
+    """turn a calibrated checkpoint of the original into one of ours"""
+    from qdiff.cli.convert import main
+
+    main(argv)
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {verb.__name__: verb for verb in (inspect, convert)}
+
+
+def main() -> None:
+    """Run the verb of the command line."""
+    run(_dispatch)
+
+
+def _dispatch() -> None:
+    lines = "\n".join(f"  {name:10} {verb.__doc__}" for name, verb in VERBS.items())
+    parser = Parser(
+        prog="python -m qdiff",
+        usage="%(prog)s VERB [flags]; each verb has its own --help",
+        description=f"Files of quantized diffusion models.\n\nverbs:\n{lines}",
+    )
+    parser.add_argument("verb", help="one of the above", **choice(*VERBS))
+    VERBS[parser.parse_args(sys.argv[1:2]).verb](sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

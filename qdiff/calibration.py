@@ -1,0 +1,141 @@
+"""The whole job: weights block by block, activation ranges, step sizes block by block; journaled, so it resumes."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from qdiff.block_recon import LearnedRounding, LearnedSteps, Objective, Outcome, Schedule, reconstruct
+from qdiff.calibration_data import CalibrationSet
+from qdiff.capture import Store, capture
+from qdiff.journal import Journal
+from qdiff.quant_block import Observer, QuantBlock, RunningObserver
+from qdiff.quant_model import QuantModel, quantizer_from
+
+RANGE_SAMPLES = 256  # samples on which activation ranges are searched
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How a network is calibrated; the paper's values are the defaults of the command line.
+
+    Args:
+        batch_size: samples per forward and per iteration.
+        rounding: schedule of learned rounding; None keeps the weights as they are.
+        steps: schedule of learned activation steps; None keeps the ranges that were found.
+        p: exponent of the step-size loss.
+        running_stat: activation ranges from averages over all data instead of a search on a part of them.
+        seed: of everything that is drawn.
+    """
+
+    batch_size: int
+    rounding: Schedule | None
+    steps: Schedule | None
+    p: float = 2.4
+    running_stat: bool = False
+    seed: int = 0
+
+
+class Reporter:
+    """What calibration tells about its progress; this one keeps quiet."""
+
+    def start(self, block: str, stage: str) -> None:
+        """A block is taken up."""
+
+    def advance(self, iterations: int) -> None:
+        """Iterations of the current block are done."""
+
+    def finish(self, block: str, stage: str, outcome: Outcome, resumed: bool) -> None:
+        """A block is done, or was found done."""
+
+
+def calibrate(
+    model: QuantModel,
+    data: CalibrationSet,
+    settings: CalibrationSettings,
+    journal: Journal,
+    *,
+    memory: int,
+    reporter: Reporter | None = None,
+) -> None:
+    """Calibrate `model` in place.
+
+    Args:
+        model: rounded to nearest (or with the weights of a calibrated file), FP weights still there.
+        data: inputs of the network.
+        settings: what to learn and how long.
+        journal: finished blocks; those that it holds are taken from it.
+        memory: bytes for captured activations; what exceeds them goes to files beside the journal.
+        reporter: is told of the progress.
+
+    Raises:
+        UserError: a loss is not finite.
+    """
+    model.eval()
+    job = _Job(model, data, settings, journal, memory, reporter or Reporter())
+    blocks = model.blocks()
+    if settings.rounding:
+        for i, block in enumerate(blocks):
+            job.learn(f"weights-{i:03d}", block, LearnedRounding(block), settings.rounding)
+    if model.policy.act:
+        job.find_ranges()
+        if settings.steps:
+            for i, block in enumerate(blocks):
+                if any(site.spec.step_is_learned for site in block.sites):
+                    job.learn(f"steps-{i:03d}", block, LearnedSteps(block, settings.p), settings.steps)
+
+
+@dataclass(frozen=True)
+class _Job:
+    model: QuantModel
+    data: CalibrationSet
+    settings: CalibrationSettings
+    journal: Journal
+    memory: int
+    reporter: Reporter
+
+    def learn(self, unit: str, block: QuantBlock, objective: Objective, schedule: Schedule) -> None:
+        stage = unit.partition("-")[0]
+        self.reporter.start(block.path, stage)
+        found = self.journal.read(unit)
+        if found:
+            tensors, info = found
+            objective.load(tensors)
+            outcome = Outcome(**info)
+        else:
+            outcome = self._reconstruct(unit, block, objective, schedule)
+            self.journal.write(unit, objective.state(), {"before": outcome.before, "after": outcome.after})
+        self.reporter.finish(block.path, stage, outcome, resumed=found is not None)
+
+    def _reconstruct(self, unit: str, block: QuantBlock, objective: Objective, schedule: Schedule) -> Outcome:
+        size = self.settings.batch_size
+        with Store(self.memory, self.journal.folder) as store:
+            captured = capture(self.model, block.module, self.data, size, store)
+            generator = self._generator(unit)
+            return reconstruct(block, captured, objective, schedule, size, generator, self.reporter.advance)
+
+    def find_ranges(self) -> None:
+        """Give every activation its range, in the order of the network."""
+        sites, device = self.model.sites(), next(self.model.parameters()).device
+        found = self.journal.read("ranges")
+        if found:
+            for site in sites:
+                site.set(quantizer_from(found[0], f"{site.path}.{site.name}", site.spec, site.split))
+            return
+        running = self.settings.running_stat
+        for site in sites:
+            site.observe(RunningObserver if running else Observer)
+        drawn = self.data if running else self.data.draw(RANGE_SAMPLES, self._generator("ranges"))
+        with torch.no_grad():
+            for inputs in drawn.batches(self.settings.batch_size if running else RANGE_SAMPLES):
+                self.model(*(x.to(device) for x in inputs))
+        for site in sites:
+            site.settle()
+        state = self.model.state_dict()
+        names = tuple(f"{site.path}.{site.name}." for site in sites)
+        self.journal.write("ranges", {key: x for key, x in state.items() if key.startswith(names)})
+
+    def _generator(self, unit: str) -> torch.Generator:
+        """Every unit has its own stream, so a resumed job draws what an undisturbed one draws."""
+        digest = hashlib.sha256(f"{self.settings.seed}/{unit}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,0 +1,91 @@
+"""`python -m qdiff inspect`: what a checkpoint holds, and whether it is whole."""
+# ruff: noqa: PLC0415 - torch loads once the flags are read
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qdiff.cli.parser import Parser, parse
+
+if TYPE_CHECKING:
+    from qdiff.checkpoint import FullPrecisionFile, OriginalFile
+    from qdiff.files.facts import Facts
+    from qdiff.files.quantized import QuantizedFile
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print what the file of the command line holds. Raises UserError if it is not a whole checkpoint."""
+    parser = Parser(
+        prog="python -m qdiff inspect",
+        usage="%(prog)s FILE",
+        description="Tell what a checkpoint holds (ours, one of the original, or full precision) and whether it is whole.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="the checkpoint")
+    path = parse(parser, argv).file
+
+    from qdiff.checkpoint import read_checkpoint
+
+    print(describe(path, read_checkpoint(path)))
+
+
+def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile") -> str:
+    """What `inspect` prints about the content `file` of `path`."""
+    from qdiff.checkpoint import FullPrecisionFile, OriginalFile
+
+    size = path.stat().st_size
+    if isinstance(file, FullPrecisionFile):
+        parameters = sum(x.numel() for x in file.state.values())
+        kinds = sorted({str(x.dtype).removeprefix("torch.") for x in file.state.values()})
+        return _pairs(
+            [
+                ("file", f"{path}: full-precision checkpoint, not quantized (goes with --ckpt)"),
+                ("tensors", f"{len(file.state)} of {', '.join(kinds)}, {parameters:,} parameters"),
+                ("size", _size(size, 4 * parameters)),
+                ("whole", "yes, every tensor can be read"),
+            ]
+        )
+    facts = file.facts
+    if isinstance(file, OriginalFile):
+        head = [("file", f"{path}: calibrated checkpoint of the original (goes with --resume --cali_ckpt)")]
+        tail = [("whole", "yes, every layer has its weight, rounding, step size and zero point")]
+    else:
+        head = [("file", f"{path}: quantized network of the {file.family} family (goes with --resume --cali_ckpt)")]
+        tail = [
+            ("whole", "yes, its sha256 agrees"),
+            ("written by", ", ".join(f"{name} {version}" for name, version in file.versions.items())),
+            *((f"  {key}", str(value)) for key, value in file.provenance.items()),
+        ]
+    return _pairs([*head, *_about(facts), ("size", _size(size, facts.fp32_bytes)), *tail]) + "\n\n" + _table(facts)
+
+
+def _about(facts: "Facts") -> list[tuple[str, str]]:
+    act, split = facts.activations, [path for path, layer in facts.layers.items() if layer.split]
+    acts = "in floating point"
+    if act:
+        known = act.bits is not None
+        bits = f"{act.bits} bits, {act.softmax_bits} after the softmax" if known else "bits not stored in the file"
+        acts = f"{'symmetric' if act.symmetric else 'asymmetric'}, {bits}"
+    return [
+        ("weights", f"{facts.weight_bits} bits in {len(facts.layers)} layers"),
+        ("activations", acts),
+        ("split", f"yes, {len(split)} layers" if facts.split else "no"),
+    ]
+
+
+def _size(file: int, fp32: int) -> str:
+    return f"{file / 1e6:.2f} MB, {file / fp32:.3f} of the network in FP32 ({fp32 / 1e6:.2f} MB)"
+
+
+def _pairs(lines: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"{name:12} {text}" for name, text in lines)
+
+
+def _table(facts: "Facts") -> str:
+    act = facts.activations
+    act_bits = "-" if act is None else str(act.bits or "?")
+    rows = [("layer", "weight", "bits", "split", "act bits")]
+    for path, layer in facts.layers.items():
+        split = "+".join(map(str, layer.split)) or "-"
+        rows.append((path, "x".join(map(str, layer.shape)), str(facts.weight_bits), split, act_bits))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)

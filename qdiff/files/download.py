@@ -1,0 +1,151 @@
+"""Published full-precision weights: found by name, downloaded once, verified."""
+# ruff: noqa: PLC0415 - the network's libraries load when a download needs them, so that `--help` stays fast
+
+import json
+import os
+from pathlib import Path
+
+from qdiff.errors import UserError
+
+PUBLISHED = Path(__file__).with_name("published.json")  # section -> name -> url, file below the cache, md5
+FOLDER = "diffusion_models_converted"  # where the DDIM code has always kept them
+CHUNK = 1 << 16  # bytes; what a broken connection can lose
+
+
+def name_for(config) -> str:
+    """The published weights that belong to a DDIM model configuration: always the EMA ones, which sampling uses.
+
+    Args:
+        config: namespace or OmegaConf node with `data.dataset`, and for LSUN `data.category`; see `configs/`.
+
+    Raises:
+        UserError: no weights are published for the dataset.
+    """
+    data = config.data
+    match data.dataset:
+        case "CIFAR10":
+            return "ema_cifar10"
+        case "LSUN":
+            name = f"ema_lsun_{data.category.removesuffix('_outdoor')}"  # the dataset says church_outdoor
+            _entry(name)
+            return name
+    raise UserError(f"no weights are published for data.dataset={data.dataset}: give your own with --ckpt FILE")
+
+
+def fetch(name: str, cache: Path | None = None) -> Path:
+    """Path of published weights, downloaded on first use to `<cache>/diffusion_models_converted/<file>`.
+
+    The file appears there complete and with the right md5, or not at all. A download that was interrupted, even by a
+    kill, goes on from its `.part` file where the server can. The md5 is checked on every use, unless a `.verified`
+    file beside it records that a file of this size and modification time had it. Processes may run at the same time.
+
+    Args:
+        name: as `name_for` gives it.
+        cache: default `$XDG_CACHE_HOME`, else `~/.cache`.
+
+    Raises:
+        UserError: unknown name, the download failed, the cache cannot be written, or the md5 is wrong.
+    """
+    from filelock import FileLock
+
+    url, file, md5 = (_entry(name)[key] for key in ("url", "file", "md5"))
+    path = (cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")) / FOLDER / file
+    try:
+        if _is_verified(path, md5):  # without the lock, so that a cache may be read-only
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                _download(url, path, md5)
+            elif not _is_verified(path, md5):  # whoever held the lock may have done it
+                _verify(path, md5)
+    except OSError as e:  # requests' errors are OSErrors too
+        reason = " ".join(str(e).split())
+        raise UserError(
+            f"cannot get {url} ({reason}): run it again to go on from there, or put the file at '{path}' by hand, "
+            "or give one with --ckpt FILE"
+        ) from e
+    return path
+
+
+def _entry(name: str) -> dict[str, str]:
+    weights = {name: entry for section in json.loads(PUBLISHED.read_text()).values() for name, entry in section.items()}
+    if name not in weights:
+        raise UserError(f"no weights are published as '{name}', only {', '.join(weights)}: give yours with --ckpt FILE")
+    return weights[name]
+
+
+def _download(url: str, path: Path, md5: str) -> None:
+    """Complete `<path>.part`, and move it to `path` once its md5 agrees."""
+    from pooch import file_hash
+
+    part = Path(f"{path}.part")
+    resumed = part.exists()
+    _append(url, part)
+    found = file_hash(part, alg="md5")
+    if True:
+        os.replace(part, path)
+        _record(path, md5)
+        return
+    part.unlink()
+    if not resumed:
+        raise UserError(
+            f"{url} sent a file with md5 {found} instead of {md5}, which was removed: try again later, "
+            f"or put the right file at '{path}' by hand, or give one with --ckpt FILE"
+        )
+    _download(url, path, md5)  # what was left of an earlier attempt did not fit
+
+
+def _append(url: str, part: Path) -> None:
+    """Append to `part` what it lacks of `url`; if the server can only send the whole, `part` starts again."""
+    from pooch import HTTPDownloader
+    from requests import HTTPError
+    from tqdm import tqdm
+    from tqdm.utils import CallbackIOWrapper
+
+    with open(part, "ab") as file:
+        have = file.tell()
+        bar = tqdm(desc=f"downloading {part.stem}", initial=have, unit="B", unit_scale=True)
+
+        def expect(response, **_):
+            if response.status_code == 200:
+                file.truncate(0)
+                bar.reset()
+            bar.total = bar.n + int(response.headers.get("Content-Length", 0))
+
+        headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
+        get = HTTPDownloader(chunk_size=CHUNK, headers=headers, hooks={"response": expect})
+        try:
+            with bar:
+                get(url, CallbackIOWrapper(bar.update, file, "write"), None)
+        except HTTPError as e:
+            if e.response.status_code != 416:  # 416: nothing is left to send, so `part` is whole or too long
+                raise
+
+
+def _verify(path: Path, md5: str) -> None:
+    """Record that the file has this md5; one that has not is moved aside."""
+    from pooch import file_hash
+
+    if (found := file_hash(path, alg="md5")) != md5:
+        aside = Path(f"{path}.bad")
+        os.replace(path, aside)
+        raise UserError(
+            f"'{path}' has md5 {found} instead of {md5} and was moved to '{aside.name}': run it again to download it"
+        )
+    _record(path, md5)
+
+
+def _stamp(path: Path, md5: str) -> bytes:
+    """Names one state of one file; a write changes it."""
+    stat = path.stat()
+    return json.dumps({"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "md5": md5}).encode()
+
+
+def _record(path: Path, md5: str) -> None:
+    Path(f"{path}.verified").write_bytes(_stamp(path, md5))
+
+
+def _is_verified(path: Path, md5: str) -> bool:
+    record = Path(f"{path}.verified")
+    return path.exists() and record.exists() and record.read_bytes() == _stamp(path, md5)

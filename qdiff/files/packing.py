@@ -1,0 +1,49 @@
+"""Integer codes of few bits, several to a byte."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PER_BYTE = {2: 4, 3: 2, 4: 2, 5: 1, 6: 1, 7: 1, 8: 1}  # bits -> codes in a byte; 3 bits take the room of 4
+
+
+def _shifts(bits: int) -> Tensor:
+    per_byte = PER_BYTE[bits]
+    return torch.arange(per_byte, dtype=torch.uint8) * (8 // per_byte)
+
+
+def packed_size(numel: int, bits: int) -> int:
+    """Bytes that `numel` codes take."""
+    return -(-numel // PER_BYTE[bits])
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Put codes into bytes, the first of each byte into its lowest bits; the last byte is filled up with zeros.
+
+    Args:
+        codes: uint8 of any shape, each in 0..2^bits - 1.
+        bits: 2..8.
+
+    Returns:
+        uint8 of shape (packed_size,).
+
+    Raises:
+        ValueError: a code that `bits` cannot hold.
+    """
+    if codes.numel() and int(codes.max()) >> bits:
+        raise ValueError(f"code {int(codes.max())} does not fit into {bits} bits")
+    rows = F.pad(codes.flatten(), (0, -codes.numel() % PER_BYTE[bits])).view(-1, PER_BYTE[bits])
+    return (rows << _shifts(bits)).sum(1, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
+    """The codes of `shape` that `pack` made `packed` from; uint8.
+
+    Raises:
+        ValueError: `packed` is not the right number of bytes.
+    """
+    numel = torch.Size(shape).numel()
+    if packed.dtype != torch.uint8 or packed.shape != (packed_size(numel, bits),):
+        raise ValueError(f"{numel} codes of {bits} bits are not {packed.dtype} of shape {tuple(packed.shape)}")
+    mask = 2 ** (8 // PER_BYTE[bits]) - 1
+    return ((packed[:, None] >> _shifts(bits)) & mask).flatten()[:numel].reshape(shape)

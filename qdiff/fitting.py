@@ -1,0 +1,85 @@
+"""Whether the tensors of a file fit a network: keys, shapes, numbers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qdiff.adapters import Adapter
+from qdiff.errors import UserError
+from qdiff.policy import QuantPolicy
+from qdiff.quant_layer import OPERATIONS
+
+Shape = tuple[int, ...]
+
+
+def splits_of(model: nn.Module, policy: QuantPolicy, adapter: Adapter) -> dict[str, Shape]:
+    """Path in the quantized network of each layer that the policy splits -> channels of its slices."""
+    return {f"model.{path}": sizes for path, sizes in adapter.splits(model).items()} if policy.split else {}
+
+
+def state_shapes(model: nn.Module, policy: QuantPolicy, adapter: Adapter) -> dict[str, Shape]:
+    """Keys and shapes of `QuantModel.quantized_state` that a full-precision `model` comes to under a policy."""
+    shapes = {f"model.{key}": tuple(x.shape) for key, x in model.state_dict().items()}
+    splits = splits_of(model, policy, adapter)
+
+    def add(name: str, shape: Shape, parts: int) -> None:
+        for part in [f"{name}.parts.{i}" for i in range(parts)] or [name]:
+            shapes[f"{part}.delta"] = shapes[f"{part}.zero_point"] = shape
+
+    for path, module in model.named_modules(prefix="model"):
+        if type(module) in OPERATIONS:
+            shape, parts = shapes.pop(f"{path}.weight"), len(splits.get(path, ()))
+            shapes[f"{path}.codes"] = shape
+            add(f"{path}.weight_quantizer", (shape[0], *[1] * (len(shape) - 1)), parts)
+            if policy.act:
+                add(f"{path}.act_quantizer", (), parts)
+        elif type(module) in adapter.products and policy.act:
+            for operand in adapter.products[type(module)].operands:
+                add(f"{path}.act_quantizer_{operand}", (), 0)
+    return shapes
+
+
+def legacy_owners(model: nn.Module, adapter: Adapter) -> dict[str, str]:
+    """Path of each product whose quantizers the original keeps on the module that holds it -> path of that module."""
+    kinds = {path: adapter.products.get(type(module)) for path, module in model.named_modules(prefix="model")}
+    return {path: path.rpartition(".")[0] for path, kind in kinds.items() if kind and kind.legacy_owner}
+
+
+def compare(path: str | Path, state: Mapping[str, Tensor], wanted: Mapping[str, Shape]) -> None:
+    """Check keys and shapes.
+
+    Args:
+        path: the file, for the error message.
+        state: its tensors.
+        wanted: what the network needs.
+
+    Raises:
+        UserError: a key is missing or surplus, or a shape differs.
+    """
+    remedy = "give the --config of its network, or a whole copy of the file"
+    for what, keys in (("lacks", wanted.keys() - state.keys()), ("has surplus", state.keys() - wanted.keys())):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise UserError(f"'{path}' does not fit the network: it {what} '{min(keys)}'{more}; {remedy}")
+    for key, shape in wanted.items():
+        if tuple(state[key].shape) != shape:
+            found = f"'{key}' has shape {tuple(state[key].shape)}, the network needs {shape}"
+            raise UserError(f"'{path}' does not fit the network: {found}; {remedy}")
+
+
+def check_numbers(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Check that everything is finite, steps are positive and zero points integers.
+
+    Raises:
+        UserError: something is not.
+    """
+    for key, x in state.items():
+        right = torch.isfinite(x)
+        if key.endswith(".delta"):
+            right = right & (x > 0)
+        elif key.endswith(".zero_point"):
+            right = right & (x == x.round())
+        if not right.all():
+            raise UserError(f"'{path}' is damaged: '{key}' holds {x[~right][0].item()}; get a whole copy of the file")

@@ -1,0 +1,67 @@
+"""A crash-safe record of finished work: one file per unit, written whole or not at all."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qdiff.errors import UserError
+from qdiff.files.atomic import remove_leftovers, replacing
+
+
+class Journal:
+    """Finished units of one job in a folder. A killed job loses at most the unit in work.
+
+    Args:
+        folder: made if it is missing.
+        job: what the job depends on (settings, digests), JSON values; a folder of another job is refused.
+
+    Raises:
+        UserError: the folder belongs to a job with other settings, data or weights.
+    """
+
+    def __init__(self, folder: Path, job: Mapping[str, object]):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        record = folder / "job.json"
+        job = json.loads(json.dumps(job))
+        if record.exists():
+            _refuse_other_job(record, job)
+        else:
+            with replacing(record) as partial:
+                partial.write_text(json.dumps(job, indent=1, sort_keys=True))
+
+    def _file(self, unit: str) -> Path:
+        return self.folder / f"{unit}.safetensors"
+
+    def write(self, unit: str, tensors: Mapping[str, Tensor], info: Mapping[str, float] | None = None) -> None:
+        """Record a finished unit."""
+        with replacing(self._file(unit)) as partial:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"info": json.dumps(info or {})})
+
+    def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, float]] | None:
+        """A recorded unit's tensors and info, None if it is not there or its file is damaged: then do it again."""
+        try:
+            with safe_open(self._file(unit), "pt") as stored:
+                names = list(stored.keys())
+                return {k: stored.get_tensor(k) for k in names}, json.loads(stored.metadata()["info"])
+        except (FileNotFoundError, SafetensorError, ValueError, KeyError):
+            return None
+
+
+def _refuse_other_job(record: Path, job: dict) -> None:
+    try:
+        stored = json.loads(record.read_text())
+    except ValueError:
+        raise UserError(f"{record} is damaged: delete {record.parent} to calibrate from the start") from None
+    changed = sorted(key for key in stored.keys() | job.keys() if stored.get(key) != job.get(key))
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{record.parent} holds a calibration with other {', '.join(changed)} ({key}: {stored.get(key)} there, "
+            f"{job.get(key)} now): use another -l, or delete it to calibrate from the start"
+        )

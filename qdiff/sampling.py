@@ -1,0 +1,175 @@
+"""Seeds -> batches -> images: every image has its own noise, is written whole, and is made once."""
+
+import io
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+from tqdm import tqdm
+
+from qdiff.errors import UserError
+from qdiff.files.atomic import remove_leftovers, replacing
+
+logger = logging.getLogger(__name__)
+
+Noise = Callable[[Tensor], Tensor]
+Draw = Callable[[Sequence[int]], Iterable[Tensor]]
+Decode = Callable[[Tensor], Tensor]
+Watch = Callable[[Sequence[int], int, Tensor], None]
+
+
+def batch_noise(
+    seed: int, indices: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Noise]:
+    """Standard Gaussian noise of which each image draws from a stream of its own, determined by (seed, index) alone.
+
+    Neither the batch nor the device nor earlier images have a part in it: the numbers are drawn on the CPU in float32,
+    then moved. Streams are numpy's, because a generator of torch on the CPU takes 32 bits of a seed, and among 50000
+    images two would probably be alike.
+
+    Args:
+        seed: of the run, >= 0.
+        indices: numbers of the images, >= 0; the length is B.
+        shape: of one x_T, such as (C, H, W).
+        device: of x_T.
+
+    Returns:
+        x_T, float32 of shape (B, *shape), and `noise(x)`: the next numbers of each image's stream, with the shape,
+        dtype and device of x, whose rows are the images; ValueError if they are not B.
+    """
+    streams = [np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(i,)))) for i in indices]
+
+    def noise(x: Tensor) -> Tensor:
+        rows = [s.standard_normal(row.shape, dtype=np.float32) for s, row in zip(streams, x, strict=True)]
+        return torch.from_numpy(np.stack(rows)).to(x)
+
+    return noise(torch.empty(len(indices), *shape, device=device)), noise
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Pixels of images in [-1, 1]: round(255 clamp((x + 1) / 2, 0, 1)), ties to even; same shape, uint8 on the CPU."""
+    return ((images.detach().float().cpu() + 1) / 2).clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def image_path(folder: Path, index: int) -> Path:
+    """`folder`/000007.png for image 7."""
+    return folder / f"{index:06d}.png"
+
+
+def sample_images(
+    draw: Draw,
+    indices: Iterable[int],
+    folder: Path,
+    batch_size: int,
+    *,
+    decode: Decode = lambda x: x,
+    metadata: Callable[[int], Mapping[str, str]] = lambda index: {},
+    watch: Watch = lambda batch, step, x: None,
+) -> int:
+    """Make the images that `folder` lacks, as 000000.png, 000001.png, ...; each file appears whole or not at all.
+
+    With the noise of `batch_noise`, image i is the same whatever the batch size, up to the rounding errors of a
+    network that computes batches of another size in another order.
+
+    Args:
+        draw: numbers of B images -> their x after every sampling step, the last one the result; lazily, so that the
+            progress bar moves and `watch` can let go of what it has seen.
+        indices: numbers of the wanted images, >= 0.
+        folder: in use by this process alone; made if it is missing.
+        batch_size: images at a time, >= 1.
+        decode: the last x -> images (B, 3, H, W) in [-1, 1]; what lies outside is clamped.
+        metadata: number of an image -> its PNG text chunks, key (1 to 79 Latin-1 characters) to any text.
+        watch: is called with (numbers, step from 0, x) after every step; see `frame_writer`.
+
+    Returns:
+        how many images were made.
+
+    Raises:
+        UserError: an image is not finite; none of its batch is written.
+        OSError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    indices, existing = list(indices), set(os.listdir(folder))
+    missing = [i for i in indices if image_path(folder, i).name not in existing]
+    done = len(indices) - len(missing)
+    logger.info("%s: %d of %d images exist, %d to make", folder, done, len(indices), len(missing))
+    with tqdm(total=len(indices), initial=done, unit="image", disable=None) as bar:
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start : start + batch_size]
+            for step, x in enumerate(draw(batch)):
+                bar.set_postfix_str(f"step {step + 1}")
+                watch(batch, step, x)
+            images = decode(x)
+            _refuse_non_finite(images, batch)
+            for i, pixels in zip(batch, to_uint8(images), strict=True):
+                _write_png(image_path(folder, i), pixels, metadata(i))
+                bar.update()
+            logger.debug("images %d to %d written", batch[0], batch[-1])
+    return len(missing)
+
+
+def frame_writer(folder: Path, decode: Decode = lambda x: x) -> Watch:
+    """A `watch` of `sample_images` that keeps the picture of every step: `folder`/000007/000000.png is image 7's first.
+
+    Args:
+        folder: in use by this process alone; made when the first picture is written.
+        decode: x -> images (B, 3, H, W) in [-1, 1]; what lies outside is clamped.
+    """
+    for sequence in folder.glob("*/"):
+        remove_leftovers(sequence)
+
+    def watch(batch: Sequence[int], step: int, x: Tensor) -> None:
+        for i, pixels in zip(batch, to_uint8(decode(x)), strict=True):
+            _write_png(image_path(folder / f"{i:06d}", step), pixels, {})
+
+    return watch
+
+
+def write_grid(pictures: Sequence[Path], path: Path) -> None:
+    """One PNG of several pictures of equal size, row by row in a square.
+
+    Raises:
+        UserError: a picture is missing or damaged.
+    """
+    from torchvision.utils import make_grid  # noqa: PLC0415 - slow to load, and needed here alone
+
+    images = torch.stack([_read_png(picture) for picture in pictures])
+    _write_png(path, make_grid(images, nrow=math.ceil(len(pictures) ** 0.5)), {})
+
+
+def _refuse_non_finite(images: Tensor, batch: Sequence[int]) -> None:
+    finite = images.isfinite().flatten(1).all(1).tolist()
+    for i, whole in zip(batch, finite, strict=True):
+        if not whole:
+            raise UserError(
+                f"image {i} is not finite (NaN or infinity): sample it without --ptq; if that works, calibrate again, "
+                "otherwise the weights are damaged or overflow at this precision"
+            )
+
+
+def _write_png(path: Path, pixels: Tensor, text: Mapping[str, str]) -> None:
+    """Write uint8 pixels (3, H, W); the file appears whole or not at all."""
+    chunks = PngInfo()
+    for key, value in text.items():
+        chunks.add_text(key, value)
+    png = io.BytesIO()  # a full disk then fails with its own error, not with one of the encoder
+    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(png, format="PNG", pnginfo=chunks)
+    with replacing(path) as partial:
+        partial.write_bytes(png.getvalue())
+
+
+def _read_png(path: Path) -> Tensor:
+    """uint8 pixels (3, H, W)."""
+    try:
+        with Image.open(path) as picture:
+            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    except (OSError, SyntaxError) as e:  # what Pillow raises for damaged files
+        raise UserError(f"'{path}' is not a whole picture ({e}): delete it and run the same command again") from e
