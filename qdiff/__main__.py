@@ -1,6 +1,7 @@
 """`python -m qdiff VERB`: what is done with files beside sampling."""
 # ruff: noqa: PLC0415 - a verb loads its own libraries, so that `--help` stays fast
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -26,7 +27,11 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {verb.__name__: verb for ver
 
 def main() -> None:
     """Run the verb of the command line."""
-    run(_dispatch)
+    try:
+        run(_dispatch)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `| head`, has seen enough; nothing is left to say when Python closes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch() -> None:

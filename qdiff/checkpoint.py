@@ -164,7 +164,9 @@ def _state_for(
     compare(path, file.state, shapes if ours else compat.original_shapes(shapes, splits, owners))
     check_numbers(path, file.state)
     if ours and file.splits != splits:
-        raise UserError(f"'{path}' splits its shortcuts at other channels than the network: give the --config of its network")
+        raise UserError(
+            f"'{path}' splits its shortcuts at other channels than the network: give the --config of its network"
+        )
     state = file.state if ours else compat.from_original(file.state, shapes, policy.weight, owners)
     device = next(model.parameters()).device
     return {key: x.to(device) for key, x in state.items()}

@@ -1,8 +1,9 @@
 """Calibrated checkpoints as the original Q-Diffusion code saves them -> our state; dict to dict.
 
-The original keeps, per layer, the FP weight, the learned-rounding variable `alpha`, `delta` and `zero_point`; the second
-slice of a split layer as `weight_quantizer_0` and `act_quantizer_0`; the quantizers of some attention products on the
-module that holds the product (its owner). Bit widths and symmetry are not in the file, but its numbers show most of it.
+The original keeps, per layer, the FP weight, the learned-rounding variable `alpha`, `delta` and `zero_point`; those of
+the second slice of a split layer as `weight_quantizer_0` and `act_quantizer_0`; the quantizers of some attention
+products on the module that holds the product (its owner). Bit widths and symmetry are not in the file, but the numbers
+show those of the weights and whether activations are symmetric.
 """
 
 import math
@@ -139,7 +140,9 @@ def _weight_bits(state: State, layers: Mapping[str, Layer]) -> int:
     median = float(torch.cat(steps).median())
     bits = int(math.log2(median + 1) + 0.01) if 0 <= median < math.inf else 0
     if not 2 <= bits <= 8:
-        raise ValueError(f"a weight's range is {median:.4g} steps wide, which fits no bit width: get a whole copy of it")
+        raise ValueError(
+            f"a weight's range is {median:.4g} steps wide, which fits no bit width: get a whole copy of it"
+        )
     return bits
 
 

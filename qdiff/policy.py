@@ -70,7 +70,7 @@ class QuantPolicy:
 
     @classmethod
     def from_dict(cls, data: Mapping) -> "QuantPolicy":
-        """The policy that `to_dict` wrote. Raises TypeError or ValueError where it is not one."""
+        """The policy that `to_dict` wrote. Raises KeyError, TypeError or ValueError where it is not one."""
         act = data["act"]
         return cls(
             weight=QuantSpec(**data["weight"]),

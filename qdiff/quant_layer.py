@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qdiff.functional import RANGE_SEARCH, fake_quantize
+from qdiff.functional import RANGE_SEARCH, at_least_float32, fake_quantize
 from qdiff.policy import QuantSpec
 
 
@@ -22,7 +22,7 @@ class UniformAffineQuantizer(nn.Module):
         spec: bits and symmetry.
 
     Raises:
-        ValueError: a step that is not positive and finite, or a zero point that is no code.
+        ValueError: a step that is not positive and finite, or a zero point that is not an integer.
     """
 
     def __init__(self, delta: Tensor, zero_point: Tensor, spec: QuantSpec):
@@ -39,7 +39,7 @@ class UniformAffineQuantizer(nn.Module):
     @classmethod
     def fit(cls, x: Tensor, spec: QuantSpec) -> "UniformAffineQuantizer":
         """The quantizer whose range the spec's search finds on `x`, any shape; per channel along dimension 0."""
-        x = x.detach()
+        x = at_least_float32(x.detach())
         rows = x.flatten(1) if spec.per_channel else x.reshape(1, -1)
         shape = (-1, *[1] * (x.ndim - 1)) if spec.per_channel else ()
         with torch.no_grad():
@@ -52,12 +52,12 @@ class UniformAffineQuantizer(nn.Module):
 
     def codes(self, x: Tensor) -> Tensor:
         """Codes of `x`, less `lo` so that they start at 0; int32."""
-        codes = (x / self.delta).round() + self.zero_point
+        codes = (at_least_float32(x) / self.delta).round() + self.zero_point
         return (codes.clamp(self.lo, self.hi) - self.lo).to(torch.int32)
 
     def dequantize(self, codes: Tensor) -> Tensor:
-        """Values of `codes` as `codes()` gives them."""
-        return (codes.to(self.delta.dtype) + self.lo - self.zero_point) * self.delta
+        """Values of `codes` as `codes()` gives them, on any device; dtype and device of `delta`."""
+        return (codes.to(self.delta) + self.lo - self.zero_point) * self.delta
 
     def quantizers(self) -> list["UniformAffineQuantizer"]:
         """The quantizers of one range each: this one."""
@@ -123,6 +123,8 @@ def fit_quantizer(x: Tensor, spec: QuantSpec, sizes: Sequence[int] | None) -> Qu
 
 
 def _conv(layer: nn.Conv1d | nn.Conv2d, function: Callable) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    if layer.padding_mode != "zeros":
+        raise ValueError(f"a convolution with padding_mode '{layer.padding_mode}' cannot be quantized, only 'zeros'")
     return partial(function, stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups)
 
 
@@ -161,15 +163,15 @@ class QuantModule(nn.Module):
         self.act_quantizer: nn.Module | None = None
         self.rounding: nn.Module | None = None  # learned rounding, while it is being learned
         self.register_buffer("codes", torch.empty(0, dtype=torch.uint8))
-        self.register_buffer("dequantized", torch.empty(0), persistent=False)
+        self.register_buffer("dequantized", layer.weight.detach().new_empty(0), persistent=False)
         with torch.no_grad():
             self.set_codes(weight_quantizer.codes(layer.weight) if codes is None else codes)
-        self.register_load_state_dict_post_hook(lambda module, _: module.set_codes(module.codes))
+        self.register_load_state_dict_post_hook(_after_load)
 
     def set_codes(self, codes: Tensor) -> None:
-        """Take integer weights; their values are computed here, once, and not in every forward."""
-        self.codes = codes.to(torch.uint8)
-        self.dequantized = self.weight_quantizer.dequantize(codes).detach()
+        """Take integer weights, from any device; their values are computed here, once, and not in every forward."""
+        self.dequantized = self.weight_quantizer.dequantize(codes).detach().to(self.dequantized)
+        self.codes = codes.to(self.dequantized.device, torch.uint8)
 
     def forget_full_precision(self) -> None:
         """Give up the original weight: half of the memory, and `full_precision` is no longer possible."""
@@ -183,3 +185,7 @@ class QuantModule(nn.Module):
             x = self.act_quantizer(x)
         weight = self.dequantized if self.rounding is None else self.rounding(self.weight)
         return self.operation(x, weight, self.bias)
+
+
+def _after_load(layer: QuantModule, incompatible_keys) -> None:
+    layer.set_codes(layer.codes)

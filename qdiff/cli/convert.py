@@ -2,35 +2,67 @@
 # ruff: noqa: PLC0415 - torch loads once the flags are read
 
 import hashlib
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
 from qdiff.cli.parser import Parser, number, parse
 from qdiff.errors import UserError
 
-ACTIVATIONS = ("--quant_act",)
+EXAMPLE = """example:
+  python -m qdiff convert cifar_w4a8_ckpt.pth --config configs/cifar10.yml --weight_bit 4 \\
+    --quant_act --act_bit 8 --a_sym --split -o cifar_w4a8.safetensors
+"""
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m qdiff convert",
+        usage="%(prog)s FILE --config FILE -o FILE [flags]",
+        description="Turn a calibrated checkpoint of the original into one of ours: the same codes, packed.",
+        epilog=EXAMPLE,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="calibrated checkpoint as the original saved it (.pth)")
+    add = parser.group("files")
+    add("--config", required=True, type=Path, metavar="FILE", help="YAML of its network")
+    add("-o", "--out", required=True, type=Path, metavar="FILE", help="where to write, a .safetensors file")
+    add("--force", action="store_true", help="replace --out if it exists")
+    add = parser.group("how it was calibrated")
+    add("--weight_bit", help="bits of a weight (default: what the step sizes show)", **number(int, 2, 8))
+    add("--split", action="store_true", help="shortcut layers were quantized in two slices")
+    add("--quant_act", action="store_true", help="keep the activation step sizes too")
+    acts = ("--quant_act",)
+    add("--act_bit", default=8, needs=acts, help="bits of an activation", **number(int, 2, 8))
+    add("--a_sym", action="store_true", needs=acts, help="activation ranges were symmetric around zero")
+    add("--sm_abit", default=8, needs=acts, help="bits of attention after its softmax", **number(int, 2, 16))
+    return parser
 
 
 def main(argv: Sequence[str]) -> None:
     """Convert the file of the command line.
 
     Raises:
-        UserError: `--out` exists, or the file is damaged, of another network, or contradicts the flags.
+        UserError: `--out` exists, or the file is damaged, of another network, ours already, or contradicts the flags.
     """
     args = parse(_parser(), argv)
+    if args.out.is_dir():
+        raise UserError(f"'{args.out}' is a folder: give --out the name of a file")
     if args.out.exists() and not args.force:
         raise UserError(f"'{args.out}' exists: choose another --out, or add --force to replace it")
-    if args.out.is_dir() or (args.out.exists() and args.out.samefile(args.file)):
-        raise UserError(f"'{args.out}' would be overwritten by its own conversion: choose another --out")
 
     from omegaconf import OmegaConf
 
-    from qdiff.checkpoint import load_quantized, save_quantized
+    from qdiff.checkpoint import load_quantized, read_checkpoint, save_quantized
     from qdiff.cli.config import build_network, load_config
+    from qdiff.cli.inspect import describe
+    from qdiff.files.pickles import format_of
+    from qdiff.files.quantized import is_quantized
 
     config = load_config(args.config)
+    if format_of(args.file) == "safetensors" and is_quantized(args.file):
+        raise UserError(f"'{args.file}' is one of our files already: use it as it is")
     model = load_quantized(
-        build_network(config),
+        build_network(config, args.config),
         args.file,
         weight_bit=args.weight_bit,
         act_bit=args.act_bit if args.quant_act else None,
@@ -38,5 +70,13 @@ def main(argv: Sequence[str]) -> None:
         split=args.split,
         sm_abit=args.sm_abit,
     )
-    with args.file.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    provenance = {"converted from": args.file.name, "its sha256": _sha256(args.file)}
+    save_quantized(args.out, model, config=OmegaConf.to_container(config, resolve=True), provenance=provenance)
+    print(describe(args.out, read_checkpoint(args.out)))
+    if not args.quant_act:
+        print("\nweights only: add --quant_act to keep the activation step sizes that the file may have")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return hashlib.sha256(content).hexdigest()

@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser(
         prog="python -m qdiff inspect",
         usage="%(prog)s FILE",
-        description="Tell what a checkpoint holds (ours, one of the original, or full precision) and whether it is whole.",
+        description="Tell what a checkpoint holds, ours or another's, and whether it is whole.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the checkpoint")
     path = parse(parser, argv).file
@@ -31,8 +31,10 @@ def main(argv: Sequence[str]) -> None:
 def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile") -> str:
     """What `inspect` prints about the content `file` of `path`."""
     from qdiff.checkpoint import FullPrecisionFile, OriginalFile
+    from qdiff.files.pickles import format_of
 
     size = path.stat().st_size
+    checked = ", and the checksums agree" if format_of(path) == "zip" else "; the format has no checksum"
     if isinstance(file, FullPrecisionFile):
         parameters = sum(x.numel() for x in file.state.values())
         kinds = sorted({str(x.dtype).removeprefix("torch.") for x in file.state.values()})
@@ -41,13 +43,13 @@ def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile
                 ("file", f"{path}: full-precision checkpoint, not quantized (goes with --ckpt)"),
                 ("tensors", f"{len(file.state)} of {', '.join(kinds)}, {parameters:,} parameters"),
                 ("size", _size(size, 4 * parameters)),
-                ("whole", "yes, every tensor can be read"),
+                ("whole", f"yes, every tensor can be read{checked}"),
             ]
         )
     facts = file.facts
     if isinstance(file, OriginalFile):
         head = [("file", f"{path}: calibrated checkpoint of the original (goes with --resume --cali_ckpt)")]
-        tail = [("whole", "yes, every layer has its weight, rounding, step size and zero point")]
+        tail = [("whole", f"yes, every layer has its weight, rounding, step size and zero point{checked}")]
     else:
         head = [("file", f"{path}: quantized network of the {file.family} family (goes with --resume --cali_ckpt)")]
         tail = [

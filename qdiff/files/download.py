@@ -83,7 +83,7 @@ def _download(url: str, path: Path, md5: str) -> None:
     resumed = part.exists()
     _append(url, part)
     found = file_hash(part, alg="md5")
-    if True:
+    if found == md5:
         os.replace(part, path)
         _record(path, md5)
         return

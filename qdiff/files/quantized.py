@@ -1,8 +1,9 @@
 """Our file of a quantized network: one safetensors file with packed codes; nothing else is needed beside it.
 
 The header has one metadata entry, `qdiff`: JSON with `format`, `version`, `family` (of networks), `config` (of the
-network), `policy`, `codes` (bits, shape and split of every packed weight), `provenance`, `versions` and `sha256`, the
-digest over all of these and over every tensor's name, type, shape and bytes. The same content gives the same bytes.
+network), `policy`, `codes` (layer, bits, shape and split of every packed weight, in order), `provenance`, `versions`
+and `sha256`, the digest over all of these and over every tensor's name, type, shape and bytes. The same content gives
+the same bytes.
 """
 
 import hashlib
@@ -72,12 +73,12 @@ def write_quantized(path: str | Path, file: QuantizedFile) -> None:
         ValueError: a code exceeds the policy's bits, or `config` or `provenance` are not JSON.
         UserError: the disk refuses.
     """
-    bits, codes, tensors = file.policy.weight.bits, {}, {}
+    bits, codes, tensors = file.policy.weight.bits, [], {}
     for key, x in file.state.items():
         stored = x.detach().cpu().contiguous()
         if key.endswith(CODES):
             layer = key.removesuffix(CODES)
-            codes[layer] = {"bits": bits, "shape": list(x.shape), "split": list(file.splits.get(layer, ()))}
+            codes.append({"layer": layer, "bits": bits, "shape": x.shape, "split": file.splits.get(layer, ())})
             stored = pack(stored, bits)
         elif key.endswith(".zero_point"):
             stored = _narrow(stored)
@@ -136,14 +137,17 @@ def read_quantized(path: str | Path) -> QuantizedFile:
 
 
 def _content(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantizedFile:
-    state = {key: x.float() if key.endswith(".zero_point") else x for key, x in tensors.items()}
-    for layer, code in header["codes"].items():
-        state[layer + CODES] = unpack(tensors[layer + CODES], code["bits"], tuple(code["shape"]))
+    state = {}
+    for code in header["codes"]:
+        key = code["layer"] + CODES
+        state[key] = unpack(tensors[key], code["bits"], tuple(code["shape"]))
+    for key, x in tensors.items():
+        state.setdefault(key, x.float() if key.endswith(".zero_point") else x)
     return QuantizedFile(
         policy=QuantPolicy.from_dict(header["policy"]),
         family=header["family"],
         config=header["config"],
-        splits={layer: tuple(code["split"]) for layer, code in header["codes"].items() if code["split"]},
+        splits={code["layer"]: tuple(code["split"]) for code in header["codes"] if code["split"]},
         state=state,
         provenance=header["provenance"],
         versions=header["versions"],

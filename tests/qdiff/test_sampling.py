@@ -241,8 +241,8 @@ def _slow_write_bytes(path: Path, data: bytes) -> None:
 
 def whole_run(path: Path, slow: bool) -> None:
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # not one of several processes, which kills would leak
     if slow:
+        tqdm.set_lock(threading.RLock())  # not one of several processes, which kills would leak
         Path.write_bytes = _slow_write_bytes
     with RunFolder.open(path) as run:
         run.settle({"seed": SEED})

@@ -1,0 +1,167 @@
+"""What every script does with `--ptq`: load a calibrated network, or collect data, calibrate and save one."""
+
+import hashlib
+import logging
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from qdiff.adapters import adapter_for
+from qdiff.block_recon import Schedule
+from qdiff.calibration import CalibrationSettings, calibrate
+from qdiff.calibration_data import CalibrationSet, read_calibration_data
+from qdiff.checkpoint import load_quantized, load_rounding, save_quantized
+from qdiff.cli.progress import CalibrationBar
+from qdiff.errors import UserError
+from qdiff.journal import Journal
+from qdiff.planning import GIB, Plan, make_plan
+from qdiff.policy import QuantPolicy, QuantSpec
+from qdiff.quant_model import QuantModel
+
+log = logging.getLogger(__name__)
+
+
+def policy_of(args: Namespace) -> QuantPolicy:
+    """What the flags quantize: `linear` takes ranges from the extremes, `qdiff` searches those of activations."""
+    search = "minmax" if args.quant_mode == "linear" else "mse"
+    act = QuantSpec(args.act_bit, symmetric=args.a_sym, range_search=search) if args.quant_act else None
+    weight = QuantSpec(args.weight_bit, per_channel=True, range_search="minmax")
+    return QuantPolicy(weight, act, args.sm_abit, args.split)
+
+
+def settings_of(args: Namespace) -> CalibrationSettings:
+    """What the flags learn; `linear` learns nothing, `--resume_w` no rounding."""
+    learns = args.quant_mode == "qdiff"
+    return CalibrationSettings(
+        batch_size=args.cali_batch_size,
+        rounding=Schedule(args.cali_iters, args.cali_lr_w) if learns and not args.resume_w else None,
+        steps=Schedule(args.cali_iters_a, args.cali_lr) if learns and args.quant_act else None,
+        p=args.cali_p,
+        running_stat=args.running_stat,
+        seed=args.seed,
+    )
+
+
+def memory_budget(args: Namespace) -> int:
+    """Bytes for captured activations."""
+    if args.cali_memory is not None:
+        return int(args.cali_memory * GIB)
+    return psutil.virtual_memory().available // 2
+
+
+def weights_digest(model: nn.Module) -> str:
+    """sha256 over names, shapes and values of a network's parameters and buffers."""
+    sha = hashlib.sha256()
+    for key, x in model.state_dict().items():
+        sha.update(f"{key}{tuple(x.shape)}{x.dtype}".encode())
+        sha.update(x.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """One quantization job of a script.
+
+    Args:
+        args: the flags.
+        model: the network in full precision, on its device; it is changed.
+        config: its configuration, JSON values, for the file.
+        folder: where data, journal and the calibrated file are kept.
+        collect: collects calibration data with the network in full precision.
+        example: inputs of the network for one batch, for the plan.
+    """
+
+    args: Namespace
+    model: nn.Module
+    config: Mapping
+    folder: Path
+    collect: Callable[[], CalibrationSet]
+    example: tuple[Tensor, ...]
+
+    @property
+    def file(self) -> Path:
+        """The calibrated network, once it is finished."""
+        return self.folder / "quantized.safetensors"
+
+    @property
+    def samples(self) -> int:
+        """Size of the calibration set that the flags ask for; 0 where none is needed."""
+        settings, act = settings_of(self.args), self.args.quant_act
+        return self.args.cali_st * self.args.cali_n if settings.rounding or act else 0
+
+    def plan(self) -> Plan | None:
+        """What the calibration will take; None when there is nothing to learn. The network is quantized for it."""
+        settings = settings_of(self.args)
+        if self.args.resume or not (settings.rounding or settings.steps):
+            return None
+        quantized = QuantModel(self.model, policy_of(self.args), adapter_for(self.model)).eval()
+        return make_plan(quantized, self.example, self.samples, settings)
+
+    def run(self) -> QuantModel:
+        """The quantized network, loaded or calibrated.
+
+        Raises:
+            UserError: files that do not fit, too little memory or disk, a loss that is not finite.
+        """
+        if self.args.resume:
+            return self._load(self.args.cali_ckpt)
+        if self.file.exists():
+            log.info("calibrated before: %s", self.file)
+            return self._load(self.file)
+        weights = weights_digest(self.model)
+        data = self._data() if self.samples else None
+        model = self._starting_point()
+        provenance = {"settings": asdict(settings_of(self.args)), "policy": model.policy.to_dict(), "weights": weights}
+        if data:
+            provenance["data"] = data.digest()
+            self._calibrate(model, data, provenance)
+        save_quantized(self.file, model, config=self.config, provenance=provenance)
+        log.info("saved %s, %.1f MB", self.file, self.file.stat().st_size / 1e6)
+        return model
+
+    def _load(self, path: Path) -> QuantModel:
+        a = self.args
+        act_bit = a.act_bit if a.quant_act else None
+        model = load_quantized(
+            self.model, path, weight_bit=a.weight_bit, act_bit=act_bit, a_sym=a.a_sym, split=a.split, sm_abit=a.sm_abit
+        )
+        return model.eval()
+
+    def _starting_point(self) -> QuantModel:
+        policy = policy_of(self.args)
+        if self.args.resume_w:
+            return load_rounding(self.model, self.args.cali_ckpt, policy).eval()
+        return QuantModel(self.model, policy, adapter_for(self.model)).eval()
+
+    def _data(self) -> CalibrationSet:
+        """The given data, those of an earlier run of this command, or new ones from the model's trajectory."""
+        a = self.args
+        own = self.folder / "calibration_data.safetensors"
+        given = a.cali_data_path
+        if given is None and not own.exists():
+            data = self.collect()
+            data.save(own)
+        else:
+            data = read_calibration_data(given or own, a.cali_st, a.cali_n)
+        for have, want in zip(data.inputs, self.example, strict=True):
+            if have.shape[1:] != want.shape[1:]:
+                raise UserError(
+                    f"calibration data in {given or own} have shape {tuple(have.shape[1:])}, the network takes "
+                    f"{tuple(want.shape[1:])}: give data of this network, or leave out --cali_data_path"
+                )
+        if not all(torch.isfinite(x).all() for x in data.inputs):
+            raise UserError(f"calibration data in {given or own} are not finite: collect them again")
+        return data
+
+    def _calibrate(self, model: QuantModel, data: CalibrationSet, job: Mapping) -> None:
+        journal = Journal(self.folder / "journal", job)
+        settings, budget = settings_of(self.args), memory_budget(self.args)
+        plan = make_plan(model, self.example, len(data), settings)
+        plan.check(self.folder, budget)
+        with CalibrationBar(plan) as bar:
+            calibrate(model, data, settings, journal, memory=budget, reporter=bar)

@@ -1,0 +1,17 @@
+#!/usr/bin/env python
+"""Sample a pixel-space diffusion model, in full precision or, with --ptq, quantized; see --help."""
+
+from qdiff.cli.flags import ddim_parser
+from qdiff.cli.parser import parse, run
+
+
+def main() -> None:
+    """Parse the flags, then load what is heavy."""
+    args = parse(ddim_parser())
+    from qdiff.cli.sample_ddim import sample
+
+    sample(args)
+
+
+if __name__ == "__main__":
+    run(main)
