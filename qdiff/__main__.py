@@ -1,5 +1,4 @@
 """`python -m qdiff VERB`: what is done with files beside sampling."""
-# ruff: noqa: PLC0415 - a verb loads its own libraries, so that `--help` stays fast
 
 import os
 import sys

@@ -107,7 +107,7 @@ class RunFolder:
             raise UserError(f"'{file}' is not the configuration of a run: give another folder with {self.flag}")
         return config
 
-    def _refuse_other(self, before: dict[str, object], now: dict[str, object], free: Collection[str]) -> None:
+    def _refuse_other(self, before: dict[str, str], now: dict[str, str], free: Collection[str]) -> None:
         changed = [
             f"{key} was {before.get(key, ABSENT)} and is {now.get(key, ABSENT)} now"
             for key in before | now
@@ -127,10 +127,10 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_multi_representer(PurePath, lambda dumper, path: dumper.represent_str(str(path)))
 
 
-def _flat(config: object, prefix: str = "") -> dict[str, object]:
-    """The leaves of nested dicts by dotted name."""
+def _flat(config: object, prefix: str = "") -> dict[str, str]:
+    """The leaves of nested dicts by dotted name, as they are shown: in one line."""
     if not isinstance(config, dict) or not config:
-        return {prefix: config}
+        return {prefix: repr(config)}
     return {
         key: leaf
         for name, value in config.items()

@@ -32,7 +32,7 @@ def batch_noise(
 
     Neither the batch nor the device nor earlier images have a part in it: the numbers are drawn on the CPU in float32,
     then moved. Streams are numpy's, because a generator of torch on the CPU takes 32 bits of a seed, and among 50000
-    images two would probably be alike.
+    images two could well be alike.
 
     Args:
         seed: of the run, >= 0.
@@ -139,7 +139,7 @@ def write_grid(pictures: Sequence[Path], path: Path) -> None:
     Raises:
         UserError: a picture is missing or damaged.
     """
-    from torchvision.utils import make_grid  # noqa: PLC0415 - slow to load, and needed here alone
+    from torchvision.utils import make_grid  # slow to load, and needed here alone
 
     images = torch.stack([_read_png(picture) for picture in pictures])
     _write_png(path, make_grid(images, nrow=math.ceil(len(pictures) ** 0.5)), {})

@@ -1,5 +1,4 @@
 """Model configurations of the pixel-space networks: YAML files as in `configs/`, read and checked."""
-# ruff: noqa: PLC0415 - torch loads once the file is read
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Data:
-    """Keys of the section `data` that the network and its samples need; others may stand beside them."""
+    """Keys of the section `data` that sampling needs; others may stand beside them."""
 
+    dataset: str
     image_size: int
     channels: int
     rescaled: bool
@@ -49,7 +49,14 @@ class Diffusion:
     num_diffusion_timesteps: int
 
 
-SECTIONS = {"data": Data, "model": Model, "diffusion": Diffusion}
+@dataclass
+class Sampling:
+    """Keys of the section `sampling`."""
+
+    batch_size: int
+
+
+SECTIONS = {"data": Data, "model": Model, "diffusion": Diffusion, "sampling": Sampling}
 
 
 def load_config(path: str | Path) -> DictConfig:

@@ -1,5 +1,4 @@
 """`python -m qdiff convert`: a calibrated checkpoint of the original becomes one of ours."""
-# ruff: noqa: PLC0415 - torch loads once the flags are read
 
 import hashlib
 import mmap

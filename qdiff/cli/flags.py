@@ -47,7 +47,7 @@ def ddim_parser() -> Parser:
         type=Path,
         metavar="FILE",
         help="YAML of the model, required; without --ckpt and --use_pretrained the weights are the file that its key "
-        "model.weights names, relative to the repository",
+        "model.weights names, relative to the YAML",
     )
     add(
         "--ckpt",

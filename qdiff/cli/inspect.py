@@ -1,5 +1,4 @@
 """`python -m qdiff inspect`: what a checkpoint holds, and whether it is whole."""
-# ruff: noqa: PLC0415 - torch loads once the flags are read
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

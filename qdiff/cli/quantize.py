@@ -63,6 +63,15 @@ def weights_digest(model: nn.Module) -> str:
     return sha.hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """sha256 of a file that a flag names. Raises UserError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): check the path") from None
+
+
 @dataclass(frozen=True)
 class Quantization:
     """One quantization job of a script.

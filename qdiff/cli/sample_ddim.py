@@ -14,7 +14,7 @@ from qdiff.calibration_data import CalibrationSet, collect
 from qdiff.checkpoint import load_weights
 from qdiff.cli.config import build_network, load_config
 from qdiff.cli.device import find_device
-from qdiff.cli.quantize import Quantization, memory_budget, weights_digest
+from qdiff.cli.quantize import Quantization, file_digest, memory_budget, weights_digest
 from qdiff.errors import UserError
 from qdiff.files.download import fetch, name_for
 from qdiff.planning import clock
@@ -102,7 +102,15 @@ class DDIMRun:
         flags = {name: value for name, value in vars(self.args).items() if name not in FREE}
         free = {name: vars(self.args)[name] for name in FREE}
         model = OmegaConf.to_container(self.config)
-        return {"flags": flags, "free": free, "config": model, "weights": weights_digest(self.model)}
+        files = {
+            name: file_digest(path) for name in ("cali_ckpt", "cali_data_path") if (path := getattr(self.args, name))
+        }
+        return {
+            "flags": flags,
+            "free": free,
+            "config": model,
+            "sha256": {"weights": weights_digest(self.model), **files},
+        }
 
     def sample(self, model: nn.Module, folder: RunFolder) -> None:
         """Make the images that the folder lacks, and the grid."""
@@ -150,8 +158,8 @@ def sample(args: Namespace) -> None:
     run = DDIMRun(args, load_config(args.config))
     if args.dry_run:
         return run.dry_run()
-    load_weights(run.model, run.weights_file())
     with RunFolder.open(args.logdir, verbose=args.verbose) as folder:
+        load_weights(run.model, run.weights_file())
         folder.settle(run.settings(), free=[f"free.{name}" for name in FREE])
         model = run.quantization(folder.path).run() if args.ptq else run.model
         run.sample(model, folder)

@@ -1,5 +1,4 @@
 """Published full-precision weights: found by name, downloaded once, verified."""
-# ruff: noqa: PLC0415 - the network's libraries load when a download needs them, so that `--help` stays fast
 
 import json
 import os

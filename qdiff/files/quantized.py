@@ -128,7 +128,7 @@ def read_quantized(path: str | Path) -> QuantizedFile:
             raise UserError(f"'{path}' has format {written[1]}, this program reads {VERSION}: update qdiff to read it")
         if written != (FORMAT, VERSION):
             raise ValueError(f"its format is {written[0]} {written[1]}")
-        if header.pop("sha256") != _digest(header, tensors):
+        if text != _json(header) or header.pop("sha256") != _digest(header, tensors):
             raise ValueError("its sha256 does not agree")
         return _content(header, tensors)
     except (ValueError, TypeError, KeyError, AttributeError) as e:

@@ -1,5 +1,7 @@
 """DDPM training of a noise predictor."""
 
+import math
+
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
@@ -13,27 +15,37 @@ def stratified_timesteps(batch: int, num_timesteps: int, device) -> Tensor:
 
 
 class Denoiser(pl.LightningModule):
-    """The simple loss E |eps - eps_theta(x_t, t)|^2 (Ho et al. 2020, equation 14).
+    """E w_t |eps - eps_theta(x_t, t)|^2 with w_t = clamp(1 / SNR_t, 1, `weight_limit`), divided by its mean.
+
+    Limit 1 is the simple loss (Ho et al. 2020, equation 14). A larger one makes the noisy timesteps count more: there
+    a small error in eps is a large one in x0, and a small network learns them last (cf. Salimans and Ho 2022).
 
     Args:
         model: `model(x_t, t)` -> eps.
         alphas_cumprod: abar_t, shape (T,).
         optim: section with `lr`, `beta1`, `eps`, `weight_decay`.
-        warmup: steps over which the learning rate rises linearly.
+        warmup: steps over which the learning rate rises linearly, then to fall to 0 as a cosine.
+        steps: of the whole training.
+        weight_limit: at least 1.
     """
 
-    def __init__(self, model: nn.Module, alphas_cumprod: Tensor, optim, warmup: int):
+    def __init__(
+        self, model: nn.Module, alphas_cumprod: Tensor, optim, *, warmup: int, steps: int, weight_limit: float
+    ):
         super().__init__()
         self.model = model
+        weight = ((1 - alphas_cumprod) / alphas_cumprod).clamp(1, weight_limit)
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
-        self.optim, self.warmup = optim, warmup
+        self.register_buffer("weight", (weight / weight.mean()).float(), persistent=False)
+        self.optim, self.warmup, self.steps = optim, warmup, steps
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x0, _ = batch
         t = stratified_timesteps(len(x0), len(self.alphas_cumprod), x0.device)
         abar = self.alphas_cumprod[t][:, None, None, None]
         eps = torch.randn_like(x0)
-        loss = F.mse_loss(self.model(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, t), eps)
+        error = F.mse_loss(self.model(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, t), eps, reduction="none")
+        loss = (self.weight[t] * error.mean((1, 2, 3))).mean()
         self.log("loss", loss, prog_bar=True)
         return loss
 
@@ -42,5 +54,9 @@ class Denoiser(pl.LightningModule):
         adam = torch.optim.Adam(
             self.parameters(), lr=o.lr, betas=(o.beta1, 0.999), eps=o.eps, weight_decay=o.weight_decay
         )
-        ramp = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1.0, (step + 1) / max(self.warmup, 1)))
-        return {"optimizer": adam, "lr_scheduler": {"scheduler": ramp, "interval": "step"}}
+        rate = torch.optim.lr_scheduler.LambdaLR(adam, self._rate)
+        return {"optimizer": adam, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / max(self.warmup, 1))
+        return warm * 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from ddim.models.blocks import Downsample, Upsample, timestep_embedding
+from ddim.models.blocks import Downsample, QKMatMul, SMVMatMul, Upsample, timestep_embedding
 from ddim.models.diffusion import Model
 from tests.golden_networks import GOLDEN, golden_state_dict, load_case
 
@@ -77,6 +78,13 @@ def test_timestep_embedding(dim):
     angle = t[:, None] * 10000.0 ** -(np.arange(half) / (half - 1))
     expected = np.concatenate([np.sin(angle), np.cos(angle), np.zeros((4, dim % 2))], axis=1)
     np.testing.assert_allclose(timestep_embedding(torch.tensor(t), dim), expected, atol=1e-4)
+
+
+def test_attention_products_are_scaled_dot_product_attention():
+    # the golden networks have as many channels as pixels, so they cannot tell the two apart
+    q, k, v = torch.randn(3, 2, 5, 7, generator=torch.Generator().manual_seed(0))  # (B, C, N) each
+    ours = SMVMatMul()(v, QKMatMul()(q, k).softmax(dim=-1))
+    torch.testing.assert_close(ours.mT, F.scaled_dot_product_attention(q.mT, k.mT, v.mT))
 
 
 def test_resampling_without_convolution_averages_and_repeats():

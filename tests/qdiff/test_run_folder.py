@@ -70,7 +70,8 @@ def test_configuration_is_kept_and_the_same_command_goes_on(tmp_path):
     [
         ("seed", 41, "1234", "41"),
         ("eta", 0.5, "0.0", "0.5"),
-        ("cali_ckpt", Path("a.pth"), "None", "a.pth"),
+        ("cali_ckpt", Path("a.pth"), "None", "'a.pth'"),
+        ("config", "two\nlines", "'configs/emoji32.yml'", r"'two\\nlines'"),
         ("classes", [0], r"\[0, 207\]", r"\[0\]"),
         ("model.ch_mult", [1, 2], r"\[1, 2, 4\]", r"\[1, 2\]"),
         ("model.loss", {"p": 2}, "{}", "nothing"),

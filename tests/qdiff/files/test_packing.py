@@ -45,7 +45,9 @@ def test_a_code_that_does_not_fit_is_refused(bits):
         pack(torch.tensor([0, 2**bits], dtype=torch.uint8), bits)
 
 
-@pytest.mark.parametrize("packed", [torch.zeros(1, dtype=torch.uint8), torch.zeros(3, dtype=torch.uint8), torch.zeros(2)])
+@pytest.mark.parametrize(
+    "packed", [torch.zeros(1, dtype=torch.uint8), torch.zeros(3, dtype=torch.uint8), torch.zeros(2)]
+)
 def test_another_number_of_bytes_is_refused(packed):
     with pytest.raises(ValueError, match="3 codes of 4 bits"):
         unpack(packed, 4, (3,))

@@ -1,0 +1,52 @@
+"""Training of a pixel-space model from its configuration."""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import save_file
+
+from qdiff.adapters.ddim_sampling import schedule
+from qdiff.checkpoint import load_weights
+from qdiff.cli.config import build_network, load_config
+from qdiff.files.atomic import replacing
+from qdiff.training.denoiser import Denoiser
+from qdiff.training.pictures import Pictures
+from qdiff.training.trainer import fit
+
+
+def train(config_path: Path, data_path: Path, run_dir: Path, out: Path, *, init: Path | None, seed: int) -> None:
+    """Train and write the EMA weights in half precision to `out`; `init` are weights to start from.
+
+    Raises:
+        UserError: the configuration is not one.
+        ValueError: the pictures are not as `Pictures` wants them.
+    """
+    config = load_config(config_path)
+    pl.seed_everything(seed)
+    data = Pictures(data_path, config.data.image_size, list(config.training.categories), config.data.random_flip)
+    network = build_network(config, config_path).to(memory_format=torch.channels_last)
+    if init:
+        load_weights(network, init)
+    training = config.training
+    denoiser = Denoiser(
+        network,
+        schedule(config.diffusion),
+        config.optim,
+        warmup=training.warmup,
+        steps=training.n_iters,
+        weight_limit=training.weight_limit,
+    )
+    weights = fit(
+        denoiser,
+        data,
+        run_dir,
+        steps=training.n_iters,
+        batch_size=training.batch_size,
+        ema_decay=config.model.ema_rate,
+        save_every=training.snapshot_freq,
+        grad_clip=config.optim.grad_clip,
+    )
+    half = {key.removeprefix("model."): x.half().contiguous() for key, x in weights.items()}
+    with replacing(out) as partial:
+        save_file(half, partial)

@@ -1,0 +1,89 @@
+"""Model configurations: the published ones load, and every mistake is named."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from qdiff.cli.config import build_network, load_config
+from qdiff.errors import UserError
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+DELETED = object()
+
+
+def refusal(path) -> str:
+    with pytest.raises(UserError) as error:
+        build_network(load_config(path), path)
+    message = str(error.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", ["cifar10", "bedroom", "church", "emoji32"])
+def test_our_configurations(name):
+    path = CONFIGS / f"{name}.yml"
+    assert load_config(path) == OmegaConf.load(path)
+
+
+def test_a_network_is_built():
+    config = load_config(CONFIGS / "emoji32.yml")
+    model = build_network(config, "emoji32.yml")
+    assert (model.ch, model.resolution) == (config.model.ch, config.data.image_size)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "cause"),
+    [
+        ("model", DELETED, "no section 'model'"),
+        ("model", 3, "no section 'model'"),
+        ("diffusion", DELETED, "no section 'diffusion'"),
+        ("data", None, "no section 'data'"),
+        ("model.ch_mult", DELETED, "lacks model.ch_mult: add it"),
+        ("sampling.batch_size", DELETED, "lacks sampling.batch_size"),
+        ("model.ch", "many", "model.ch is wrong"),
+        ("model.ch", 1.5, "model.ch is wrong"),
+        ("model.ch", None, "model.ch is wrong"),
+        ("model.ch", 0, "at least 1"),
+        ("model.ch", 33, "multiple of 32"),
+        ("model.ch_mult", 2, "model.ch_mult is wrong"),
+        ("model.ch_mult", [1, "x"], "model.ch_mult is wrong"),
+        ("model.ch_mult", [], "describes no network"),
+        ("model.dropout", 7, "describes no network"),
+        ("model.type", "bayesian", "'bayesian' is not supported"),
+        ("model.resamp_with_conv", "perhaps", "model.resamp_with_conv is wrong"),
+        ("diffusion.beta_start", "small", "diffusion.beta_start is wrong"),
+        ("data.image_size", "${nothing}", "data.image_size is wrong"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, key, value, cause):
+    config = OmegaConf.load(CONFIGS / "emoji32.yml")
+    section, _, name = key.rpartition(".")
+    if value is DELETED:
+        del (config[section] if section else config)[name]
+    else:
+        OmegaConf.update(config, key, value, merge=False)
+    OmegaConf.save(config, tmp_path / "model.yml")
+    assert cause in refusal(tmp_path / "model.yml")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [1", "a: *b", "a: ${b", "a: !!python/object/apply:os.mkdir [executed]", "a: 1\na: 2", "\0"]
+)
+def test_no_yaml(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    Path("model.yml").write_text(text)
+    assert "no valid YAML" in refusal("model.yml")
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"- 1\n", b"", b"word", b"5", b"\xff\xfe\x80"])
+def test_no_configuration(tmp_path, content):
+    (tmp_path / "model.yml").write_bytes(content)
+    refusal(tmp_path / "model.yml")
+
+
+def test_no_file(tmp_path):
+    assert "--config" in refusal(tmp_path / "missing.yml")
+    assert "--config" in refusal(tmp_path)

@@ -1,0 +1,158 @@
+"""What `python -m qdiff inspect` says about each kind of file, and about broken ones."""
+
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+
+from qdiff.checkpoint import load_quantized, save_quantized
+from tests.command_line import qdiff, refusal
+from tests.original_checkpoints import SPLITS, W4A8_SPLIT, original_checkpoint
+
+
+@pytest.fixture(scope="module")
+def original():
+    return original_checkpoint(W4A8_SPLIT)
+
+
+@pytest.fixture(scope="module")
+def pth(original, tmp_path_factory):
+    path = tmp_path_factory.mktemp("inspect") / "quantized_ckpt.pth"
+    torch.save(original.state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ours(original, pth):
+    model = load_quantized(original.network(), pth, **original.flags())
+    config = OmegaConf.to_container(original.config)
+    save_quantized(pth.with_name("ours.safetensors"), model, config=config, provenance={"cali_iters": 20000})
+    return pth.with_name("ours.safetensors")
+
+
+def inspected(path):
+    """The head as a dict, the table as a list of rows."""
+    ended = qdiff("inspect", path)
+    assert (ended.status, ended.err) == (0, "")
+    head, _, table = ended.out.partition("\n\n")
+    return {line[:12].strip(): line[13:] for line in head.splitlines()}, [line.split() for line in table.splitlines()]
+
+
+def check_table(table, original, act_bits):
+    assert table[0] == ["layer", "weight", "bits", "split", "act", "bits"]
+    rows = {row[0]: row[1:] for row in table[1:]}
+    layers = [
+        key.removesuffix(".weight") for key, x in original.weights.items() if key.endswith("weight") and x.ndim > 1
+    ]
+    assert list(rows) == [f"model.{layer}" for layer in layers]
+    for path, (shape, bits, split, act) in rows.items():
+        assert shape == "x".join(map(str, original.weights[path.removeprefix("model.") + ".weight"].shape))
+        assert (bits, act) == ("4", act_bits)
+        assert split == ("+".join(map(str, SPLITS[path])) if path in SPLITS else "-")
+
+
+def test_a_checkpoint_of_the_original(original, pth):
+    head, table = inspected(pth)
+    assert "calibrated checkpoint of the original" in head["file"]
+    assert head["weights"] == "4 bits in 51 layers"
+    assert head["activations"].startswith("symmetric")
+    assert head["split"] == "yes, 4 layers"
+    size, fp32 = pth.stat().st_size, 4 * sum(x.numel() for x in original.weights.values())
+    assert head["size"].startswith(f"{size / 1e6:.2f} MB, {size / fp32:.3f} of")
+    assert head["whole"].startswith("yes")
+    assert "checksums agree" in head["whole"]
+    check_table(table, original, "?")
+
+
+def test_a_file_of_ours(original, ours):
+    head, table = inspected(ours)
+    assert "ddim" in head["file"]
+    assert head["weights"] == "4 bits in 51 layers"
+    assert head["activations"] == "symmetric, 8 bits, 8 after the softmax"
+    assert head["whole"].startswith("yes")
+    assert head["cali_iters"] == "20000"
+    check_table(table, original, "8")
+
+
+def test_without_activations(original, pth):
+    model = load_quantized(original.network(), pth, **original.flags(act=False))
+    path = pth.with_name("weights_only.safetensors")
+    save_quantized(path, model, config={}, provenance={})
+    head, table = inspected(path)
+    assert head["activations"] == "in floating point"
+    check_table(table, original, "-")
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file])
+def test_a_full_precision_checkpoint(original, tmp_path, save):
+    save(original.weights, tmp_path / "fp")
+    head, table = inspected(tmp_path / "fp")
+    assert "full-precision checkpoint, not quantized" in head["file"]
+    assert f"{sum(x.numel() for x in original.weights.values()):,} parameters" in head["tensors"]
+    assert not table
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_a_pickle_that_would_run_code_runs_nothing(original, tmp_path, old_format):
+    state = original.state | {"model.conv_in.extra": Payload(tmp_path / "executed")}
+    torch.save(state, tmp_path / "bad.pth", _use_new_zipfile_serialization=not old_format)
+    message = refusal("inspect", tmp_path / "bad.pth")
+    assert str(tmp_path / "bad.pth") in message
+    assert "nothing in it was executed" in message
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("kind", ["pth", "ours"])
+def test_a_truncated_file(request, tmp_path, kind):
+    whole = request.getfixturevalue(kind).read_bytes()
+    for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut").write_bytes(whole[:length])
+        assert str(tmp_path / "cut") in refusal("inspect", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("kind", ["pth", "ours"])
+def test_a_flipped_bit(request, tmp_path, kind):
+    whole, draw = request.getfixturevalue(kind).read_bytes(), random.Random(1)
+    for _ in range(4):
+        broken = bytearray(whole)
+        broken[draw.randrange(len(whole) // 10, len(whole) * 9 // 10)] ^= 1 << draw.randrange(8)
+        (tmp_path / "flipped").write_bytes(broken)
+        assert str(tmp_path / "flipped") in refusal("inspect", tmp_path / "flipped")
+
+
+def test_a_layer_without_its_step_size(original, tmp_path):
+    state = dict(original.state)
+    del state["model.conv_out.weight_quantizer.delta"]
+    save_file(state, tmp_path / "less")
+    assert "'model.conv_out.weight_quantizer.delta' is missing" in refusal("inspect", tmp_path / "less")
+
+
+def test_calibration_data_are_no_checkpoint(tmp_path):
+    torch.save({"xs": [torch.ones(2)], "ts": [torch.ones(2)]}, tmp_path / "data.pt")
+    assert "'xs'" in refusal("inspect", tmp_path / "data.pt")
+
+
+def test_no_file(tmp_path):
+    assert "cannot read" in refusal("inspect", tmp_path / "missing.pth")
+    assert "cannot read" in refusal("inspect", tmp_path)
+    assert "FILE" in refusal("inspect")
+
+
+def test_a_reader_that_stops_early_sees_no_traceback(ours):
+    shell = f"{sys.executable} -m qdiff inspect {ours} | head -1"
+    ended = subprocess.run(["bash", "-c", f"set -o pipefail; {shell}"], capture_output=True, text=True, check=False)
+    assert ended.stdout.startswith("file")
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -1,0 +1,46 @@
+"""`import qdiff` and `--help` cost nothing that they do not need."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qdiff
+from tests.command_line import refusal
+
+ROOT = Path(__file__).parents[2]
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after `code`."""
+    report = f"import sys\n{code}\nprint('\\n'.join(sys.modules), file=sys.stderr)"
+    ended = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True, cwd=ROOT)
+    return {name.partition(".")[0] for name in ended.stderr.split()}
+
+
+def test_the_names_of_the_paper():
+    for name in qdiff.__all__:
+        assert getattr(qdiff, name).__name__ == name
+    assert set(qdiff.__all__) <= set(dir(qdiff))
+    with pytest.raises(AttributeError, match="'qdiff' has no attribute 'QuantModle'"):
+        qdiff.QuantModle  # noqa: B018
+
+
+def test_what_the_names_load():
+    needed = modules_after("import torch, numpy, safetensors.torch")
+    loaded = modules_after("import qdiff\nfor name in qdiff.__all__: getattr(qdiff, name)")
+    ours = {"qdiff", "ddim", "__mp_main__"}
+    assert {name for name in loaded - needed - ours if name not in sys.stdlib_module_names} == set()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"], ["convert", "--help"]])
+def test_help_needs_no_torch(words):
+    code = f"import runpy\nsys.argv = ['qdiff', *{words}]\ntry: runpy.run_module('qdiff', run_name='__main__')\n"
+    assert "torch" not in modules_after(code + "except SystemExit as end: assert not end.code")
+
+
+def test_verbs():
+    assert "did you mean inspect" in refusal("insect")
+    assert "required" in refusal()
+    assert "--hlep" in refusal("--hlep") or "required" in refusal("--hlep")
