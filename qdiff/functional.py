@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 MIN_DELTA = 1e-8
-SEARCH_VALUES = 2**18  # values per row that the error of a candidate is averaged over
+SEARCH_VALUES = 2**16  # values per row that the error of a candidate is averaged over
 MSE_CANDIDATES = 80  # shrunk ranges that the error search tries, 1 % apart
 SEARCH_P = 2.4  # exponent of the search error and of the step-size loss (Nagel et al. 2021; Q-Diffusion)
 
@@ -120,7 +120,7 @@ def range_max_scale(rows: Tensor, bits: int, symmetric: bool, always_zero: bool)
 def range_mse(rows: Tensor, bits: int, symmetric: bool, always_zero: bool) -> Range:
     """Of 80 ranges, each 1 % narrower than the last, the one with the least mean |x - q(x)|^2.4.
 
-    The ends come from all values; the error from at most 2^18 of each row, evenly spaced.
+    The ends come from all values; the error from at most 2^16 of each row, evenly spaced.
     """
     low, high = _min_max(rows)
     rows = rows[:, :: -(-rows.shape[1] // SEARCH_VALUES)]

@@ -48,10 +48,8 @@ def original_checkpoint(name: str) -> Original:
     shapes = {key: x.shape for key, x in Model(case.settings.config).state_dict().items()}
     weights = golden_state_dict(shapes)
     state = {f"model.{key}": x for key, x in weights.items()}
-    for key, x in case.tensors.items():
-        if not key.startswith("scale."):
-            continue
-        key = key.removeprefix("scale.")
+    scales = {key.removeprefix("scale."): x for key, x in case.tensors.items() if key.startswith("scale.")}
+    for key, x in scales.items():
         state[key] = x
         quantizer, _, field = key.rpartition(".")
         layer, _, slot = quantizer.rpartition(".")
@@ -60,7 +58,14 @@ def original_checkpoint(name: str) -> Original:
             if case.settings.split and layer in SPLITS:
                 shape[1] = SPLITS[layer][slot == "weight_quantizer_0"]
             state[f"{quantizer}.alpha"] = golden_alpha(f"{quantizer}.alpha", shape)
+    order = {key.rpartition(".")[0]: i for i, key in enumerate(state) if key not in scales}
+    state = dict(sorted(state.items(), key=lambda item: order.get(_layer(item[0]), len(order))))
     return Original(case, weights, state)
+
+
+def _layer(key: str) -> str:
+    owner = key.rpartition(".")[0]
+    return owner.rpartition(".")[0] if "_quantizer" in owner else owner
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -80,6 +80,8 @@ def load_config(path: str | Path) -> DictConfig:
         _check(path, name, config[name], OmegaConf.structured(section))
     if config.model.type != "simple":
         raise UserError(f"'{path}': model.type '{config.model.type}' is not supported: only 'simple' networks are")
+    if not config.model.ch_mult:
+        raise UserError(f"'{path}': model.ch_mult is empty: give one multiple of model.ch for each resolution")
     return config
 
 
@@ -99,7 +101,7 @@ def _check(path: str | Path, name: str, given: DictConfig, section: DictConfig) 
         if key not in given:
             raise UserError(f"'{path}' lacks {name}.{key}: add it")
         try:
-            section[key] = given[key]
+            OmegaConf.update(section, key, given[key], merge=False)
             given[key] = value = section[key]
         except OmegaConfBaseException as e:
             raise UserError(f"'{path}': {name}.{key} is wrong ({_one_line(e)}): correct it") from e

@@ -25,7 +25,8 @@ class CalibrationBar(Reporter):
         self.bar = tqdm(
             total=plan.seconds,
             unit="s",
-            bar_format="{percentage:3.0f}%|{bar:20}| {elapsed} elapsed, {remaining} left {postfix}",
+            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed} elapsed, {remaining} left{postfix}",
+            disable=None,  # the log has a line per block
         )
 
     def __enter__(self) -> "CalibrationBar":

@@ -141,7 +141,7 @@ def test_a_temporary_file_of_an_unfinished_calibration_says_so():
     state = {
         key: x for key, x in original_checkpoint(W8A8).state.items() if not key.endswith((".delta", ".zero_point"))
     }
-    with pytest.raises(ValueError, match="unfinished calibration.*finished run saved"):
+    with pytest.raises(ValueError, match=r"unfinished calibration.*finished run saved"):
         compat.facts(state)
 
 

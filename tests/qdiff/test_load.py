@@ -1,4 +1,4 @@
-"""Files into networks: golden outputs through the original's layout and through ours, and every file that does not fit."""
+"""Files into networks: golden outputs through both layouts, and every file that does not fit."""
 
 import json
 import os

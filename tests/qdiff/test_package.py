@@ -10,11 +10,12 @@ import qdiff
 from tests.command_line import refusal
 
 ROOT = Path(__file__).parents[2]
+OURS = {"qdiff", "ddim", "torch", "numpy", "safetensors"}
 
 
 def modules_after(code: str) -> set[str]:
     """Top-level modules that a fresh interpreter has loaded after `code`."""
-    report = f"import sys\n{code}\nprint('\\n'.join(sys.modules), file=sys.stderr)"
+    report = f"import sys\n{code}\nprint(*sys.modules, file=sys.stderr)"
     ended = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True, cwd=ROOT)
     return {name.partition(".")[0] for name in ended.stderr.split()}
 
@@ -28,10 +29,11 @@ def test_the_names_of_the_paper():
 
 
 def test_what_the_names_load():
-    needed = modules_after("import torch, numpy, safetensors.torch")
-    loaded = modules_after("import qdiff\nfor name in qdiff.__all__: getattr(qdiff, name)")
-    ours = {"qdiff", "ddim", "__mp_main__"}
-    assert {name for name in loaded - needed - ours if name not in sys.stdlib_module_names} == set()
+    needed = "import torch, numpy, safetensors.torch\nbefore = set(sys.modules)\n"
+    use = "import qdiff\nfor name in qdiff.__all__: getattr(qdiff, name)\nfor name in before: del sys.modules[name]"
+    loaded = modules_after(needed + use)
+    assert "qdiff" in loaded
+    assert {name for name in loaded if name not in sys.stdlib_module_names} <= OURS
 
 
 @pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"], ["convert", "--help"]])
@@ -43,4 +45,12 @@ def test_help_needs_no_torch(words):
 def test_verbs():
     assert "did you mean inspect" in refusal("insect")
     assert "required" in refusal()
-    assert "--hlep" in refusal("--hlep") or "required" in refusal("--hlep")
+
+
+def test_a_refusal_is_one_line_and_status_2():
+    ended = subprocess.run(
+        [sys.executable, "-m", "qdiff", "insect"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1

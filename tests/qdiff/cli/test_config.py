@@ -49,7 +49,7 @@ def test_a_network_is_built():
         ("model.ch", 33, "multiple of 32"),
         ("model.ch_mult", 2, "model.ch_mult is wrong"),
         ("model.ch_mult", [1, "x"], "model.ch_mult is wrong"),
-        ("model.ch_mult", [], "describes no network"),
+        ("model.ch_mult", [], "model.ch_mult is empty"),
         ("model.dropout", 7, "describes no network"),
         ("model.type", "bayesian", "'bayesian' is not supported"),
         ("model.resamp_with_conv", "perhaps", "model.resamp_with_conv is wrong"),
