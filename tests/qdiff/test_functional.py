@@ -216,6 +216,12 @@ def test_error_search_finds_the_best_of_the_published_candidates(make, bits, sym
         assert search_error(row, d, z, lo, hi) <= best * (1 + 1e-5)
 
 
+def test_the_narrowest_range_of_the_error_search_is_21_percent():
+    row = torch.tensor([[1.0] + 300 * [0.2]])  # the many would have a step of 0.2
+    delta, _ = range_mse(row, 2, True, False)
+    assert delta.item() == pytest.approx(0.21)
+
+
 @given(ROWS, BITS)
 def test_symmetric_error_search_covers_both_signs(rows, bits):
     lo, hi = code_bounds(bits, True)

@@ -125,6 +125,8 @@ def test_every_flipped_bit_is_noticed(tmp_path):
         broken[place] ^= 1 << draw.randrange(8)
         path.write_bytes(broken)
         refusal(path)
+    path.write_bytes(whole.replace(b"u00fc", b"u00Fc"))  # a single bit, which leaves the meaning as it is
+    refusal(path)
 
 
 def test_every_truncation_is_noticed(tmp_path):

@@ -1,0 +1,42 @@
+#!/usr/bin/env python
+"""Measure speed and memory on this machine: prints a table, writes JSON.
+
+python benchmarks/run.py                     everything, on the CIFAR-10 network with random weights
+python benchmarks/run.py --only forward      one of: startup, forward, calibration, loading
+"""
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+from measures import MEASURES, Row
+
+
+def table(rows: list[Row]) -> str:
+    """Columns aligned, one line a row."""
+    cells = [("measure", "value", "unit", "note")] + [(r.name, f"{r.value:.4g}", r.unit, r.note) for r in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(4)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
+
+
+def main() -> None:
+    """Run the measures that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=MEASURES, action="append", help="may be given several times")
+    parser.add_argument("--config", type=Path, default=Path("configs/cifar10.yml"))
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks.json"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = [row for name in args.only or MEASURES for row in MEASURES[name](args.config)]
+    machine = {"torch": torch.__version__, "threads": args.threads, "machine": platform.platform()}
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps({"machine": machine, "rows": [vars(row) for row in rows]}, indent=1))
+    print(f"torch {torch.__version__}, {args.threads} threads\n{table(rows)}\nwritten to {args.json}")
+
+
+if __name__ == "__main__":
+    main()

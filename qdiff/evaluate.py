@@ -1,0 +1,83 @@
+"""How far sampled pictures are from others: pixel by pixel, or as distributions. Pure functions on tensors."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LEVELS = 255
+
+
+class Statistics(NamedTuple):
+    """A Gaussian fitted to feature vectors.
+
+    Attributes:
+        mu: mean, shape (D,), float64.
+        sigma: covariance with divisor n - 1, shape (D, D), float64.
+        n: number of vectors.
+    """
+
+    mu: Tensor
+    sigma: Tensor
+    n: int
+
+
+def psnr(pictures: Tensor, reference: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB: 10 log10(255^2 / mean squared error) of each picture, averaged over the set.
+
+    Args:
+        pictures, reference: (N, C, H, W), uint8; picture i is compared with reference i.
+
+    Returns:
+        at least 0; infinite if a picture equals its reference.
+
+    Raises:
+        ValueError: other shapes or dtypes.
+    """
+    squared = _difference(pictures, reference).square().flatten(1).mean(1)
+    return (10 * torch.log10(LEVELS**2 / squared)).mean().item()
+
+
+def mean_absolute_error(pictures: Tensor, reference: Tensor) -> float:
+    """Mean of |picture - reference| over all pixels and channels, in levels of 8 bits, 0..255; arguments as `psnr`."""
+    return _difference(pictures, reference).abs().mean().item()
+
+
+def statistics(features: Tensor) -> Statistics:
+    """Mean and covariance of feature vectors.
+
+    Args:
+        features: (N, D); N >= 2.
+
+    Raises:
+        ValueError: fewer than two vectors.
+    """
+    if len(features) < 2:
+        raise ValueError(f"a covariance needs at least 2 feature vectors, not {len(features)}")
+    x = features.double()
+    return Statistics(x.mean(0), torch.from_numpy(np.cov(x.numpy(), rowvar=False).reshape(x.shape[1], -1)), len(x))
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """|mu_a - mu_b|^2 + tr(sigma_a + sigma_b - 2 (sigma_a sigma_b)^(1/2)): Heusel et al. 2017 (1706.08500), equation 6.
+
+    The unit is that of the squared features, so values compare only among equal features. With few pictures it is too
+    large (the bias falls as 1 / n): compare only sets of equal size.
+
+    Returns:
+        at least 0, up to rounding.
+    """
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    first, second = ({"mu": s.mu.numpy(), "sigma": s.sigma.numpy()} for s in (a, b))
+    return fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID]
+
+
+def _difference(pictures: Tensor, reference: Tensor) -> Tensor:
+    for x in (pictures, reference):
+        if x.dtype != torch.uint8 or x.ndim != 4 or not len(x):
+            raise ValueError(f"pictures must be uint8 of shape (N, C, H, W), not {x.dtype} of {tuple(x.shape)}")
+    if pictures.shape != reference.shape:
+        raise ValueError(f"shapes differ: {tuple(pictures.shape)} and {tuple(reference.shape)}")
+    return pictures.double() - reference.double()

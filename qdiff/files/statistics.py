@@ -1,0 +1,34 @@
+"""Files of feature statistics."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from qdiff.errors import UserError
+from qdiff.evaluate import Statistics
+from qdiff.files.atomic import replacing
+
+KEYS = {"mu", "sigma", "n"}
+
+
+def write_statistics(path: Path, statistics: Statistics) -> None:
+    """Write as safetensors, whole or not at all."""
+    mu, sigma, n = statistics
+    with replacing(path) as partial:
+        save_file({"mu": mu, "sigma": sigma.contiguous(), "n": torch.tensor(n)}, partial)
+
+
+def read_statistics(path: Path) -> Statistics:
+    """What `write_statistics` wrote. Raises UserError if it is missing, damaged or another file."""
+    remedy = "get a whole copy of the file"
+    try:
+        found = load_file(path)
+    except OSError as e:
+        raise UserError(f"cannot read '{path}' ({e.strerror or e}): {remedy}") from e
+    except SafetensorError as e:
+        raise UserError(f"'{path}' is not a whole safetensors file ({e}): {remedy}") from e
+    if found.keys() != KEYS or found["sigma"].shape != (*found["mu"].shape, *found["mu"].shape):
+        raise UserError(f"'{path}' holds no feature statistics: {remedy}")
+    return Statistics(found["mu"], found["sigma"], int(found["n"]))

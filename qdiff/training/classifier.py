@@ -1,0 +1,100 @@
+"""Training of the classifier whose features compare pictures; see `qdiff.features`."""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Subset
+
+from qdiff.evaluate import Statistics, statistics
+from qdiff.features import FeatureNet
+from qdiff.files.atomic import replacing
+from qdiff.files.statistics import write_statistics
+from qdiff.sampling import to_uint8
+from qdiff.training.pictures import Pictures
+from qdiff.training.trainer import fit
+
+SIZE = 32
+HELD_OUT = 0.1  # share of the names
+
+
+class Classifier(pl.LightningModule):
+    """Cross-entropy with label smoothing 0.1; AdamW, the learning rate rising and falling once over `steps`."""
+
+    def __init__(self, model: FeatureNet, *, lr: float, steps: int):
+        super().__init__()
+        self.model, self.lr, self.steps = model, lr, steps
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, label = batch
+        loss = F.cross_entropy(self.model(x), label, label_smoothing=0.1)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self):
+        adam = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.05)
+        rate = torch.optim.lr_scheduler.OneCycleLR(adam, max_lr=self.lr, total_steps=self.steps)
+        return {"optimizer": adam, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+
+def hold_out(names: list[str], seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and indices to test on. Pictures of one name stay together, being drawings of one thing."""
+    distinct = sorted(set(names))
+    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed)).tolist()
+    tested = {distinct[i] for i in order[: round(HELD_OUT * len(distinct))]}
+    return [i for i, name in enumerate(names) if name not in tested], [
+        i for i, name in enumerate(names) if name in tested
+    ]
+
+
+@torch.no_grad()
+def accuracy(model: FeatureNet, images: Tensor, labels: Tensor) -> float:
+    """Share of the pictures, (N, 3, H, W) in [-1, 1], whose category, (N,), is named right."""
+    return (model(images).argmax(1) == labels).float().mean().item()
+
+
+def train(data_path: Path, run_dir: Path, out: Path, *, category: str, steps: int, lr: float, seed: int) -> float:
+    """Train, then write `out/classifier.safetensors` and `out/reference.safetensors`.
+
+    Args:
+        data_path: an archive as `Pictures` wants it.
+        run_dir: folder of the checkpoints.
+        out: folder of the files.
+        category: the reference statistics are those of its pictures.
+        steps, lr: of the optimiser.
+        seed: of the split, the initial weights and the order of the pictures.
+
+    Returns:
+        the accuracy on the held-out pictures.
+
+    Raises:
+        ValueError: the pictures are not as `Pictures` wants them.
+    """
+    pl.seed_everything(seed)
+    data = Pictures(data_path, SIZE, flip=True)
+    reference = Pictures(data_path, SIZE, [category])
+    trained, tested = hold_out(data.names, seed)
+    classifier = Classifier(FeatureNet(len(data.classes)), lr=lr, steps=steps)
+    weights = fit(
+        classifier,
+        Subset(data, trained),
+        run_dir,
+        steps=steps,
+        batch_size=64,
+        ema_decay=0.99,
+        save_every=100,
+        grad_clip=1.0,
+    )
+    classifier.load_state_dict(weights)
+    model = classifier.model.eval().cpu()
+    with replacing(out / "classifier.safetensors") as partial:
+        save_file(model.state_dict(), partial)
+    write_statistics(out / "reference.safetensors", _statistics(model, reference))
+    return accuracy(model, data.images[tested], data.labels[tested])
+
+
+def _statistics(model: FeatureNet, pictures: Pictures) -> Statistics:
+    return statistics(model.features(to_uint8(pictures.images)))
