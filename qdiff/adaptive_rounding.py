@@ -28,7 +28,7 @@ class AdaRoundQuantizer(nn.Module):
     """Rounding up or down, learned for every weight.
 
     Soft values floor(w / delta) + h(alpha) in training mode, so that alpha has a gradient; in evaluation mode the
-    hard ones, floor(w / delta) + (alpha >= 0). alpha starts where the soft value is w itself.
+    hard ones, floor(w / delta) + (alpha >= 0). alpha starts where the soft value is w, clipped to the range.
 
     Args:
         quantizer: gives delta, zero point and bounds.

@@ -243,5 +243,5 @@ def _require_finite(loss: float, path: str, when: str) -> None:
     if not math.isfinite(loss):
         raise UserError(
             f"reconstruction of {path}: the loss is {loss} {when}; check the weights and --cali_data_path for "
-            "non-finite values, or lower --cali_lr"
+            "non-finite values, or lower --cali_lr_w (weights) or --cali_lr (step sizes)"
         )

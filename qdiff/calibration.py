@@ -109,10 +109,10 @@ class _Job:
 
     def _reconstruct(self, unit: str, block: QuantBlock, objective: Objective, schedule: Schedule) -> Outcome:
         size = self.settings.batch_size
-        with Store(self.memory, self.journal.folder) as store:
-            captured = capture(self.model, block.module, self.data, size, store)
-            generator = self._generator(unit)
-            return reconstruct(block, captured, objective, schedule, size, generator, self.reporter.advance)
+        store = Store(self.memory, self.journal.folder)
+        captured = capture(self.model, block.module, self.data, size, store)
+        generator = self._generator(unit)
+        return reconstruct(block, captured, objective, schedule, size, generator, self.reporter.advance)
 
     def find_ranges(self) -> None:
         """Give every activation its range, in the order of the network."""
@@ -125,7 +125,8 @@ class _Job:
         running = self.settings.running_stat
         for site in sites:
             site.observe(RunningObserver if running else Observer)
-        drawn = self.data if running else self.data.draw(RANGE_SAMPLES, self._generator("ranges"))
+        # Drawn, because running averages over data in the order of the timesteps would know the last ones alone.
+        drawn = self.data.draw(len(self.data) if running else RANGE_SAMPLES, self._generator("ranges"))
         with torch.no_grad():
             for inputs in drawn.batches(self.settings.batch_size if running else RANGE_SAMPLES):
                 self.model(*(x.to(device) for x in inputs))

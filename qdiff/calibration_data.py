@@ -14,14 +14,14 @@ from torch import Tensor
 
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
-from qdiff.files.pickles import load_pickle
+from qdiff.files.pickles import format_of, load_pickle
 
 
 class SamplerStep(Protocol):
     """What a sampler yields per step; of it only these are used."""
 
     index: int
-    t: int
+    t: float
     x_t: Tensor
 
 
@@ -65,8 +65,10 @@ class CalibrationSet:
             save_file({f"input_{i}": x.contiguous() for i, x in enumerate(self.inputs)}, partial)
 
 
-def kept_steps(steps: int, cali_st: int) -> range:
-    """Indices of the sampling steps whose inputs are kept: every (steps // cali_st)-th one.
+def kept_steps(steps: int, cali_st: int) -> list[int]:
+    """Indices of the `cali_st` sampling steps whose inputs are kept, over the whole trajectory.
+
+    Where `cali_st` divides `steps`, that is every (steps // cali_st)-th one.
 
     Raises:
         UserError: more calibration timesteps than sampling steps.
@@ -75,8 +77,7 @@ def kept_steps(steps: int, cali_st: int) -> range:
         raise UserError(
             f"--cali_st {cali_st} asks for more timesteps than the {steps} steps: lower it or raise the steps"
         )
-    every = steps // cali_st
-    return range(0, every * cali_st, every)
+    return [i * steps // cali_st for i in range(cali_st)]
 
 
 def collect(
@@ -101,7 +102,7 @@ def collect(
     """
     kept = kept_steps(steps, cali_st)
     xs: list[list[Tensor]] = [[] for _ in kept]
-    ts: list[int] = [0] * len(kept)
+    ts: list[float] = [0] * len(kept)
     for start in range(0, cali_n, batch_size):
         images = range(start, min(start + batch_size, cali_n))
         for step in islice(trajectory(images), kept[-1] + 1):
@@ -109,41 +110,52 @@ def collect(
                 xs[kept.index(step.index)].append(step.x_t.detach().float().cpu())
                 ts[kept.index(step.index)] = step.t
             progress(len(images))
-    return _grouped([torch.cat(x) for x in xs], [torch.full((cali_n,), t, dtype=torch.long) for t in ts])
+    return _grouped([torch.cat(x) for x in xs], [torch.full((cali_n,), t) for t in ts])
 
 
 def read_calibration_data(path: Path, cali_st: int, cali_n: int) -> CalibrationSet:
     """Data that `save` wrote, or the original's: a pickled dict `xs`, `ts` of per-step tensors `[step][sample, ...]`.
 
-    Of the original's, every (steps // cali_st)-th step and the first `cali_n` samples of each are taken.
+    Ours are taken as they are; of the original's, the steps of `kept_steps` and the first `cali_n` samples of each.
 
     Raises:
-        UserError: not readable, not of either layout, or fewer samples than asked for.
+        UserError: not readable, not of either layout, or not as many samples as asked for.
     """
-    try:
-        stored = load_file(path)
-    except (SafetensorError, OSError):
+    if format_of(path) != "safetensors":
         return _from_original(path, cali_st, cali_n)
     try:
-        return CalibrationSet(tuple(stored[f"input_{i}"] for i in range(len(stored))))
-    except (KeyError, ValueError):
-        raise UserError(f"{path} holds no calibration data: leave out --cali_data_path to collect them") from None
+        stored = load_file(path)
+        data = CalibrationSet(tuple(stored[f"input_{i}"] for i in range(len(stored))))
+    except (SafetensorError, KeyError, ValueError):
+        raise UserError(f"'{path}' is damaged or holds no calibration data: collect or copy them again") from None
+    if len(data) != cali_st * cali_n:
+        raise UserError(
+            f"'{path}' holds {len(data)} samples, --cali_st {cali_st} and --cali_n {cali_n} ask for "
+            f"{cali_st * cali_n}: give the numbers that it was collected with"
+        )
+    return data
 
 
 def _from_original(path: Path, cali_st: int, cali_n: int) -> CalibrationSet:
     stored = load_pickle(path)
-    if not isinstance(stored, dict) or not {"xs", "ts"} <= stored.keys() or len(stored["xs"]) != len(stored["ts"]):
+    try:
+        xs, ts = list(stored["xs"]), list(stored["ts"])
+        available = min(len(x) for x in (*xs, *ts))
+        whole = len(xs) == len(ts) and all(isinstance(x, Tensor) for x in (*xs, *ts))
+        whole = whole and len({x.shape[1:] for x in xs}) == 1
+    except (TypeError, KeyError, IndexError, ValueError):  # whatever a pickle of something else leads to
+        whole = False
+    if not whole:
         raise UserError(
-            f"{path} has no lists 'xs' and 'ts' of equal length: leave out --cali_data_path to collect them"
+            f"'{path}' has no lists 'xs' and 'ts' with a tensor for each timestep: give calibration data, or leave "
+            "out --cali_data_path to collect them"
         )
-    steps = len(stored["xs"])
-    if steps < cali_st:
-        raise UserError(f"{path} has {steps} timesteps, --cali_st asks for {cali_st}: lower it")
-    xs, ts = ([stored[name][i] for i in kept_steps(steps, cali_st)] for name in ("xs", "ts"))
-    available = min(len(x) for x in xs)
+    if len(xs) < cali_st:
+        raise UserError(f"'{path}' has {len(xs)} timesteps, --cali_st asks for {cali_st}: lower it")
     if available < cali_n:
-        raise UserError(f"{path} has {available} samples per timestep, --cali_n asks for {cali_n}: lower it")
-    return _grouped([x[:cali_n].float() for x in xs], [t[:cali_n].long() for t in ts])
+        raise UserError(f"'{path}' has {available} samples per timestep, --cali_n asks for {cali_n}: lower it")
+    kept = kept_steps(len(xs), cali_st)
+    return _grouped([xs[i][:cali_n].float() for i in kept], [ts[i][:cali_n].long() for i in kept])
 
 
 def _grouped(xs: list[Tensor], ts: list[Tensor]) -> CalibrationSet:

@@ -54,22 +54,16 @@ def block_output(block: nn.Module, run: Callable[[], object]) -> Tensor:
 
 
 class Store:
-    """Room for captured tensors: in memory up to a budget, beyond it in files of `folder` that vanish with the store.
+    """Room for captured tensors: in memory up to a budget, beyond it in files that vanish with their tensors.
 
     Args:
         budget: bytes of memory.
-        folder: where the files go; its disk must have the room (see `qdiff.planning`).
+        folder: on whose disk the files are; it must have the room (see `qdiff.planning`).
     """
 
     def __init__(self, budget: int, folder: Path):
         self.left = budget
-        self._files = tempfile.TemporaryDirectory(prefix="captured-", dir=folder)
-
-    def __enter__(self) -> "Store":
-        return self
-
-    def __exit__(self, *exc) -> None:
-        self._files.cleanup()
+        self.folder = folder
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor on the CPU."""
@@ -78,8 +72,9 @@ class Store:
         if size <= self.left:
             self.left -= size
             return torch.empty(shape, dtype=dtype)
-        name = f"{self._files.name}/{len(list(Path(self._files.name).iterdir()))}"
-        return torch.from_file(name, shared=True, size=count, dtype=dtype).view(shape)
+        # The name is gone once the file is mapped, so not even a killed process leaves anything behind.
+        with tempfile.NamedTemporaryFile(prefix="captured-", dir=self.folder) as file:
+            return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
 
 
 @dataclass(frozen=True)

@@ -121,8 +121,14 @@ def _layer(state: State, path: str) -> Layer:
     shape = tuple(state[f"{path}.weight"].shape)
     alphas = [tuple(state[f"{path}.{slot}.alpha"].shape) for slot in slots]
     channels = tuple(alpha[1] for alpha in alphas if len(alpha) > 1)
-    if [(shape[0], c, *shape[2:]) for c in channels] != alphas or sum(channels) != shape[1]:
-        raise ValueError(f"the rounding variables of '{path}' do not fit its weight: get a whole copy of the file")
+    scales = {tuple(state[f"{path}.{slot}.{field}"].shape) for slot in slots for field in ("delta", "zero_point")}
+    per_channel = (*shape[:1], *[1] * len(shape[1:]))
+    if (
+        (sum(channels),) != shape[1:2]
+        or alphas != [(shape[0], c, *shape[2:]) for c in channels]
+        or scales != {per_channel}
+    ):
+        raise ValueError(f"the quantizers of '{path}' do not fit its weight: get a whole copy of the file")
     return Layer(shape, channels if len(slots) > 1 else ())
 
 

@@ -51,7 +51,11 @@ class Plan:
     @property
     def captured(self) -> int:
         """Bytes of the largest block's captured inputs and outputs."""
-        return self.samples * max(b.sample_bytes for b in self.blocks)
+        return self.samples * max(self.blocks[i].sample_bytes for _, i in self.units) if self.units else 0
+
+    def on_disk(self, budget: int) -> int:
+        """Bytes of them that files may take beyond a budget of memory: no tensor is cut, so all of them."""
+        return self.captured if self.captured > budget else 0
 
     @property
     def learning(self) -> int:
@@ -95,9 +99,9 @@ class Plan:
                 "lower --cali_memory, or --cali_n"
             )
         disk = shutil.disk_usage(folder).free
-        if self.captured - budget > disk:
+        if self.on_disk(budget) > disk:
             raise UserError(
-                f"captured activations need {(self.captured - budget) / GIB:.1f} GiB on the disk of {folder}, "
+                f"captured activations need {self.on_disk(budget) / GIB:.1f} GiB on the disk of {folder}, "
                 f"{disk / GIB:.1f} are free: raise --cali_memory, or lower --cali_n"
             )
 
@@ -114,7 +118,7 @@ class Plan:
                 *rows,
                 f"{len(self.blocks)} blocks, {self.samples} calibration samples",
                 f"memory for captured activations: {min(self.captured, budget) / GIB:.2f} GiB, "
-                f"on disk {max(self.captured - budget, 0) / GIB:.2f} GiB; for learning {self.learning / GIB:.2f} GiB",
+                f"on disk up to {self.on_disk(budget) / GIB:.2f} GiB; for learning {self.learning / GIB:.2f} GiB",
                 f"estimated time: {clock(self.seconds)}",
             ]
         )

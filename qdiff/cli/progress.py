@@ -25,6 +25,7 @@ class CalibrationBar(Reporter):
         self.bar = tqdm(
             total=plan.seconds,
             unit="s",
+            smoothing=0,  # an average over what this process did, because the rate of a moment counts resumed blocks
             bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed} elapsed, {remaining} left{postfix}",
             disable=None,  # the log has a line per block
         )

@@ -66,8 +66,11 @@ def weights_digest(model: nn.Module) -> str:
 def file_digest(path: Path) -> str:
     """sha256 of a file that a flag names. Raises UserError if it cannot be read."""
     try:
+        sha = hashlib.sha256()
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while chunk := file.read(2**20):
+                sha.update(chunk)
+        return sha.hexdigest()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): check the path") from None
 
@@ -126,6 +129,8 @@ class Quantization:
         data = self._data() if self.samples else None
         model = self._starting_point()
         provenance = {"settings": asdict(settings_of(self.args)), "policy": model.policy.to_dict(), "weights": weights}
+        if self.args.resume_w:
+            provenance["cali_ckpt"] = file_digest(self.args.cali_ckpt)
         if data:
             provenance["data"] = data.digest()
             self._calibrate(model, data, provenance)
@@ -151,26 +156,34 @@ class Quantization:
         """The given data, those of an earlier run of this command, or new ones from the model's trajectory."""
         a = self.args
         own = self.folder / "calibration_data.safetensors"
-        given = a.cali_data_path
-        if given is None and not own.exists():
+        if a.cali_data_path is None and not own.exists():
             data = self.collect()
+            self._check(data, "the network's own sampling")
             data.save(own)
         else:
-            data = read_calibration_data(given or own, a.cali_st, a.cali_n)
-        for have, want in zip(data.inputs, self.example, strict=True):
-            if have.shape[1:] != want.shape[1:]:
-                raise UserError(
-                    f"calibration data in {given or own} have shape {tuple(have.shape[1:])}, the network takes "
-                    f"{tuple(want.shape[1:])}: give data of this network, or leave out --cali_data_path"
-                )
-        if not all(torch.isfinite(x).all() for x in data.inputs):
-            raise UserError(f"calibration data in {given or own} are not finite: collect them again")
+            source = a.cali_data_path or own
+            data = read_calibration_data(source, a.cali_st, a.cali_n)
+            self._check(data, f"'{source}'")
         return data
+
+    def _check(self, data: CalibrationSet, source: str) -> None:
+        have, want = ([tuple(x.shape[1:]) for x in inputs] for inputs in (data.inputs, self.example))
+        if have != want:
+            raise UserError(
+                f"calibration data from {source} have the shapes {have}, the network takes {want}: give data of this "
+                "network, or leave out --cali_data_path"
+            )
+        if not all(torch.isfinite(x).all() for x in data.inputs):
+            raise UserError(
+                f"calibration data from {source} are not finite: check the weights, or give other data with "
+                "--cali_data_path"
+            )
 
     def _calibrate(self, model: QuantModel, data: CalibrationSet, job: Mapping) -> None:
         journal = Journal(self.folder / "journal", job)
         settings, budget = settings_of(self.args), memory_budget(self.args)
         plan = make_plan(model, self.example, len(data), settings)
+        log.info("plan\n%s", plan.table(budget))
         plan.check(self.folder, budget)
         with CalibrationBar(plan) as bar:
             calibrate(model, data, settings, journal, memory=budget, reporter=bar)

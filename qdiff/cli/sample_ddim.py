@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qdiff.adapters.ddim_sampling import PixelSampler
-from qdiff.calibration_data import CalibrationSet, collect
+from qdiff.adapters.ddim_sampling import PixelSampler, schedule
+from qdiff.calibration_data import CalibrationSet, collect, kept_steps
 from qdiff.checkpoint import load_weights
 from qdiff.cli.config import build_network, load_config
 from qdiff.cli.device import find_device
@@ -22,6 +22,7 @@ from qdiff.run_folder import RunFolder
 from qdiff.sampling import batch_noise, frame_writer, image_path, sample_images, write_grid
 
 GRID_IMAGES = 64
+MEASURED = 4  # images in the forward that a dry run measures; a batch takes time in proportion
 CALIBRATION_IMAGES = 10**9  # numbers of the images that calibration data come from: none that is ever sampled
 
 # Flags that change no image, so that a run may be continued with others.
@@ -50,6 +51,10 @@ class DDIMRun:
             args.dpm_method,
         )
         try:
+            schedule(config.diffusion)
+        except ValueError as error:
+            raise UserError(f"{args.config}, section 'diffusion': {error}") from None
+        try:
             self.sampler_calls = len(self.sampler)
         except ValueError as error:
             raise UserError(f"--timesteps {args.timesteps}: {error}") from None
@@ -75,7 +80,8 @@ class DDIMRun:
     def collect(self) -> CalibrationSet:
         """Calibration data from the trajectory of the network in full precision."""
         a, calls = self.args, self.sampler_calls
-        with tqdm(total=a.cali_n * calls, unit="step", desc="collecting calibration data", disable=None) as bar:
+        total = a.cali_n * (kept_steps(calls, a.cali_st)[-1] + 1)
+        with tqdm(total=total, unit="step", desc="collecting calibration data", disable=None) as bar:
             return collect(
                 lambda images: self.steps(self.model, [CALIBRATION_IMAGES + i for i in images]),
                 calls,
@@ -90,12 +96,10 @@ class DDIMRun:
         x, _ = batch_noise(self.args.seed, range(batch_size), self.shape, self.device)
         return x, torch.full((batch_size,), self.config.diffusion.num_diffusion_timesteps - 1, device=self.device)
 
-    def quantization(self, folder: Path) -> Quantization:
-        """The `--ptq` part of the run."""
+    def quantization(self, folder: Path, batch_size: int) -> Quantization:
+        """The `--ptq` part of the run; its time is estimated with a batch of this size."""
         config = OmegaConf.to_container(self.config)
-        return Quantization(
-            self.args, self.model, config, folder, self.collect, self.example(self.args.cali_batch_size)
-        )
+        return Quantization(self.args, self.model, config, folder, self.collect, self.example(batch_size))
 
     def settings(self) -> dict:
         """Everything that decides what the images are."""
@@ -109,7 +113,7 @@ class DDIMRun:
             "flags": flags,
             "free": free,
             "config": model,
-            "sha256": {"weights": weights_digest(self.model), **files},
+            "sha256": files if self.args.resume else {"weights": weights_digest(self.model), **files},
         }
 
     def sample(self, model: nn.Module, folder: RunFolder) -> None:
@@ -129,7 +133,7 @@ class DDIMRun:
         """Print what would be done; needs no weights and writes nothing."""
         a = self.args
         print(f"network: {a.config}, {sum(p.numel() for p in self.model.parameters()):,} parameters on {self.device}")
-        quantization = self.quantization(a.logdir)
+        quantization = self.quantization(a.logdir, MEASURED)
         plan = quantization.plan() if a.ptq else None
         if a.resume or a.resume_w:
             if not a.cali_ckpt.exists():
@@ -138,8 +142,7 @@ class DDIMRun:
         if plan:
             source = a.cali_data_path or f"{a.cali_n} images sampled with {self.sampler_calls} steps"
             print(f"calibration data: {source}\n{plan.table(memory_budget(a))}")
-        x, t = self.example(self.batch_size)
-        seconds = _forward_seconds(self.model, x, t) * self.sampler_calls * -(-a.max_images // self.batch_size)
+        seconds = _forward_seconds(self.model, *self.example(MEASURED)) / MEASURED * self.sampler_calls * a.max_images
         print(f"sampling: {a.max_images} images, {self.sampler_calls} steps, about {clock(seconds)}, to {a.logdir}")
 
 
@@ -159,7 +162,8 @@ def sample(args: Namespace) -> None:
     if args.dry_run:
         return run.dry_run()
     with RunFolder.open(args.logdir, verbose=args.verbose) as folder:
-        load_weights(run.model, run.weights_file())
+        if not args.resume:  # a calibrated file holds every number that is needed
+            load_weights(run.model, run.weights_file())
         folder.settle(run.settings(), free=[f"free.{name}" for name in FREE])
-        model = run.quantization(folder.path).run() if args.ptq else run.model
+        model = run.quantization(folder.path, args.cali_batch_size).run() if args.ptq else run.model
         run.sample(model, folder)

@@ -16,11 +16,18 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         yield partial
+        partial.chmod(0o666 & ~_umask())  # some writers make files that only their owner can read
         with partial.open("rb") as done:
             os.fsync(done.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def remove_leftovers(folder: Path) -> None:

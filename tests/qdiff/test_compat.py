@@ -145,9 +145,22 @@ def test_a_temporary_file_of_an_unfinished_calibration_says_so():
         compat.facts(state)
 
 
-@pytest.mark.parametrize("alpha", [torch.zeros(32), torch.zeros(32, 3, 3), torch.zeros(32, 2, 3, 3), torch.tensor(0.0)])
-def test_rounding_of_another_shape_is_refused(alpha):
-    state = original_checkpoint(W8A8).state | {"model.conv_in.weight_quantizer.alpha": alpha}
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("weight_quantizer.alpha", (32,)),
+        ("weight_quantizer.alpha", (32, 3, 3)),
+        ("weight_quantizer.alpha", (32, 2, 3, 3)),
+        ("weight_quantizer.alpha", ()),
+        ("weight", (32,)),
+        ("weight", ()),
+        ("weight_quantizer.delta", (32,)),
+        ("weight_quantizer.delta", (5, 1, 1, 1)),
+        ("weight_quantizer.zero_point", ()),
+    ],
+)
+def test_tensors_of_another_shape_are_refused(key, shape):
+    state = original_checkpoint(W8A8).state | {f"model.conv_in.{key}": torch.ones(shape)}
     with pytest.raises(ValueError, match=r"'model.conv_in' do not fit"):
         compat.facts(state)
 

@@ -1,0 +1,21 @@
+# `make demo` and `make test` do all the set-up; another Python: make demo PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test
+demo: $(INSTALLED)
+	$(RUN) scripts/demo.py $(ARGS)
+
+test: $(INSTALLED)
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m pytest $(ARGS)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
+		{ echo 'error: Python 3.10 to 3.12 is needed: give one, as in make PYTHON=python3.12'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable '.[dev]'
+	touch $@
