@@ -137,13 +137,14 @@ def read_calibration_data(path: Path, cali_st: int, cali_n: int) -> CalibrationS
 
 
 def _from_original(path: Path, cali_st: int, cali_n: int) -> CalibrationSet:
-    stored = load_pickle(path)
+    content = load_pickle(path)
     try:
+        stored = dict(content)
         xs, ts = list(stored["xs"]), list(stored["ts"])
         available = min(len(x) for x in (*xs, *ts))
         whole = len(xs) == len(ts) and all(isinstance(x, Tensor) for x in (*xs, *ts))
         whole = whole and len({x.shape[1:] for x in xs}) == 1
-    except (TypeError, KeyError, IndexError, ValueError):  # whatever a pickle of something else leads to
+    except (TypeError, KeyError, ValueError):  # what a pickle of something else leads to
         whole = False
     if not whole:
         raise UserError(
@@ -155,7 +156,7 @@ def _from_original(path: Path, cali_st: int, cali_n: int) -> CalibrationSet:
     if available < cali_n:
         raise UserError(f"'{path}' has {available} samples per timestep, --cali_n asks for {cali_n}: lower it")
     kept = kept_steps(len(xs), cali_st)
-    return _grouped([xs[i][:cali_n].float() for i in kept], [ts[i][:cali_n].long() for i in kept])
+    return _grouped([xs[i][:cali_n].float() for i in kept], [ts[i][:cali_n] for i in kept])
 
 
 def _grouped(xs: list[Tensor], ts: list[Tensor]) -> CalibrationSet:

@@ -48,7 +48,7 @@ class Journal:
         try:
             with safe_open(self._file(unit), "pt") as stored:
                 names = list(stored.keys())
-                return {k: stored.get_tensor(k) for k in names}, json.loads(stored.metadata()["info"])
+                return {k: stored.get_tensor(k) for k in names}, json.loads((stored.metadata() or {})["info"])
         except (FileNotFoundError, SafetensorError, ValueError, KeyError):
             return None
 
@@ -57,7 +57,9 @@ def _refuse_other_job(record: Path, job: dict) -> None:
     try:
         stored = json.loads(record.read_text())
     except ValueError:
-        raise UserError(f"{record} is damaged: delete {record.parent} to calibrate from the start") from None
+        stored = None
+    if not isinstance(stored, dict):
+        raise UserError(f"{record} is damaged: delete {record.parent} to calibrate from the start")
     changed = sorted(key for key in stored.keys() | job.keys() if stored.get(key) != job.get(key))
     if changed:
         key = changed[0]

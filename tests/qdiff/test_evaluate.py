@@ -101,6 +101,6 @@ def test_features_are_the_input_of_the_last_layers():
     pictures = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
     features = net.features(pictures, batch_size=2)
     assert (features.shape, features.dtype) == ((5, DIMENSION), torch.float64)
-    logits = net(2 * pictures / 255 - 1)
+    logits = net(pictures / 127.5 - 1)
     torch.testing.assert_close(net.head(features.float()), logits)
     assert logits.std(0).min() > 1e-4, "pictures must not look all alike"

@@ -191,6 +191,10 @@ def test_always_zero_starts_at_zero_and_reaches_the_maximum(rows, bits):
         assert not zero_point.any()
         expected = (rows.amax(1) / (2**bits - 1)).clamp(min=MIN_DELTA)
         torch.testing.assert_close(delta, expected)
+    delta, zero_point = RANGE_SEARCH["mse"](rows + 1, bits, False, True)
+    assert not zero_point.any()
+    widest = (rows + 1).amax(1) / (2**bits - 1)
+    assert ((0.2 * widest < delta) & (delta < 1.01 * widest)).all()
 
 
 @given(ROWS, BITS)

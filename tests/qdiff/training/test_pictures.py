@@ -45,7 +45,7 @@ def test_flip_mirrors_about_half_of_the_pictures(archive):
 
 
 def test_other_archives_are_refused(archive, tmp_path):
-    with pytest.raises(ValueError, match=r"no picture of \['d'\]: it has \['a', 'b', 'c'\]"):
+    with pytest.raises(ValueError, match=r"pictures.npz has no picture of \['d'\]: it has "):
         Pictures(archive[0], 8, ["d"])
     np.savez(tmp_path / "other.npz", images=archive[1]["images"])
     with pytest.raises(ValueError, match=r"other.npz has no array \['category', 'names'\]"):

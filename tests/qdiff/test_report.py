@@ -1,0 +1,124 @@
+import base64
+import json
+import math
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qdiff.errors import UserError
+from qdiff.report import COLUMNS, Result, markdown_table, read_pictures, text_table, write_report
+
+RESULTS = [
+    Result("FP", "python sample.py -l 'a b'", math.inf, 0.0, 1.234, 10_944_396, 10_944_396),
+    Result("<W4> & A8", "python sample.py --ptq -l <x>", 23.456, 7.891, 12.345, 1_500_000, 10_944_396),
+]
+CELLS = [
+    ["FP", "∞", "0.00", "1.23", "10.94 MB (1.000 x)"],
+    ["<W4> & A8", "23.46", "7.89", "12.35", "1.50 MB (0.137 x)"],
+]
+TITLES = [column.title for column in COLUMNS]
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Text of the elements that matter, every address, and whether the tags fit together."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.stack, self.addresses, self.texts = [], [], {}
+        self.feed(html)
+        assert not self.stack
+
+    def handle_starttag(self, tag, attrs):
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "style")]
+        if tag not in VOID:
+            self.stack.append(tag)
+            self.texts.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if self.stack:
+            self.texts[self.stack[-1]][-1] += data
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    found = {result.method: tmp_path / f"{i}.png" for i, result in enumerate(RESULTS)}
+    for path in found.values():
+        Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)).save(path)
+    return found
+
+
+@pytest.fixture
+def written(pictures, tmp_path):
+    settings = {"versions": "torch <2>", "machine": "abacus"}
+    return {p.name: p for p in write_report(tmp_path / "out", "Four & eight", RESULTS, pictures, settings)}
+
+
+def test_text_table_is_aligned():
+    lines = text_table(RESULTS).splitlines()
+    assert len(lines) == 3
+    for column in range(len(COLUMNS)):
+        starts = {line.index(cell) for line, cell in zip(lines, [TITLES[column], *(row[column] for row in CELLS)])}
+        assert len(starts) == 1
+
+
+def test_markdown_table():
+    rows = [line.strip("| ").split(" | ") for line in markdown_table(RESULTS).splitlines() if line.startswith("|")]
+    assert rows == [TITLES, ["---"] * len(COLUMNS), *CELLS]
+    assert "not FID" in markdown_table(RESULTS)
+
+
+def test_results_are_strict_json(written):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    found = json.loads(written["results.json"].read_text(encoding="utf-8"), parse_constant=refuse)
+    assert found["settings"]["machine"] == "abacus"
+    assert [row["psnr"] for row in found["results"]] == [None, 23.456]
+    assert found["results"][1]["command"] == RESULTS[1].command
+
+
+def test_page_shows_everything_and_needs_nothing(written, pictures):
+    html = written["report.html"].read_text(encoding="utf-8")
+    page = Page(html)
+    embedded = [base64.b64decode(address.removeprefix("data:image/png;base64,")) for address in page.addresses]
+    assert embedded == [path.read_bytes() for path in pictures.values()]
+    assert "http" not in html and "url(" not in html and "@import" not in html
+    assert page.texts["figcaption"] == list(pictures)
+    assert page.texts["pre"] == [result.command for result in RESULTS]
+    assert page.texts["th"] == TITLES
+    assert page.texts["td"] == [cell for row in CELLS for cell in row]
+    assert dict(zip(page.texts["dt"], page.texts["dd"])) == {"versions": "torch <2>", "machine": "abacus"}
+    assert page.texts["title"] == page.texts["h1"] == ["Four & eight"]
+    assert "simulated" in " ".join(page.texts["p"])
+    assert "image-rendering: pixelated" in html
+    assert 'name="viewport"' in html
+
+
+def test_comparison_holds_every_picture_enlarged(written, pictures):
+    sheet = np.asarray(Image.open(written["comparison.png"]))
+    for i, path in enumerate(pictures.values()):
+        enlarged = np.asarray(Image.open(path)).repeat(2, 0).repeat(2, 1)
+        top, left = sheet.shape[0] - 8 - 12, 8 + i * (18 + 8)
+        np.testing.assert_array_equal(sheet[top : top + 12, left : left + 18], enlarged)
+    assert (sheet[:8] == 255).all() and (sheet[-8:] == 255).all()
+    assert (sheet[8:-20] < 128).any(), "names stand above"
+
+
+def test_pictures_are_read_as_they_are(pictures, tmp_path):
+    paths = list(pictures.values())
+    read = read_pictures(paths)
+    assert (read.shape, read.dtype) == ((2, 3, 6, 9), torch.uint8)
+    assert torch.equal(read[1].permute(1, 2, 0), torch.tensor(np.asarray(Image.open(paths[1]))))
+    paths[1].write_bytes(paths[1].read_bytes()[:60])
+    with pytest.raises(UserError, match=r"1\.png' is not a whole picture .*delete it"):
+        read_pictures(paths)
+    with pytest.raises(UserError, match=r"none\.png' is not a whole picture"):
+        read_pictures([tmp_path / "none.png"])

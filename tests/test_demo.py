@@ -1,0 +1,126 @@
+import contextlib
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+from PIL import Image
+
+from qdiff.checkpoint import read_checkpoint
+from qdiff.errors import UserError
+from scripts import demo
+from tests.tiny import sample_script, write_tiny
+
+FILES = {"comparison.png", "results.json", "table.md", "report.html"}
+RUNS = ["fp", "linear", "qdiff", "qdiff_split"]
+IMAGES = 3
+QUICK = {"max_images": IMAGES, "timesteps": 4, "cali_st": 2, "cali_n": 2, "cali_iters": 2, "cali_iters_a": 2}
+
+
+def run_demo(words: list, command) -> str:
+    """Run the demo with these words, its commands by `command(words) -> exit status`; what it prints."""
+
+    def carry_out(words, check):
+        return SimpleNamespace(returncode=command(words))
+
+    with (
+        mock.patch.object(demo, "subprocess", SimpleNamespace(run=carry_out)),
+        mock.patch.object(demo.sys, "argv", ["demo.py", *map(str, words)]),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+    ):
+        demo.main()
+    return out.getvalue()
+
+
+def in_process(words: list[str]) -> int:
+    """Carry out a command here, which spares it its start."""
+    assert (words[0], Path(words[1]).name) == (demo.sys.executable, "sample_diffusion_ddim.py")
+    ended = sample_script(*words[2:])
+    assert ended.status == 0, ended.err
+    return 0
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> list:
+    """A tiny network, few pictures, few iterations."""
+    folder = tmp_path_factory.mktemp("demo")
+    flags = {"config": write_tiny(folder), "out": folder / "out", **QUICK}
+    return [word for name, value in flags.items() for word in (f"--{name}", value)]
+
+
+@pytest.fixture(scope="module")
+def printed(words) -> str:
+    return run_demo(words, in_process)
+
+
+@pytest.fixture
+def out(words, printed) -> Path:
+    return words[words.index("--out") + 1]
+
+
+@pytest.fixture
+def results(out) -> list[dict]:
+    return json.loads((out / "results.json").read_text(encoding="utf-8"))["results"]
+
+
+def test_everything_is_written_and_named(out, printed):
+    assert {p.name for p in out.iterdir()} == FILES | set(RUNS)
+    assert all(str(out / name) in printed for name in FILES)
+    assert [(out / run / "quantized.safetensors").exists() for run in RUNS] == [False, True, True, True]
+    assert all(len(list((out / run / "img").glob("*.png"))) == IMAGES for run in RUNS)
+    assert Image.open(out / "comparison.png").width > 4 * 2 * 8
+
+
+def test_results_say_what_the_files_say(out, results):
+    fp = results[0]
+    assert (fp["method"], fp["psnr"], fp["mae"], fp["size"]) == ("FP", None, 0, fp["fp32_size"])
+    for run, result in zip(RUNS[1:], results[1:], strict=True):
+        file = out / run / "quantized.safetensors"
+        facts = read_checkpoint(file).facts
+        assert (facts.weight_bits, facts.activations.bits, facts.split) == (4, 8, run == "qdiff_split")
+        assert (result["size"], result["fp32_size"]) == (file.stat().st_size, facts.fp32_bytes)
+        assert result["psnr"] > 0 and 0 < result["mae"] < 255 and result["frechet"] >= 0
+
+
+def test_the_commands_are_shown_and_share_seeds_and_data(out, results, printed):
+    commands = [result["command"].split() for result in results]
+    assert all(result["command"] in printed for result in results)
+    assert all("--seed" not in words for words in commands)
+    assert ["--cali_data_path" in words for words in commands] == [False, False, True, True]
+    assert [(out / run / "calibration_data.safetensors").exists() for run in RUNS] == [False, True, False, False]
+
+
+def test_the_same_command_goes_on(words, out):
+    lost = [out / "qdiff" / "img" / f"{i:06d}.png" for i in range(IMAGES)]
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.glob("*/img/*.png")}
+    results = (out / "results.json").read_bytes()
+    for path in lost:
+        path.unlink()
+    run_demo(words, in_process)
+    for path, (content, time) in before.items():
+        assert path.read_bytes() == content
+        assert (path.stat().st_mtime_ns == time) == (path not in lost)
+    assert (out / "results.json").read_bytes() == results
+
+
+def test_a_command_that_fails_ends_the_demo(tmp_path):
+    carried_out = []
+
+    def fails(words):
+        carried_out.append(words)
+        return 2
+
+    with pytest.raises(UserError, match=r"'FP' ended with status 2.*--out"):
+        run_demo(["--out", tmp_path / "out"], fails)
+    assert len(carried_out) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_command_is_a_process(words, capfd):
+    method = demo.methods(demo.parse(demo.demo_parser(), list(map(str, words))))[0]
+    demo.carry_out(demo.Method(method.name, method.folder, [*method.words, "--dry-run"]))
+    shown = capfd.readouterr().out
+    assert method.command in shown
+    assert f"sampling: {IMAGES} images, 4 steps" in shown
