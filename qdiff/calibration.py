@@ -8,6 +8,7 @@ import torch
 from qdiff.block_recon import LearnedRounding, LearnedSteps, Objective, Outcome, Schedule, reconstruct
 from qdiff.calibration_data import CalibrationSet
 from qdiff.capture import Store, capture
+from qdiff.errors import UserError
 from qdiff.journal import Journal
 from qdiff.quant_block import Observer, QuantBlock, RunningObserver
 from qdiff.quant_model import QuantModel, quantizer_from
@@ -127,9 +128,15 @@ class _Job:
             site.observe(RunningObserver if running else Observer)
         # Drawn, because running averages over data in the order of the timesteps would know the last ones alone.
         drawn = self.data.draw(len(self.data) if running else RANGE_SAMPLES, self._generator("ranges"))
-        with torch.no_grad():
-            for inputs in drawn.batches(self.settings.batch_size if running else RANGE_SAMPLES):
-                self.model(*(x.to(device) for x in inputs))
+        try:
+            with torch.no_grad():
+                for inputs in drawn.batches(self.settings.batch_size if running else RANGE_SAMPLES):
+                    self.model(*(x.to(device) for x in inputs))
+        except ValueError as error:
+            raise UserError(
+                f"cannot find the ranges of the activations ({error}): check the weights and --cali_data_path for "
+                "values that overflow"
+            ) from error
         for site in sites:
             site.settle()
         state = self.model.state_dict()

@@ -14,6 +14,20 @@ def stratified_timesteps(batch: int, num_timesteps: int, device) -> Tensor:
     return (u * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
+def multiscale_loss(error: Tensor) -> Tensor:
+    """sum_k 2^k mean(pool_k(error)^2), where pool_k averages squares of 2^k pixels a side; (B, C, H, W) -> (B,).
+
+    A small error in the mean of eps is a colour cast in x0, but only one of H * W directions in the plain mean square
+    (cf. the multiscale loss of Hoogeboom et al. 2023, arXiv 2301.11093, section 3.4).
+    """
+    levels = error.shape[-1].bit_length()
+    loss = error.new_zeros(len(error))
+    for k in range(levels):
+        loss = loss + 2**k * error.square().mean((1, 2, 3))
+        error = F.avg_pool2d(error, 2) if k + 1 < levels else error
+    return loss / 2**levels
+
+
 class Denoiser(pl.LightningModule):
     """E w_t |eps - eps_theta(x_t, t)|^2 with w_t = clamp(1 / SNR_t, 1, `weight_limit`), divided by its mean.
 
@@ -44,8 +58,8 @@ class Denoiser(pl.LightningModule):
         t = stratified_timesteps(len(x0), len(self.alphas_cumprod), x0.device)
         abar = self.alphas_cumprod[t][:, None, None, None]
         eps = torch.randn_like(x0)
-        error = F.mse_loss(self.model(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, t), eps, reduction="none")
-        loss = (self.weight[t] * error.mean((1, 2, 3))).mean()
+        error = self.model(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, t) - eps
+        loss = (self.weight[t] * multiscale_loss(error)).mean()
         self.log("loss", loss, prog_bar=True)
         return loss
 

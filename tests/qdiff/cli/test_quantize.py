@@ -1,0 +1,423 @@
+import hashlib
+import json
+import shlex
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from qdiff.block_recon import Outcome, Schedule
+from qdiff.calibration import CalibrationSettings
+from qdiff.calibration_data import CalibrationSet
+from qdiff.cli import quantize
+from qdiff.cli.device import find_device
+from qdiff.cli.flags import ddim_parser
+from qdiff.cli.parser import parse
+from qdiff.cli.progress import CalibrationBar
+from qdiff.cli.quantize import (
+    Quantization,
+    file_digest,
+    memory_budget,
+    policy_of,
+    settings_of,
+    weights_digest,
+)
+from qdiff.errors import UserError
+from qdiff.files.quantized import read_quantized
+from qdiff.planning import BlockPlan, Plan
+from qdiff.policy import QuantPolicy, QuantSpec
+from tests.tiny import tiny_network
+
+
+def flags(line: str) -> Namespace:
+    return parse(ddim_parser(), ["--config", "c.yml", "--ptq", *shlex.split(line)])
+
+
+# What the flags mean
+
+
+@pytest.mark.parametrize(
+    ("line", "bits", "act", "softmax", "split"),
+    [
+        ("", 8, None, 8, False),
+        ("--weight_bit 4 --split", 4, None, 8, True),
+        ("--quant_act", 8, QuantSpec(8, range_search="mse"), 8, False),
+        ("--quant_act --act_bit 6 --a_sym --sm_abit 16", 8, QuantSpec(6, True, range_search="mse"), 16, False),
+        ("--quant_act --quant_mode linear --split", 8, QuantSpec(8, range_search="minmax"), 8, True),
+    ],
+)
+def test_policy(line, bits, act, softmax, split):
+    weight = QuantSpec(bits, symmetric=False, per_channel=True, range_search="minmax")
+    assert policy_of(flags(line)) == QuantPolicy(weight, act, softmax, split)
+
+
+W, A = Schedule(20000, 1e-3), Schedule(5000, 4e-4)
+
+
+@pytest.mark.parametrize(
+    ("line", "rounding", "steps"),
+    [
+        ("", W, None),
+        ("--quant_act", W, A),
+        ("--quant_act --cali_iters 7 --cali_lr_w 0.5 --cali_iters_a 9 --cali_lr 0.25", Schedule(7, 0.5), Schedule(9, 0.25)),
+        ("--quant_act --resume_w --cali_ckpt f", None, A),
+        ("--quant_mode linear", None, None),
+        ("--quant_act --quant_mode linear", None, None),
+    ],
+)
+def test_what_is_learned(line, rounding, steps):
+    found = settings_of(flags(line))
+    assert (found.rounding, found.steps) == (rounding, steps)
+    assert (found.batch_size, found.p, found.running_stat, found.seed) == (32, 2.4, False, 1234)
+
+
+def test_other_settings():
+    line = "--quant_act --cali_batch_size 5 --cali_p 2 --running_stat --seed 3"
+    assert settings_of(flags(line)) == CalibrationSettings(5, W, A, 2.0, True, 3)
+
+
+def test_memory_budget(monkeypatch):
+    assert memory_budget(flags("--cali_memory 0.5")) == 2**29
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    assert memory_budget(flags("")) == 500
+
+
+# Digests
+
+
+def test_digest_of_a_file(tmp_path, monkeypatch):
+    content = bytes(range(256)) * 10_000
+    (tmp_path / "f").write_bytes(content)
+    monkeypatch.delattr(hashlib, "file_digest", raising=False)  # Python 3.10 has none
+    assert file_digest(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+    for path in (tmp_path / "missing", tmp_path):
+        with pytest.raises(UserError, match=f"cannot read {path} "):
+            file_digest(path)
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(2, 3))
+        self.register_buffer("b", torch.zeros(6))
+
+
+def changed(change) -> str:
+    module = Two()
+    change(module)
+    return weights_digest(module)
+
+
+def test_digest_of_weights():
+    digests = {
+        weights_digest(Two()),
+        changed(lambda m: m.a.data[1, 2].fill_(1e-30)),
+        changed(lambda m: m.b[5].fill_(1)),
+        changed(lambda m: setattr(m.a, "data", torch.zeros(3, 2))),
+        changed(lambda m: setattr(m, "b", torch.zeros(6, dtype=torch.float64))),
+        changed(lambda m: m.register_buffer("c", torch.zeros(0))),
+    }
+    assert len(digests) == 6
+    assert changed(lambda m: m.a.data.zero_()) in digests
+    assert changed(lambda m: m.train(False)) in digests
+    assert changed(lambda m: setattr(m.a, "data", torch.zeros(3, 2).T)) == weights_digest(Two())
+
+
+# The job, with the learning itself left out
+
+
+ONES = CalibrationSet((torch.ones(6, 3, 8, 8), torch.tensor([1, 1, 1, 0, 0, 0])))
+SMALL = "--weight_bit 4 --cali_st 2 --cali_n 3 --cali_batch_size 4 --cali_memory 1 --seed 3 "
+
+
+class Collector:
+    """Collects calibration data, and counts how often."""
+
+    def __init__(self, data: CalibrationSet = ONES):
+        self.data, self.calls = data, 0
+
+    def __call__(self) -> CalibrationSet:
+        self.calls += 1
+        return self.data
+
+
+def job(folder: Path, line: str = "", *, collect: Collector | None = None, model: nn.Module | None = None, shape=(3, 8, 8)):
+    model = model or tiny_network()
+    example = torch.zeros(2, *shape), torch.zeros(2, dtype=torch.long)
+    return Quantization(flags(SMALL + line), model, {"name": "tiny"}, folder, collect or Collector(), example)
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """Calibration that learns nothing: weights stay rounded to nearest."""
+    calls = []
+    monkeypatch.setattr(quantize, "calibrate", lambda *args, **options: calls.append((args, options)))
+    return calls
+
+
+def refusal(quantization: Quantization) -> str:
+    with pytest.raises(UserError) as caught:
+        quantization.run()
+    assert "\n" not in str(caught.value)
+    assert not quantization.file.exists()
+    return str(caught.value)
+
+
+def test_files_of_a_job(idle, tmp_path):
+    collect = Collector()
+    quantization = job(tmp_path, collect=collect)
+    weights = weights_digest(tiny_network())
+    model = quantization.run()
+    file = read_quantized(quantization.file)
+    assert file.config == {"name": "tiny"}
+    provenance = file.provenance
+    assert (provenance["weights"], provenance["data"]) == (weights, ONES.digest())
+    assert provenance["settings"]["rounding"] == {"iterations": 20000, "lr": 1e-3}
+    assert json.loads((tmp_path / "journal" / "job.json").read_text()) == provenance
+    stored = load_file(tmp_path / "calibration_data.safetensors")
+    assert torch.equal(stored["input_0"], ONES.inputs[0]) and torch.equal(stored["input_1"], ONES.inputs[1])
+    ((_, data, settings, journal), options) = idle[0]
+    assert data.digest() == ONES.digest() and settings == settings_of(quantization.args)
+    assert journal.folder == tmp_path / "journal" and options["memory"] == 2**30
+    again = job(tmp_path, collect=collect).run()
+    assert (collect.calls, len(idle)) == (1, 1), "what is finished is loaded"
+    with torch.no_grad():
+        assert torch.equal(again(*quantization.example), model(*quantization.example))
+    assert not again.training
+
+
+def test_data_of_an_interrupted_job_are_taken_up(idle, tmp_path):
+    collect = Collector()
+    job(tmp_path, collect=collect).run()
+    job(tmp_path).file.unlink()
+    job(tmp_path, collect=collect).run()
+    assert (collect.calls, len(idle)) == (1, 2)
+
+
+def other_weights() -> nn.Module:
+    model = tiny_network()
+    model.conv_in.bias.data[3] += 1e-6
+    return model
+
+
+@pytest.mark.parametrize(
+    ("what", "line", "options"),
+    [
+        ("weights", "", {"model": other_weights()}),
+        ("settings", "--cali_iters 7", {}),
+        ("settings", "--cali_batch_size 3", {}),
+        ("settings", "--seed 4", {}),
+        ("policy, settings", "--quant_act", {}),
+        ("policy", "--weight_bit 5", {}),
+        ("policy", "--split", {}),
+    ],
+)
+def test_an_interrupted_job_is_not_continued_with_other(what, line, options, idle, tmp_path):
+    job(tmp_path).run()
+    job(tmp_path).file.unlink()
+    line = refusal(job(tmp_path, line, **options))
+    assert f"a calibration with other {what} (" in line and "use another -l" in line
+    assert len(idle) == 1
+
+
+def test_an_interrupted_job_is_not_continued_with_other_data(idle, tmp_path):
+    job(tmp_path).run()
+    job(tmp_path).file.unlink()
+    (tmp_path / "calibration_data.safetensors").unlink()
+    touched = ONES.inputs[0].clone()
+    touched[5, 2, 7, 7] += 1e-6
+    collect = Collector(CalibrationSet((touched, ONES.inputs[1])))
+    assert "a calibration with other data (" in refusal(job(tmp_path, collect=collect))
+
+
+def test_what_changes_no_number_may_change(idle, tmp_path):
+    job(tmp_path).run()
+    job(tmp_path).file.unlink()
+    job(tmp_path, "--cali_memory 2 --verbose --device cpu --max_images 3").run()
+    assert len(idle) == 2
+
+
+def test_other_calibrated_weights_are_another_job(idle, tmp_path, monkeypatch):
+    for name, line in (("a", ""), ("b", "--split")):
+        job(tmp_path / name, line).run()
+    monkeypatch.setattr(quantize, "save_quantized", lambda *args, **options: (tmp_path / "c" / "x").touch())
+    monkeypatch.setattr(Path, "stat", lambda self, **options: SimpleNamespace(st_size=1, st_mode=0o100644))
+    line = "--quant_act --resume_w --cali_ckpt {}/quantized.safetensors"
+    (tmp_path / "c").mkdir()
+    job(tmp_path / "c", line.format(tmp_path / "a")).run()
+    monkeypatch.undo()
+    monkeypatch.setattr(quantize, "calibrate", lambda *args, **options: None)
+    content = tmp_path / "a" / "quantized.safetensors"
+    record = json.loads((tmp_path / "c" / "journal" / "job.json").read_text())
+    assert record["cali_ckpt"] == hashlib.sha256(content.read_bytes()).hexdigest()
+    shutil_line = line.format(tmp_path / "b") + " --split"
+    assert "cali_ckpt" in refusal(job(tmp_path / "c", shutil_line))
+
+
+# Data that do not fit
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        (torch.ones(6, 3, 16, 16), torch.ones(6)),
+        (torch.ones(6, 1, 8, 8), torch.ones(6)),
+        (torch.ones(6, 3, 8, 8), torch.ones(6, 1)),
+        (torch.ones(6, 3, 8, 8), torch.ones(6), torch.ones(6, 77, 768)),
+        (torch.ones(6, 3, 8, 8),),
+    ],
+    ids=lambda inputs: str([tuple(x.shape) for x in inputs]),
+)
+def test_data_of_another_network(inputs, idle, tmp_path):
+    CalibrationSet(inputs).save(tmp_path / "data")
+    line = refusal(job(tmp_path / "run", f"--cali_data_path {tmp_path / 'data'}"))
+    assert f"from '{tmp_path / 'data'}' have the shapes {[tuple(x.shape[1:]) for x in inputs]}" in line
+    assert "[(3, 8, 8), ()]" in line
+    assert idle == []
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_data_that_are_not_finite(value, idle, tmp_path):
+    x = torch.ones(6, 3, 8, 8)
+    x[5, 0, 7, 7] = value
+    data = CalibrationSet((x, torch.ones(6)))
+    data.save(tmp_path / "data")
+    line = refusal(job(tmp_path / "a", f"--cali_data_path {tmp_path / 'data'}"))
+    assert f"from '{tmp_path / 'data'}' are not finite" in line
+    (tmp_path / "b").mkdir()
+    line = refusal(job(tmp_path / "b", collect=Collector(data)))
+    assert "the network's own sampling are not finite: check the weights" in line
+    assert not (tmp_path / "b" / "calibration_data.safetensors").exists(), "the next run would stumble over them"
+
+
+def test_given_data_stay_where_they_are(idle, tmp_path):
+    ONES.save(tmp_path / "data")
+    collect = Collector()
+    job(tmp_path / "run", f"--cali_data_path {tmp_path / 'data'}", collect=collect).run()
+    assert collect.calls == 0
+    assert not (tmp_path / "run" / "calibration_data.safetensors").exists()
+
+
+# Room and plan
+
+
+def test_no_room_is_refused_before_anything_is_learned(idle, tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
+    assert "lower --cali_memory, or --cali_n" in refusal(job(tmp_path))
+    assert idle == []
+
+
+def test_plan(tmp_path):
+    plan = job(tmp_path).plan()
+    assert (plan.samples, len(plan.blocks)) == (6, 18)
+    assert plan.settings == settings_of(flags(SMALL))
+    assert job(tmp_path, "--quant_mode linear").plan() is None
+    assert job(tmp_path, "--resume --cali_ckpt f").plan() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "samples"),
+    [("", 6), ("--quant_mode linear", 0), ("--quant_mode linear --quant_act", 6)],
+)
+def test_samples_that_are_needed(line, samples, tmp_path):
+    assert job(tmp_path, line).samples == samples
+
+
+def test_linear_weights_need_no_data(tmp_path):
+    collect = Collector()
+    quantization = job(tmp_path, "--quant_mode linear", collect=collect)
+    quantization.run()
+    assert collect.calls == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["quantized.safetensors"]
+    assert "data" not in read_quantized(quantization.file).provenance
+
+
+# Progress and device
+
+
+def outcome(before: float, after: float) -> Outcome:
+    return Outcome(before, after)
+
+
+@pytest.fixture
+def bar(monkeypatch):
+    """The bar of a plan with two blocks, the second one three times the first, shown although nobody sees it."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("qdiff.cli.progress.tqdm", _visible(clock))
+    blocks = [BlockPlan("a", 1, 1, 1, 1.0), BlockPlan("b", 1, 1, 1, 3.0)]
+    settings = CalibrationSettings(1, Schedule(100, 1), None)
+    with CalibrationBar(Plan(blocks, 0, settings, 4.0)) as shown:
+        shown.clock = clock
+        yield shown
+
+
+def _visible(clock):
+    import io
+
+    from tqdm import tqdm
+
+    class Visible(tqdm):
+        def __init__(self, **options):
+            super().__init__(**{**options, "disable": False, "file": io.StringIO(), "mininterval": 0})
+            self._time = lambda: clock.now
+            self.start_t = self.last_print_t = 0.0
+
+    return Visible
+
+
+def shown(bar: CalibrationBar) -> str:
+    return str(bar.bar)
+
+
+def test_bar_names_block_losses_and_time_left_of_the_job(bar):
+    """300 of 1200 estimated seconds took 60: the rest takes three times as long."""
+    bar.start("a", "weights")
+    assert "weights a" in shown(bar)
+    bar.clock.now = 30.0
+    bar.advance(50)
+    assert "13%" in shown(bar) or "12%" in shown(bar)
+    bar.clock.now = 60.0
+    bar.advance(50)
+    bar.finish("a", "weights", outcome(0.5, 0.25), resumed=False)
+    bar.start("b", "weights")
+    text = shown(bar)
+    assert "weights b" in text and "25%" in text and "03:00 left" in text and "a loss 0.5 -> 0.25" in text
+    bar.clock.now = 150.0
+    bar.advance(50)
+    bar.finish("b", "weights", outcome(0.5, 0.75), resumed=False)
+    assert "100%" in shown(bar) and "b loss 0.5 -> 0.75, kept as it was" in shown(bar)
+
+
+def test_time_left_does_not_count_what_an_earlier_run_did(bar):
+    bar.start("a", "weights")
+    bar.finish("a", "weights", outcome(2, 1), resumed=True)
+    bar.start("b", "weights")
+    assert "25%" in shown(bar)
+    bar.clock.now = 30.0
+    bar.advance(50)
+    assert "00:30 left" in shown(bar)
+
+
+def test_devices(monkeypatch):
+    assert find_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert find_device("auto") == torch.device("cpu")
+    for name in ("cuda", "cuda:0", "mps"):
+        with pytest.raises(UserError, match=f"--device {name} is not available .*--device auto"):
+            find_device(name)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert find_device("auto") == find_device("mps") == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_device("auto") == torch.device("cuda")
+    assert find_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="cuda:2 is not available"):
+        find_device("cuda:2")
