@@ -1,4 +1,4 @@
-"""A tiny pixel-space model as a user has it: a configuration file and a weights file; and its script, run in-process."""
+"""A tiny pixel-space model as a user has it: configuration and weights in files, and the script that samples it."""
 
 import contextlib
 import io
@@ -46,7 +46,7 @@ def write_tiny(folder: Path) -> Path:
 
 
 def sample_script(*argv: object) -> Ended:
-    """Run `python scripts/sample_diffusion_ddim.py` with these words in this process, which has torch loaded already."""
+    """Run `python scripts/sample_diffusion_ddim.py` with these words in this process, which has loaded torch."""
     out, err, status = io.StringIO(), io.StringIO(), 0
     with (
         mock.patch.object(sys, "argv", [str(SCRIPT), *map(str, argv)]),

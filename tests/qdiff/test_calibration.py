@@ -305,7 +305,8 @@ def test_without_rounding_the_weights_stay(tmp_path):
 def test_without_activations_only_rounding_is_learned(tmp_path):
     model = toy(QuantPolicy(W4))
     data = CalibrationSet((torch.randn(20, 4),))
-    calibrate(model, data, CalibrationSettings(4, Schedule(3, 1e-2), Schedule(3, 1e-2)), Journal(tmp_path, {}), memory=0)
+    settings = CalibrationSettings(4, Schedule(3, 1e-2), Schedule(3, 1e-2))
+    calibrate(model, data, settings, Journal(tmp_path, {}), memory=0)
     assert sorted(path.stem for path in tmp_path.glob("*.safetensors")) == ["weights-000", "weights-001"]
 
 
@@ -315,7 +316,7 @@ def test_activations_that_overflow_are_one_line(running, search, tmp_path):
     model = toy(QuantPolicy(W4, QuantSpec(8, range_search=search)), scale=1e30)
     model.model[1] = nn.Identity()
     data = CalibrationSet((torch.full((8, 4), 1e30),))
-    with pytest.raises(UserError, match="ranges of the activations .*--cali_data_path") as caught:
+    with pytest.raises(UserError, match=r"ranges of the activations .*--cali_data_path") as caught:
         calibrate(model, data, ranges_only(running_stat=running), Journal(tmp_path, {}), memory=0)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ranges.safetensors").exists()
@@ -330,10 +331,10 @@ def test_a_loss_that_is_not_finite_names_the_block_and_leaves_no_record(tmp_path
 
 
 def test_two_jobs_of_the_same_numbers(tmp_path):
-    """Everything else aside, a job is a function of its arguments."""
+    """A job is a function of its arguments and of nothing else."""
     files = []
     for name in ("a", "b"):
-        np.random.seed(len(files))  # noqa: NPY002 - must not matter
+        np.random.seed(len(files))
         model = toy(POLICY)
         data = CalibrationSet((torch.randn(20, 4, generator=torch.Generator().manual_seed(0)),))
         calibrate(model, data, SETTINGS, Journal(tmp_path / name, {}), memory=0)

@@ -64,7 +64,7 @@ def test_kept_steps_are_uniform_over_the_whole_trajectory(steps, data):
 
 
 def test_more_timesteps_than_steps():
-    with pytest.raises(UserError, match="--cali_st 11 .* 10 steps: lower it"):
+    with pytest.raises(UserError, match=r"--cali_st 11 .* 10 steps: lower it"):
         kept_steps(10, 11)
 
 

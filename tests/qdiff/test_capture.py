@@ -13,7 +13,8 @@ from qdiff.quant_block import Observer, QuantBlock
 from qdiff.quant_model import QuantModel
 from tests.tiny import tiny_network
 
-POLICY = QuantPolicy(QuantSpec(4, per_channel=True, range_search="minmax"), QuantSpec(8, range_search="minmax"), 8, True)
+W4 = QuantSpec(4, per_channel=True, range_search="minmax")
+POLICY = QuantPolicy(W4, QuantSpec(8, range_search="minmax"), split=True)
 PATHS = [
     "model.temb.dense.1",
     "model.conv_in",

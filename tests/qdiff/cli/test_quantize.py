@@ -1,15 +1,19 @@
 import hashlib
+import io
 import json
 import shlex
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from tqdm import tqdm
 
 from qdiff.block_recon import Outcome, Schedule
 from qdiff.calibration import CalibrationSettings
@@ -64,7 +68,11 @@ W, A = Schedule(20000, 1e-3), Schedule(5000, 4e-4)
     [
         ("", W, None),
         ("--quant_act", W, A),
-        ("--quant_act --cali_iters 7 --cali_lr_w 0.5 --cali_iters_a 9 --cali_lr 0.25", Schedule(7, 0.5), Schedule(9, 0.25)),
+        (
+            "--quant_act --cali_iters 7 --cali_lr_w 0.5 --cali_iters_a 9 --cali_lr 0.25",
+            Schedule(7, 0.5),
+            Schedule(9, 0.25),
+        ),
         ("--quant_act --resume_w --cali_ckpt f", None, A),
         ("--quant_mode linear", None, None),
         ("--quant_act --quant_mode linear", None, None),
@@ -146,10 +154,13 @@ class Collector:
         return self.data
 
 
-def job(folder: Path, line: str = "", *, collect: Collector | None = None, model: nn.Module | None = None, shape=(3, 8, 8)):
-    model = model or tiny_network()
-    example = torch.zeros(2, *shape), torch.zeros(2, dtype=torch.long)
-    return Quantization(flags(SMALL + line), model, {"name": "tiny"}, folder, collect or Collector(), example)
+def job(
+    folder: Path, line: str = "", *, collect: Collector | None = None, model: nn.Module | None = None
+) -> Quantization:
+    example = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
+    return Quantization(
+        flags(SMALL + line), model or tiny_network(), {"name": "tiny"}, folder, collect or Collector(), example
+    )
 
 
 @pytest.fixture
@@ -191,12 +202,33 @@ def test_files_of_a_job(idle, tmp_path):
     assert not again.training
 
 
-def test_data_of_an_interrupted_job_are_taken_up(idle, tmp_path):
+class Killed(Exception):
+    pass
+
+
+def killed(*args, **options):
+    raise Killed
+
+
+@pytest.fixture(scope="module")
+def left_over(tmp_path_factory) -> Path:
+    """The folder of a job that was killed while it learned."""
+    folder = tmp_path_factory.mktemp("left_over")
+    with mock.patch.object(quantize, "calibrate", killed), pytest.raises(Killed):
+        job(folder).run()
+    return folder
+
+
+@pytest.fixture
+def interrupted(left_over, tmp_path) -> Path:
+    return shutil.copytree(left_over, tmp_path / "interrupted")
+
+
+def test_an_interrupted_job_goes_on_with_its_data(interrupted, idle):
     collect = Collector()
-    job(tmp_path, collect=collect).run()
-    job(tmp_path).file.unlink()
-    job(tmp_path, collect=collect).run()
-    assert (collect.calls, len(idle)) == (1, 2)
+    assert sorted(path.name for path in interrupted.iterdir()) == ["calibration_data.safetensors", "journal"]
+    job(interrupted, "--cali_memory 2 --verbose --device cpu --max_images 3", collect=collect).run()
+    assert (collect.calls, len(idle)) == (0, 1)
 
 
 def other_weights() -> nn.Module:
@@ -217,46 +249,30 @@ def other_weights() -> nn.Module:
         ("policy", "--split", {}),
     ],
 )
-def test_an_interrupted_job_is_not_continued_with_other(what, line, options, idle, tmp_path):
-    job(tmp_path).run()
-    job(tmp_path).file.unlink()
-    line = refusal(job(tmp_path, line, **options))
+def test_an_interrupted_job_is_not_continued_with_other(what, line, options, interrupted, idle):
+    line = refusal(job(interrupted, line, **options))
     assert f"a calibration with other {what} (" in line and "use another -l" in line
-    assert len(idle) == 1
+    assert idle == []
 
 
-def test_an_interrupted_job_is_not_continued_with_other_data(idle, tmp_path):
-    job(tmp_path).run()
-    job(tmp_path).file.unlink()
-    (tmp_path / "calibration_data.safetensors").unlink()
+def test_an_interrupted_job_is_not_continued_with_other_data(interrupted, idle):
+    (interrupted / "calibration_data.safetensors").unlink()
     touched = ONES.inputs[0].clone()
     touched[5, 2, 7, 7] += 1e-6
     collect = Collector(CalibrationSet((touched, ONES.inputs[1])))
-    assert "a calibration with other data (" in refusal(job(tmp_path, collect=collect))
+    assert "a calibration with other data (" in refusal(job(interrupted, collect=collect))
 
 
-def test_what_changes_no_number_may_change(idle, tmp_path):
-    job(tmp_path).run()
-    job(tmp_path).file.unlink()
-    job(tmp_path, "--cali_memory 2 --verbose --device cpu --max_images 3").run()
-    assert len(idle) == 2
-
-
-def test_other_calibrated_weights_are_another_job(idle, tmp_path, monkeypatch):
-    for name, line in (("a", ""), ("b", "--split")):
-        job(tmp_path / name, line).run()
-    monkeypatch.setattr(quantize, "save_quantized", lambda *args, **options: (tmp_path / "c" / "x").touch())
-    monkeypatch.setattr(Path, "stat", lambda self, **options: SimpleNamespace(st_size=1, st_mode=0o100644))
+def test_the_weights_of_another_checkpoint_are_another_job(tmp_path):
+    for name, model in (("a", tiny_network()), ("b", other_weights())):
+        job(tmp_path / name, "--quant_mode linear", model=model).run()
     line = "--quant_act --resume_w --cali_ckpt {}/quantized.safetensors"
-    (tmp_path / "c").mkdir()
-    job(tmp_path / "c", line.format(tmp_path / "a")).run()
-    monkeypatch.undo()
-    monkeypatch.setattr(quantize, "calibrate", lambda *args, **options: None)
-    content = tmp_path / "a" / "quantized.safetensors"
+    with mock.patch.object(quantize, "calibrate", killed), pytest.raises(Killed):
+        job(tmp_path / "c", line.format(tmp_path / "a")).run()
     record = json.loads((tmp_path / "c" / "journal" / "job.json").read_text())
-    assert record["cali_ckpt"] == hashlib.sha256(content.read_bytes()).hexdigest()
-    shutil_line = line.format(tmp_path / "b") + " --split"
-    assert "cali_ckpt" in refusal(job(tmp_path / "c", shutil_line))
+    content = (tmp_path / "a" / "quantized.safetensors").read_bytes()
+    assert record["cali_ckpt"] == hashlib.sha256(content).hexdigest()
+    assert "a calibration with other cali_ckpt (" in refusal(job(tmp_path / "c", line.format(tmp_path / "b")))
 
 
 # Data that do not fit
@@ -289,7 +305,6 @@ def test_data_that_are_not_finite(value, idle, tmp_path):
     data.save(tmp_path / "data")
     line = refusal(job(tmp_path / "a", f"--cali_data_path {tmp_path / 'data'}"))
     assert f"from '{tmp_path / 'data'}' are not finite" in line
-    (tmp_path / "b").mkdir()
     line = refusal(job(tmp_path / "b", collect=Collector(data)))
     assert "the network's own sampling are not finite: check the weights" in line
     assert not (tmp_path / "b" / "calibration_data.safetensors").exists(), "the next run would stumble over them"
@@ -358,10 +373,6 @@ def bar(monkeypatch):
 
 
 def _visible(clock):
-    import io
-
-    from tqdm import tqdm
-
     class Visible(tqdm):
         def __init__(self, **options):
             super().__init__(**{**options, "disable": False, "file": io.StringIO(), "mininterval": 0})
