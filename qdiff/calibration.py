@@ -121,7 +121,7 @@ class _Job:
         found = self.journal.read("ranges")
         if found:
             for site in sites:
-                site.set(quantizer_from(found[0], f"{site.path}.{site.name}", site.spec, site.split))
+                site.set(quantizer_from(found[0], f"{site.path}.{site.name}", site.spec, site.split).to(device))
             return
         running = self.settings.running_stat
         for site in sites:

@@ -28,8 +28,8 @@ class QuantSpec:
     always_zero: bool = False
 
     def __post_init__(self):
-        if not 2 <= self.bits <= 16:
-            raise ValueError(f"bits must be 2..16, not {self.bits}")
+        if not (isinstance(self.bits, int) and 2 <= self.bits <= 16):
+            raise ValueError(f"bits must be a whole number, 2..16, not {self.bits}")
         if self.range_search not in RANGE_SEARCH:
             raise ValueError(f"range_search must be one of {', '.join(RANGE_SEARCH)}, not '{self.range_search}'")
 
@@ -41,7 +41,7 @@ class QuantSpec:
     @property
     def step_is_learned(self) -> bool:
         """A 16-bit quantizer keeps its initial step: its error is far below what learning can resolve."""
-        return self.bits <= 8
+        return self.bits < 16
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class QuantPolicy:
         split: a quantizer for each of the two halves that a shortcut layer of the up path sees (Q-Diffusion, 3.3).
 
     Raises:
-        ValueError: weights with more than 8 bits.
+        ValueError: weights with more than 8 bits, activations per channel.
     """
 
     weight: QuantSpec = QuantSpec(bits=8, per_channel=True, range_search="minmax")
@@ -64,6 +64,8 @@ class QuantPolicy:
     split: bool = False
 
     def __post_init__(self):
+        if self.act and self.act.per_channel:
+            raise ValueError("activations have one step size per tensor, not per channel")
         if self.weight.bits > 8:
             raise ValueError(f"weights take 2..8 bits, not {self.weight.bits}")
         replace(self.weight, bits=self.softmax_bits)  # checks the number of bits

@@ -1,7 +1,7 @@
 """Quantized attention products, activation observers, and the blocks that are reconstructed together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ class RunningObserver(Observer):
 
 def minmax(spec: QuantSpec) -> QuantSpec:
     """The same spec with the range taken from the extremes."""
-    return QuantSpec(spec.bits, spec.symmetric, spec.per_channel, "minmax", spec.always_zero)
+    return replace(spec, range_search="minmax")
 
 
 @dataclass(frozen=True)

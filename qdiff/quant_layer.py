@@ -36,6 +36,10 @@ class UniformAffineQuantizer(nn.Module):
         self.delta = nn.Parameter(delta.detach().clone(), requires_grad=False)
         self.register_buffer("zero_point", zero_point.detach().clone())
 
+    @property
+    def sizes(self) -> None:
+        """Channels of its slices: it has none."""
+
     @classmethod
     def fit(cls, x: Tensor, spec: QuantSpec) -> "UniformAffineQuantizer":
         """The quantizer whose range the spec's search finds on `x`, any shape; per channel along dimension 0."""
@@ -143,19 +147,11 @@ class QuantModule(nn.Module):
         layer: what it replaces; its weight is kept as long as `full_precision` may be asked for.
         weight_quantizer: fitted to the weight.
         codes: integer weights as `weight_quantizer.codes` gives them; rounding to nearest where None.
-        split: channels of each slice that is quantized by itself, None for an ordinary layer.
     """
 
-    def __init__(
-        self,
-        layer: nn.Module,
-        weight_quantizer: Quantizer,
-        codes: Tensor | None = None,
-        split: tuple[int, ...] | None = None,
-    ):
+    def __init__(self, layer: nn.Module, weight_quantizer: Quantizer, codes: Tensor | None = None):
         super().__init__()
         self.operation = OPERATIONS[type(layer)](layer)
-        self.split = split
         self.quantizing = True
         self.weight: nn.Parameter | None = layer.weight
         self.bias = layer.bias
@@ -167,6 +163,11 @@ class QuantModule(nn.Module):
         with torch.no_grad():
             self.set_codes(weight_quantizer.codes(layer.weight) if codes is None else codes)
         self.register_load_state_dict_post_hook(_after_load)
+
+    @property
+    def split(self) -> tuple[int, ...] | None:
+        """Channels of each slice that is quantized by itself, None for an ordinary layer."""
+        return self.weight_quantizer.sizes
 
     def set_codes(self, codes: Tensor) -> None:
         """Take integer weights, from any device; their values are computed here, once, and not in every forward."""

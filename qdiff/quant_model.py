@@ -25,14 +25,15 @@ class QuantModel(nn.Module):
         make_layer: makes the quantized layer of a path; the default rounds the layer's weight to nearest.
 
     Raises:
-        ValueError: a module owns parameters and is neither quantized nor listed as plain by the adapter.
+        ValueError: a module owns parameters and is neither quantized nor listed as plain by the adapter, or stands at
+            two paths; nothing is changed then.
     """
 
     def __init__(self, model: nn.Module, policy: QuantPolicy, adapter: Adapter, make_layer: MakeLayer | None = None):
         super().__init__()
         self.policy, self.adapter = policy, adapter
+        _check_leaves(model, adapter)
         splits = adapter.splits(model) if policy.split else {}
-        self._block_types = {path: type(m) for path, m in model.named_modules() if type(m) in adapter.blocks}
         make_layer = make_layer or self._round_to_nearest
         for path, module in list(model.named_modules()):
             if type(module) in OPERATIONS:
@@ -41,15 +42,12 @@ class QuantModel(nn.Module):
                 kind = adapter.products[type(module)]
                 specs = kind.specs(policy) if policy.act else None
                 _replace(model, path, QuantProduct(module, kind.operands, specs))
-            elif next(module.parameters(recurse=False), None) is not None and type(module) not in adapter.plain:
-                raise ValueError(
-                    f"{path} ({type(module).__name__}) owns parameters, but nothing says how to quantize it"
-                )
         self.model = model
         self.requires_grad_(False)
+        self.train(model.training)
 
     def _round_to_nearest(self, path: str, layer: nn.Module, split: tuple[int, ...] | None) -> QuantModule:
-        return QuantModule(layer, fit_quantizer(layer.weight, self.policy.weight, split), split=split)
+        return QuantModule(layer, fit_quantizer(layer.weight, self.policy.weight, split))
 
     def forward(self, *args, **kwargs) -> Tensor:
         """The network's forward, quantized."""
@@ -68,8 +66,7 @@ class QuantModel(nn.Module):
         blocks: list[QuantBlock] = []
         for path, module in self.named_modules():
             inside = any(path.startswith(f"{b.path}.") for b in blocks[-1:])
-            is_block = path.removeprefix("model.") in self._block_types
-            if not inside and (is_block or isinstance(module, QuantModule)):
+            if not inside and (type(module) in self.adapter.blocks or isinstance(module, QuantModule)):
                 layers = {p: m for p, m in _named(module, path) if isinstance(m, QuantModule)}
                 sites = list(_sites(module, path, self.policy.act)) if self.policy.act else []
                 blocks.append(QuantBlock(path, module, layers, sites))
@@ -123,7 +120,7 @@ class QuantModel(nn.Module):
         def restore(path: str, layer: nn.Module, split: tuple[int, ...] | None) -> QuantModule:
             prefix = f"model.{path}"
             quantizer = quantizer_from(state, f"{prefix}.weight_quantizer", policy.weight, split)
-            return QuantModule(layer, quantizer, state[f"{prefix}.codes"], split)
+            return QuantModule(layer, quantizer, state[f"{prefix}.codes"])
 
         quantized = cls(model, policy, adapter, make_layer=restore)
         for site in quantized.sites() if activations else []:
@@ -134,6 +131,20 @@ class QuantModel(nn.Module):
             own = quantized.state_dict()
             quantized.load_state_dict({key: state[key] for key in own})
         return quantized
+
+
+def _check_leaves(model: nn.Module, adapter: Adapter) -> None:
+    """Every module that owns parameters must be known, and stand in one place, where it can be replaced."""
+    seen: dict[int, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if next(module.parameters(recurse=False), None) is None or type(module) in adapter.plain:
+            continue
+        name = f"{path} ({type(module).__name__})"
+        if type(module) not in OPERATIONS:
+            raise ValueError(f"{name} owns parameters, but nothing says how to quantize it")
+        if id(module) in seen:
+            raise ValueError(f"{name} is also {seen[id(module)]}: a layer at two paths cannot be quantized")
+        seen[id(module)] = path
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

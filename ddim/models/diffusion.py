@@ -98,7 +98,7 @@ class Model(nn.Module):
             raise ValueError(
                 f"images are {tuple(x.shape[1:])}, the network takes {self.in_channels, *[self.resolution] * 2}"
             )
-        temb = timestep_embedding(t, self.ch)
+        temb = timestep_embedding(t, self.ch).to(x.dtype)
         temb = self.temb.dense[1](F.silu(self.temb.dense[0](temb)))
 
         h = self.conv_in(x)

@@ -20,7 +20,7 @@ class CalibrationBar(Reporter):
     def __init__(self, plan: Plan):
         self.plan = plan
         self.position = {block.path: i for i, block in enumerate(plan.blocks)}
-        self.cost = self.done = 0.0
+        self.cost = self.done = self.resumed = 0.0
         self.per_iteration = 0.0
         self.bar = tqdm(
             total=plan.seconds,
@@ -51,7 +51,8 @@ class CalibrationBar(Reporter):
         """Show the block's losses; blocks that an earlier run finished do not count for the speed."""
         self.done += self.cost
         if resumed:
-            self.bar.initial += self.cost
+            self.resumed += self.cost
+            self.bar.initial = self.resumed  # set, not added to: a bar that is not shown has none
         self.bar.update(self.done - self.bar.n)
         kept = "" if outcome.improved else ", kept as it was"
         self.bar.set_postfix_str(f"{block} loss {outcome.before:.4g} -> {outcome.after:.4g}{kept}")

@@ -13,16 +13,17 @@ from qdiff.policy import QuantPolicy, QuantSpec
 SEARCHES = st.sampled_from(list(RANGE_SEARCH))
 
 
-def specs(most: int) -> st.SearchStrategy[QuantSpec]:
-    return st.builds(QuantSpec, st.integers(2, most), st.booleans(), st.booleans(), SEARCHES, st.booleans())
+def specs(most: int, per_channel: st.SearchStrategy[bool]) -> st.SearchStrategy[QuantSpec]:
+    return st.builds(QuantSpec, st.integers(2, most), st.booleans(), per_channel, SEARCHES, st.booleans())
 
 
-POLICIES = st.builds(QuantPolicy, specs(8), st.none() | specs(16), st.integers(2, 16), st.booleans())
+WEIGHTS, ACTIVATIONS = specs(8, st.booleans()), specs(16, st.just(False))
+POLICIES = st.builds(QuantPolicy, WEIGHTS, st.none() | ACTIVATIONS, st.integers(2, 16), st.booleans())
 
 
-@pytest.mark.parametrize("bits", [-8, 0, 1, 17, 32])
+@pytest.mark.parametrize("bits", [-8, 0, 1, 4.5, 17, 32])
 def test_impossible_bits_are_refused(bits):
-    with pytest.raises(ValueError, match=f"bits must be 2..16, not {bits}"):
+    with pytest.raises(ValueError, match=f"bits must be a whole number, 2..16, not {bits}"):
         QuantSpec(bits)
     with pytest.raises(ValueError, match=f"not {bits}"):
         QuantPolicy(softmax_bits=bits)
@@ -32,6 +33,11 @@ def test_impossible_bits_are_refused(bits):
 def test_weights_that_do_not_fit_a_byte_are_refused(bits):
     with pytest.raises(ValueError, match=f"weights take 2..8 bits, not {bits}"):
         QuantPolicy(weight=QuantSpec(bits))
+
+
+def test_activations_per_channel_are_refused():
+    with pytest.raises(ValueError, match="one step size per tensor"):
+        QuantPolicy(act=QuantSpec(8, per_channel=True))
 
 
 def test_an_unknown_range_search_is_refused_with_the_known_ones():

@@ -169,7 +169,7 @@ def test_a_quantized_layer_is_the_layer_with_quantized_weight_and_input(name):
 def test_a_split_layer_is_the_sum_of_two_layers():
     x, layer = gaussian(2, 8, 5, 5), nn.Conv2d(8, 4, 1)
     x[:, 3:] *= 30
-    quantized = QuantModule(layer, fit_quantizer(layer.weight, W4, (3, 5)), split=(3, 5))
+    quantized = QuantModule(layer, fit_quantizer(layer.weight, W4, (3, 5)))
     quantized.act_quantizer = SplitQuantizer.fit(x, QuantSpec(4), (3, 5))
     total = layer.bias[:, None, None]
     for part in (slice(0, 3), slice(3, 8)):
@@ -207,7 +207,7 @@ def test_loading_a_state_refreshes_the_cached_weight(sizes):
     quantized = []
     for seed in (0, 1):
         layer, x = layer_and_input("strided", seed)
-        quantized.append(QuantModule(layer, fit_quantizer(layer.weight, W4, sizes), split=sizes))
+        quantized.append(QuantModule(layer, fit_quantizer(layer.weight, W4, sizes)))
     one, other = quantized
     assert not torch.equal(one(x), other(x))
     assert "dequantized" not in one.state_dict()

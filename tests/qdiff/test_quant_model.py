@@ -73,7 +73,7 @@ def test_golden_outputs(name):
         rounding = quantizer.per_slice(
             lambda q, part: AdaRoundQuantizer(q, part, golden_alpha(f"{next(names)}.alpha", part.shape)), layer.weight
         )
-        return QuantModule(layer, quantizer, rounding.codes(layer.weight), split)
+        return QuantModule(layer, quantizer, rounding.codes(layer.weight))
 
     model = Model(case.config).eval()
     model.load_state_dict(golden_state_dict({key: x.shape for key, x in model.state_dict().items()}))
@@ -409,6 +409,14 @@ def test_autocast_runs_quantized_layers_in_its_dtype(toy):
 def test_a_module_that_nothing_describes_is_named():
     with pytest.raises(ValueError, match=r"extra \(PReLU\) owns parameters"):
         QuantModel(Toy(nn.PReLU()), W4, TOY)
+
+
+def test_a_layer_at_two_paths_is_refused_and_nothing_is_changed():
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(shared, shared)
+    with pytest.raises(ValueError, match=r"1 \(Linear\) is also 0"):
+        QuantModel(model, W4, TOY)
+    assert model[0] is shared
 
 
 def test_a_subclass_of_a_layer_is_not_taken_for_the_layer():

@@ -415,6 +415,18 @@ def test_time_left_does_not_count_what_an_earlier_run_did(bar):
     assert "00:30 left" in shown(bar)
 
 
+def test_a_bar_that_is_not_shown():
+    """Where the output goes to a file."""
+    blocks = [BlockPlan("a", 1, 1, 1, 1.0)]
+    with CalibrationBar(Plan(blocks, 0, CalibrationSettings(1, Schedule(100, 1), None), 4.0)) as bar:
+        bar.bar.close()
+        bar.bar = tqdm(total=1, disable=True)
+        for resumed in (True, False):
+            bar.start("a", "weights")
+            bar.advance(50)
+            bar.finish("a", "weights", outcome(2, 1), resumed=resumed)
+
+
 def test_devices(monkeypatch):
     assert find_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
