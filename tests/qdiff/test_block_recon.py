@@ -50,7 +50,7 @@ def pair(bits=3, act: QuantSpec | None = None) -> tuple[QuantBlock, Captured]:
     with torch.no_grad():
         captured = Captured((x,), module(x))
     policy = QuantPolicy(QuantSpec(bits, per_channel=True, range_search="minmax"), act, split=True)
-    (block,) = QuantModel(nn.Sequential(module), policy, TOY).blocks()
+    (block,) = QuantModel(nn.Sequential(module).eval(), policy, TOY).blocks()
     return block, captured
 
 

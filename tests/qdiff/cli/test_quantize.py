@@ -375,7 +375,7 @@ def bar(monkeypatch):
 def _visible(clock):
     class Visible(tqdm):
         def __init__(self, **options):
-            super().__init__(**{**options, "disable": False, "file": io.StringIO(), "mininterval": 0})
+            super().__init__(**{**options, "disable": False, "file": io.StringIO()})
             self._time = lambda: clock.now
             self.start_t = self.last_print_t = 0.0
 
@@ -407,6 +407,7 @@ def test_bar_names_block_losses_and_time_left_of_the_job(bar):
 
 def test_time_left_does_not_count_what_an_earlier_run_did(bar):
     bar.start("a", "weights")
+    bar.clock.now = 0.001
     bar.finish("a", "weights", outcome(2, 1), resumed=True)
     bar.start("b", "weights")
     assert "25%" in shown(bar)
