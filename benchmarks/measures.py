@@ -1,4 +1,4 @@
-"""What is measured. Times are medians over repetitions after a warm-up; each process-wide figure has its own process."""
+"""What is measured. Times are medians after a warm-up; each process-wide figure has its own process."""
 
 import statistics
 import subprocess
