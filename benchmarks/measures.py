@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from qdiff.adapters.ddim import ADAPTER
-from qdiff.block_recon import LearnedRounding, LearnedSteps, Schedule, reconstruct
+from qdiff.block_recon import LearnedRounding, LearnedSteps, Schedule, block_reconstruction
 from qdiff.calibration_data import CalibrationSet
 from qdiff.capture import Store, capture
 from qdiff.checkpoint import save_quantized
@@ -102,7 +102,7 @@ def calibration(config: Path, samples: int = 128, batch: int = 32, iterations: i
             for name, objective in (("rounding", LearnedRounding(block)), ("steps", LearnedSteps(block))):
                 start = time.perf_counter()
                 schedule = Schedule(iterations, 1e-3)
-                reconstruct(block, captured, objective, schedule, batch, torch.Generator().manual_seed(0))
+                block_reconstruction(block, captured, objective, schedule, batch, torch.Generator().manual_seed(0))
                 each = (time.perf_counter() - start) / iterations * 1e3
                 rows.append(Row(f"{name} {block.path}", each, "ms/iteration", f"batch {batch}"))
     return rows

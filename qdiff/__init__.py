@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qdiff.adaptive_rounding import AdaRoundQuantizer
+    from qdiff.block_recon import block_reconstruction
     from qdiff.checkpoint import load_quantized
     from qdiff.quant_block import QuantBlock
     from qdiff.quant_layer import QuantModule, UniformAffineQuantizer
@@ -17,9 +18,18 @@ _HOME = {
     "QuantModel": "qdiff.quant_model",
     "QuantModule": "qdiff.quant_layer",
     "UniformAffineQuantizer": "qdiff.quant_layer",
+    "block_reconstruction": "qdiff.block_recon",
     "load_quantized": "qdiff.checkpoint",
 }
-__all__ = ["AdaRoundQuantizer", "QuantBlock", "QuantModel", "QuantModule", "UniformAffineQuantizer", "load_quantized"]
+__all__ = [
+    "AdaRoundQuantizer",
+    "QuantBlock",
+    "QuantModel",
+    "QuantModule",
+    "UniformAffineQuantizer",
+    "block_reconstruction",
+    "load_quantized",
+]
 
 
 def __getattr__(name: str) -> Any:

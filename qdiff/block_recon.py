@@ -188,7 +188,7 @@ def block_loss(block: nn.Module, captured: Captured, p: float, batch_size: int) 
     return total / len(captured)
 
 
-def reconstruct(
+def block_reconstruction(
     block: QuantBlock,
     captured: Captured,
     objective: Objective,

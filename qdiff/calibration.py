@@ -5,15 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from qdiff.block_recon import LearnedRounding, LearnedSteps, Objective, Outcome, Schedule, reconstruct
+from qdiff.block_recon import LearnedRounding, LearnedSteps, Objective, Outcome, Schedule, block_reconstruction
 from qdiff.calibration_data import CalibrationSet
 from qdiff.capture import Store, capture
 from qdiff.errors import UserError
 from qdiff.journal import Journal
 from qdiff.quant_block import Observer, QuantBlock, RunningObserver
 from qdiff.quant_model import QuantModel, quantizer_from
-
-RANGE_SAMPLES = 256  # samples on which activation ranges are searched
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,7 @@ class CalibrationSettings:
         rounding: schedule of learned rounding; None keeps the weights as they are.
         steps: schedule of learned activation steps; None keeps the ranges that were found.
         p: exponent of the step-size loss.
+        range_samples: samples on which activation ranges are searched, all of them in one forward.
         running_stat: activation ranges from averages over all data instead of a search on a part of them.
         seed: of everything that is drawn.
     """
@@ -33,8 +32,14 @@ class CalibrationSettings:
     rounding: Schedule | None
     steps: Schedule | None
     p: float = 2.4
+    range_samples: int = 256
     running_stat: bool = False
     seed: int = 0
+
+    def forward_samples(self, act: bool) -> int:
+        """Samples in the largest forward of the network, with activations to quantize or without."""
+        searched = self.range_samples if act and not self.running_stat else 0
+        return max(self.batch_size, searched)
 
 
 class Reporter:
@@ -113,7 +118,7 @@ class _Job:
         store = Store(self.memory, self.journal.folder)
         captured = capture(self.model, block.module, self.data, size, store)
         generator = self._generator(unit)
-        return reconstruct(block, captured, objective, schedule, size, generator, self.reporter.advance)
+        return block_reconstruction(block, captured, objective, schedule, size, generator, self.reporter.advance)
 
     def find_ranges(self) -> None:
         """Give every activation its range, in the order of the network."""
@@ -127,10 +132,10 @@ class _Job:
         for site in sites:
             site.observe(RunningObserver if running else Observer)
         # Drawn, because running averages over data in the order of the timesteps would know the last ones alone.
-        drawn = self.data.draw(len(self.data) if running else RANGE_SAMPLES, self._generator("ranges"))
+        drawn = self.data.draw(len(self.data) if running else self.settings.range_samples, self._generator("ranges"))
         try:
             with torch.no_grad():
-                for inputs in drawn.batches(self.settings.batch_size if running else RANGE_SAMPLES):
+                for inputs in drawn.batches(self.settings.batch_size if running else len(drawn)):
                     self.model(*(x.to(device) for x in inputs))
         except ValueError as error:
             raise UserError(

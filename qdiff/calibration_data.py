@@ -15,6 +15,7 @@ from torch import Tensor
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
 from qdiff.files.pickles import format_of, load_pickle
+from qdiff.journal import Journal
 
 
 class SamplerStep(Protocol):
@@ -86,6 +87,7 @@ def collect(
     cali_st: int,
     cali_n: int,
     batch_size: int,
+    journal: Journal,
     progress: Callable[[int], None] = lambda samples: None,
 ) -> CalibrationSet:
     """Sample `cali_n` images and keep the network's inputs at `cali_st` of the timesteps (Q-Diffusion, section 3.2).
@@ -95,22 +97,32 @@ def collect(
         steps: how many steps that are.
         cali_st, cali_n: timesteps kept, and samples at each.
         batch_size: images at a time.
+        journal: images that are done, batch by batch; those of an earlier run are taken from it.
         progress: called with the number of samples of every step that is done.
 
     Returns:
         cali_st * cali_n samples, grouped by timestep.
     """
     kept = kept_steps(steps, cali_st)
-    xs: list[list[Tensor]] = [[] for _ in kept]
-    ts: list[float] = [0] * len(kept)
+    batches: list[dict[str, Tensor]] = []
     for start in range(0, cali_n, batch_size):
         images = range(start, min(start + batch_size, cali_n))
+        unit = f"images-{images.start:06d}-{images.stop:06d}"
+        found = journal.read(unit)
+        if found:
+            batches.append(found[0])
+            progress(len(images) * (kept[-1] + 1))
+            continue
+        xs, ts = [], []
         for step in islice(trajectory(images), kept[-1] + 1):
             if step.index in kept:
-                xs[kept.index(step.index)].append(step.x_t.detach().float().cpu())
-                ts[kept.index(step.index)] = step.t
+                xs.append(step.x_t.detach().float().cpu())
+                ts.append(step.t)
             progress(len(images))
-    return _grouped([torch.cat(x) for x in xs], [torch.full((cali_n,), t) for t in ts])
+        batches.append({"xs": torch.stack(xs), "ts": torch.tensor(ts)})
+        journal.write(unit, batches[-1])
+    xs, ts = torch.cat([b["xs"] for b in batches], dim=1), batches[0]["ts"]
+    return _grouped(list(xs), [t.expand(cali_n) for t in ts])
 
 
 def read_calibration_data(path: Path, cali_st: int, cali_n: int) -> CalibrationSet:

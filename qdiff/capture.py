@@ -1,5 +1,6 @@
 """Inputs and full-precision outputs of one block over the calibration set, within a memory budget."""
 
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ class Store:
         self.folder = folder
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor on the CPU."""
+        """An uninitialised tensor on the CPU. Raises OSError where the disk has no room for it."""
         count = torch.Size(shape).numel()
         size = count * dtype.itemsize
         if size <= self.left:
@@ -74,6 +75,8 @@ class Store:
             return torch.empty(shape, dtype=dtype)
         # The name is gone once the file is mapped, so not even a killed process leaves anything behind.
         with tempfile.NamedTemporaryFile(prefix="captured-", dir=self.folder) as file:
+            if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process (SIGBUS)
+                os.posix_fallocate(file.fileno(), 0, size)
             return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
 
 

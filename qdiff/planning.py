@@ -1,34 +1,38 @@
-"""What a calibration will take: blocks, sizes, memory, disk and time, measured before it starts."""
+"""What a calibration will take: blocks, sizes, memory, disk and time, known before it starts."""
 
 import shutil
-import time
-from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import torch
-from torch import Tensor
 
 from qdiff.calibration import CalibrationSettings
 from qdiff.errors import UserError
-from qdiff.quant_block import QuantBlock
-from qdiff.quant_model import QuantModel
 
 BACKWARD = 2.0  # a backward pass takes about two forward passes
 OPTIMIZER = 4  # alpha, its gradient and Adam's two moments: tensors like the weights of the block in work
 GIB = 2**30
+BATCH = "lower --cali_batch_size, or --cali_range_n"
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """One block: numbers of weights and activation sites, bytes captured per sample, seconds per forward of a batch."""
+    """One block, in numbers.
+
+    Args:
+        path: its name in the quantized model.
+        weights: how many it has.
+        sites: activation sites whose step is learned.
+        sample_bytes: captured per sample.
+        iteration_bytes: tensors alive at the peak of an iteration on a batch.
+        seconds: of its forward on a batch.
+    """
 
     path: str
     weights: int
     sites: int
     sample_bytes: int
+    iteration_bytes: int
     seconds: float
 
 
@@ -40,13 +44,13 @@ class Plan:
         blocks: in the order in which they are reconstructed.
         samples: size of the calibration set.
         settings: of the calibration.
-        forward: seconds of one forward of the network on a batch.
+        forward_bytes: tensors alive at the peak of the network's largest forward.
     """
 
     blocks: list[BlockPlan]
     samples: int
     settings: CalibrationSettings
-    forward: float
+    forward_bytes: int
 
     @property
     def captured(self) -> int:
@@ -61,6 +65,11 @@ class Plan:
     def learning(self) -> int:
         """Bytes of the largest block's rounding variables with their optimiser."""
         return 4 * OPTIMIZER * max(b.weights for b in self.blocks) if self.settings.rounding else 0
+
+    @property
+    def working(self) -> int:
+        """Bytes of tensors alive while a block is learned or the network runs, whichever takes more."""
+        return max(self.forward_bytes, self.learning + max(b.iteration_bytes for b in self.blocks))
 
     def block_seconds(self, index: int, stage: str) -> float:
         """Estimated time of one block's reconstruction: capture on the way to it, then the iterations."""
@@ -81,23 +90,23 @@ class Plan:
         """Estimated time of the whole job."""
         return sum(self.block_seconds(i, stage) for stage, i in self.units)
 
-    def check(self, folder: Path, budget: int) -> None:
+    def check(self, folder: Path, budget: int, free_on_gpu: int | None) -> None:
         """Refuse what cannot fit.
 
         Args:
             folder: where captured activations go that exceed the budget.
             budget: bytes of memory for captured activations.
+            free_on_gpu: bytes free on a GPU with memory of its own; None where the machine's memory is computed in.
 
         Raises:
             UserError: too little memory or disk, with the flag to change.
         """
-        free = psutil.virtual_memory().available
-        needed = min(self.captured, budget) + self.learning
-        if needed > free:
-            raise UserError(
-                f"calibration needs {needed / GIB:.1f} GiB of memory, {free / GIB:.1f} are free: "
-                "lower --cali_memory, or --cali_n"
-            )
+        free, needed = psutil.virtual_memory().available, min(self.captured, budget)
+        if free_on_gpu is None:
+            needed += self.working
+        else:
+            _require(self.working, free_on_gpu, "GPU memory", BATCH)
+        _require(needed, free, "memory", BATCH if self.working > free else "lower --cali_memory, or --cali_n")
         disk = shutil.disk_usage(folder).free
         if self.on_disk(budget) > disk:
             raise UserError(
@@ -118,61 +127,18 @@ class Plan:
                 *rows,
                 f"{len(self.blocks)} blocks, {self.samples} calibration samples",
                 f"memory for captured activations: {min(self.captured, budget) / GIB:.2f} GiB, "
-                f"on disk up to {self.on_disk(budget) / GIB:.2f} GiB; for learning {self.learning / GIB:.2f} GiB",
+                f"on disk up to {self.on_disk(budget) / GIB:.2f} GiB; for computing {self.working / GIB:.2f} GiB",
                 f"estimated time: {clock(self.seconds)}",
             ]
         )
+
+
+def _require(needed: int, free: int, what: str, remedy: str) -> None:
+    if needed > free:
+        raise UserError(f"calibration needs {needed / GIB:.1f} GiB of {what}, {free / GIB:.1f} are free: {remedy}")
 
 
 def clock(seconds: float) -> str:
     """h:mm:ss."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-
-
-def make_plan(model: QuantModel, batch: Sequence[Tensor], samples: int, settings: CalibrationSettings) -> Plan:
-    """Measure one forward of a batch, block by block.
-
-    Args:
-        model: in evaluation mode.
-        batch: inputs as in calibration, on the model's device.
-        samples: size of the calibration set.
-        settings: of the calibration.
-    """
-    started: dict[str, float] = {}
-    measured: dict[str, tuple[int, float]] = {}
-
-    def before(path: str):
-        def hook(module, args):
-            started[path] = time.perf_counter()
-
-        return hook
-
-    def after(path: str):
-        def hook(module, args, output):
-            size = sum(x.numel() * x.element_size() // len(x) for x in (*args, output))
-            measured[path] = (size, time.perf_counter() - started[path])
-
-        return hook
-
-    blocks = model.blocks()
-    with ExitStack() as hooks, torch.no_grad():
-        model(*batch)  # the first forward also prepares kernels
-        for block in blocks:
-            hooks.callback(block.module.register_forward_pre_hook(before(block.path)).remove)
-            hooks.callback(block.module.register_forward_hook(after(block.path)).remove)
-        start = time.perf_counter()
-        model(*batch)
-        forward = time.perf_counter() - start
-    plans = [_block_plan(block, *measured[block.path], scale=settings.batch_size / len(batch[0])) for block in blocks]
-    return Plan(plans, samples, settings, forward * settings.batch_size / len(batch[0]))
-
-
-def _block_plan(block: QuantBlock, sample_bytes: int, seconds: float, scale: float) -> BlockPlan:
-    return BlockPlan(
-        path=block.path,
-        weights=sum(layer.codes.numel() for layer in block.layers.values()),
-        sites=sum(site.spec.step_is_learned for site in block.sites),
-        sample_bytes=sample_bytes,
-        seconds=seconds * scale,
-    )

@@ -16,11 +16,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the weights, .safetensors")
     parser.add_argument("--init", type=Path, help="weights to start from instead of random ones")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--devices", type=int, default=1, help="GPUs, or processes on the CPU, that share a batch")
     args = parser.parse_args()
 
     from qdiff.training.ddim import train
 
-    train(args.config, args.data, args.run, args.out, init=args.init, seed=args.seed)
+    train(args.config, args.data, args.run, args.out, init=args.init, seed=args.seed, devices=args.devices)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ FLOW = (
     ("block_recon",),
     ("calibration",),
     ("planning",),
+    ("measuring",),
     ("cli",),
     ("training", "__main__"),
 )

@@ -5,6 +5,11 @@ import torch
 from qdiff.errors import UserError
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes free on a device with memory of its own; None for one that computes in the machine's."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
 def find_device(name: str) -> torch.device:
     """The device of `--device`; "auto" is cuda, else mps, else cpu. Raises UserError for one that is not there."""
     if name == "auto":

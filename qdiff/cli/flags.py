@@ -158,6 +158,7 @@ def calibration(parser: Parser) -> None:
     add_act("--cali_iters_a", default=5000, help="iterations a block, activation step sizes", **number(int, 1))
     add_act("--cali_lr", default=4e-4, help="learning rate, activation step sizes", **number(float, 1e-8, 1))
     add_act("--cali_p", default=2.4, help="p of the L_p loss, activation step sizes", **number(float, 1, 10))
+    add_act("--cali_range_n", default=256, help="samples on which activation ranges are searched", **number(int, 1))
     add_act("--running_stat", action="store_true", help="activation ranges as running averages over the data")
 
 

@@ -149,11 +149,20 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+    except RuntimeError as error:
+        # torch.OutOfMemoryError on a GPU; on a CPU the allocator has no type of its own
+        if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+            raise
+        _refuse("out of memory: lower --batch_size, or with --ptq also --cali_batch_size and --cali_range_n")
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _suggestion(word: str, known: Iterable[str]) -> str | None:

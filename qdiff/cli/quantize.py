@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import shutil
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,10 +17,12 @@ from qdiff.block_recon import Schedule
 from qdiff.calibration import CalibrationSettings, calibrate
 from qdiff.calibration_data import CalibrationSet, read_calibration_data
 from qdiff.checkpoint import load_quantized, load_rounding, save_quantized
+from qdiff.cli.device import free_memory
 from qdiff.cli.progress import CalibrationBar
 from qdiff.errors import UserError
 from qdiff.journal import Journal
-from qdiff.planning import GIB, Plan, make_plan
+from qdiff.measuring import make_plan
+from qdiff.planning import GIB, Plan
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
 
@@ -42,6 +45,7 @@ def settings_of(args: Namespace) -> CalibrationSettings:
         rounding=Schedule(args.cali_iters, args.cali_lr_w) if learns and not args.resume_w else None,
         steps=Schedule(args.cali_iters_a, args.cali_lr) if learns and args.quant_act else None,
         p=args.cali_p,
+        range_samples=args.cali_range_n,
         running_stat=args.running_stat,
         seed=args.seed,
     )
@@ -84,7 +88,7 @@ class Quantization:
         model: the network in full precision, on its device; it is changed.
         config: its configuration, JSON values, for the file.
         folder: where data, journal and the calibrated file are kept.
-        collect: collects calibration data with the network in full precision.
+        collect: collects calibration data with the network in full precision, noting in a journal what is done.
         example: inputs of the network for one batch, for the plan.
     """
 
@@ -92,7 +96,7 @@ class Quantization:
     model: nn.Module
     config: Mapping
     folder: Path
-    collect: Callable[[], CalibrationSet]
+    collect: Callable[[Journal], CalibrationSet]
     example: tuple[Tensor, ...]
 
     @property
@@ -107,12 +111,16 @@ class Quantization:
         return self.args.cali_st * self.args.cali_n if settings.rounding or act else 0
 
     def plan(self) -> Plan | None:
-        """What the calibration will take; None when there is nothing to learn. The network is quantized for it."""
-        settings = settings_of(self.args)
-        if self.args.resume or not (settings.rounding or settings.steps):
+        """What the calibration will take; None when there is nothing to learn. The network is quantized for it.
+
+        Raises:
+            UserError: a calibrated file that the flags name does not fit.
+        """
+        if self.args.resume:
+            self._load(self.args.cali_ckpt)
             return None
-        quantized = QuantModel(self.model, policy_of(self.args), adapter_for(self.model)).eval()
-        return make_plan(quantized, self.example, self.samples, settings)
+        model, settings = self.starting_point(), settings_of(self.args)
+        return make_plan(model, self.example, self.samples, settings) if settings.rounding or settings.steps else None
 
     def run(self) -> QuantModel:
         """The quantized network, loaded or calibrated.
@@ -126,8 +134,8 @@ class Quantization:
             log.info("calibrated before: %s", self.file)
             return self._load(self.file)
         weights = weights_digest(self.model)
-        data = self._data() if self.samples else None
-        model = self._starting_point()
+        data = self._data(weights) if self.samples else None
+        model = self.starting_point()
         provenance = {"settings": asdict(settings_of(self.args)), "policy": model.policy.to_dict(), "weights": weights}
         if self.args.resume_w:
             provenance["cali_ckpt"] = file_digest(self.args.cali_ckpt)
@@ -146,20 +154,27 @@ class Quantization:
         )
         return model.eval()
 
-    def _starting_point(self) -> QuantModel:
+    def starting_point(self) -> QuantModel:
+        """What calibration begins with: rounded to nearest, or with the weights of `--cali_ckpt`.
+
+        Raises:
+            UserError: the file is none, or does not fit the network or the flags.
+        """
         policy = policy_of(self.args)
         if self.args.resume_w:
             return load_rounding(self.model, self.args.cali_ckpt, policy).eval()
         return QuantModel(self.model, policy, adapter_for(self.model)).eval()
 
-    def _data(self) -> CalibrationSet:
+    def _data(self, weights: str) -> CalibrationSet:
         """The given data, those of an earlier run of this command, or new ones from the model's trajectory."""
         a = self.args
         own = self.folder / "calibration_data.safetensors"
         if a.cali_data_path is None and not own.exists():
-            data = self.collect()
+            journal = Journal(self.folder / "collecting", {"weights": weights})
+            data = self.collect(journal)
             self._check(data, "the network's own sampling")
             data.save(own)
+            shutil.rmtree(journal.folder)
         else:
             source = a.cali_data_path or own
             data = read_calibration_data(source, a.cali_st, a.cali_n)
@@ -184,6 +199,6 @@ class Quantization:
         settings, budget = settings_of(self.args), memory_budget(self.args)
         plan = make_plan(model, self.example, len(data), settings)
         log.info("plan\n%s", plan.table(budget))
-        plan.check(self.folder, budget)
+        plan.check(self.folder, budget, free_memory(self.example[0].device))
         with CalibrationBar(plan) as bar:
             calibrate(model, data, settings, journal, memory=budget, reporter=bar)

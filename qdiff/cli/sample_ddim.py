@@ -17,6 +17,8 @@ from qdiff.cli.device import find_device
 from qdiff.cli.quantize import Quantization, file_digest, memory_budget, weights_digest
 from qdiff.errors import UserError
 from qdiff.files.download import fetch, name_for
+from qdiff.journal import Journal
+from qdiff.measuring import forward_seconds
 from qdiff.planning import clock
 from qdiff.run_folder import RunFolder
 from qdiff.sampling import batch_noise, frame_writer, image_path, sample_images, write_grid
@@ -26,7 +28,7 @@ MEASURED = 1  # images in the forward that a dry run measures; a batch takes tim
 CALIBRATION_IMAGES = 10**9  # numbers of the images that calibration data come from: none that is ever sampled
 
 # Flags that change no image, so that a run may be continued with others.
-FREE = ("batch_size", "max_images", "device", "verbose", "dry_run", "cali_memory", "logdir", "sequence")
+FREE = ("batch_size", "max_images", "device", "verbose", "dry_run", "cali_memory", "logdir")
 
 
 class DDIMRun:
@@ -77,8 +79,8 @@ class DDIMRun:
         x_T, noise = batch_noise(self.args.seed, images, self.shape, self.device)
         return self.sampler.steps(model, x_T, noise)
 
-    def collect(self) -> CalibrationSet:
-        """Calibration data from the trajectory of the network in full precision."""
+    def collect(self, journal: Journal) -> CalibrationSet:
+        """Calibration data from the trajectory of the network in full precision; see `calibration_data.collect`."""
         a, calls = self.args, self.sampler_calls
         total = a.cali_n * (kept_steps(calls, a.cali_st)[-1] + 1)
         with tqdm(total=total, unit="step", desc="collecting calibration data", disable=None) as bar:
@@ -88,6 +90,7 @@ class DDIMRun:
                 a.cali_st,
                 a.cali_n,
                 self.batch_size,
+                journal,
                 bar.update,
             )
 
@@ -136,24 +139,12 @@ class DDIMRun:
         quantization = self.quantization(a.logdir, MEASURED)
         plan = quantization.plan() if a.ptq else None
         if a.resume or a.resume_w:
-            if not a.cali_ckpt.exists():
-                raise UserError(f"--cali_ckpt {a.cali_ckpt} does not exist: give the calibrated checkpoint")
             print(f"calibrated weights: {a.cali_ckpt}")
         if plan:
             source = a.cali_data_path or f"{a.cali_n} images sampled with {self.sampler_calls} steps"
             print(f"calibration data: {source}\n{plan.table(memory_budget(a))}")
-        seconds = _forward_seconds(self.model, *self.example(MEASURED)) / MEASURED * self.sampler_calls * a.max_images
+        seconds = forward_seconds(self.model, self.example(MEASURED)) / MEASURED * self.sampler_calls * a.max_images
         print(f"sampling: {a.max_images} images, {self.sampler_calls} steps, about {clock(seconds)}, to {a.logdir}")
-
-
-def _forward_seconds(model: nn.Module, x: Tensor, t: Tensor) -> float:
-    import time
-
-    with torch.no_grad():
-        model(x, t)
-        start = time.perf_counter()
-        model(x, t)
-    return time.perf_counter() - start
 
 
 def sample(args: Namespace) -> None:

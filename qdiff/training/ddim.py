@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import save_file
 
 from qdiff.adapters.ddim_sampling import schedule
@@ -15,7 +16,9 @@ from qdiff.training.pictures import Pictures
 from qdiff.training.trainer import fit
 
 
-def train(config_path: Path, data_path: Path, run_dir: Path, out: Path, *, init: Path | None, seed: int) -> None:
+def train(
+    config_path: Path, data_path: Path, run_dir: Path, out: Path, *, init: Path | None, seed: int, devices: int
+) -> None:
     """Train and write the EMA weights in half precision to `out`; `init` are weights to start from.
 
     Raises:
@@ -23,7 +26,7 @@ def train(config_path: Path, data_path: Path, run_dir: Path, out: Path, *, init:
         ValueError: the pictures are not as `Pictures` wants them.
     """
     config = load_config(config_path)
-    pl.seed_everything(seed)
+    pl.seed_everything(seed + rank_zero_only.rank)  # every process draws its own noise; weights come from the first
     data = Pictures(data_path, config.data.image_size, list(config.training.categories), config.data.random_flip)
     network = build_network(config, config_path).to(memory_format=torch.channels_last)
     if init:
@@ -46,6 +49,7 @@ def train(config_path: Path, data_path: Path, run_dir: Path, out: Path, *, init:
         ema_decay=config.model.ema_rate,
         save_every=training.snapshot_freq,
         grad_clip=config.optim.grad_clip,
+        devices=devices,
     )
     half = {key.removeprefix("model."): x.half().contiguous() for key, x in weights.items()}
     with replacing(out) as partial:

@@ -21,8 +21,12 @@ def fit(
     save_every: int,
     grad_clip: float,
     accelerator: str = "auto",
+    devices: int = 1,
 ) -> dict[str, Tensor]:
     """Train until `steps` optimiser steps are done, going on from `run_dir/last.ckpt` where there is one.
+
+    `batch_size` is that of a step, shared out among `devices` processes (on a CPU two of one thread each are faster
+    than one of two threads). Only the first of them returns.
 
     Returns:
         the EMA weights, keyed as in `module.state_dict()`.
@@ -30,10 +34,12 @@ def fit(
     keep = ModelCheckpoint(
         run_dir, save_last=True, every_n_train_steps=save_every, save_top_k=0, enable_version_counter=False
     )
-    loader = DataLoader(data, batch_size=batch_size, shuffle=True, drop_last=len(data) >= batch_size)
+    share = batch_size // devices
+    loader = DataLoader(data, batch_size=share, shuffle=True, drop_last=len(data) >= batch_size)
     trainer = pl.Trainer(
         accelerator=accelerator,
-        devices=1,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
         max_steps=steps,
         callbacks=[EMAWeightAveraging(decay=ema_decay), keep],
         logger=CSVLogger(run_dir, name="log", version=""),
@@ -43,6 +49,8 @@ def fit(
     last = run_dir / "last.ckpt"
     trainer.fit(module, loader, ckpt_path=last if last.exists() else None, weights_only=True)
     trainer.save_checkpoint(last)
+    if not trainer.is_global_zero:
+        raise SystemExit
     return ema_weights(last)
 
 

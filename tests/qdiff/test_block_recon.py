@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from qdiff.adapters import Adapter
-from qdiff.block_recon import LearnedRounding, LearnedSteps, Outcome, Schedule, block_loss, reconstruct
+from qdiff.block_recon import LearnedRounding, LearnedSteps, Outcome, Schedule, block_loss, block_reconstruction
 from qdiff.capture import Captured
 from qdiff.errors import UserError
 from qdiff.policy import QuantPolicy, QuantSpec
@@ -73,7 +73,7 @@ def only_layer(block: QuantBlock):
 
 
 def learn(block, captured, objective, iterations=60, lr=5e-2, batch_size=8, seed=0) -> Outcome:
-    return reconstruct(block, captured, objective, Schedule(iterations, lr), batch_size, seeded(seed))
+    return block_reconstruction(block, captured, objective, Schedule(iterations, lr), batch_size, seeded(seed))
 
 
 # Learned rounding
@@ -401,7 +401,7 @@ def test_dropout_is_off():
 def test_progress_adds_up(iterations):
     block, captured, _ = linear(0, 3)
     done = []
-    reconstruct(block, captured, LearnedRounding(block), Schedule(iterations, 1e-2), 4, seeded(0), done.append)
+    block_reconstruction(block, captured, LearnedRounding(block), Schedule(iterations, 1e-2), 4, seeded(0), done.append)
     assert sum(done) == iterations and max(done) <= 50
 
 

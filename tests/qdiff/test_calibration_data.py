@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qdiff.calibration_data import CalibrationSet, collect, kept_steps, read_calibration_data
 from qdiff.errors import UserError
+from qdiff.journal import Journal
 
 SHAPE = (2, 3, 3)
 
@@ -72,7 +73,7 @@ def test_more_timesteps_than_steps():
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
-def test_collect_keeps_what_the_network_was_given(batch_size):
+def test_collect_keeps_what_the_network_was_given(batch_size, tmp_path):
     asked, went, progress = [], [], []
 
     def trajectory(images):
@@ -81,7 +82,7 @@ def test_collect_keeps_what_the_network_was_given(batch_size):
             went.append(step)
             yield ToyStep(step, 10 * (6 - step), torch.stack([value(i, step) for i in images]).double())
 
-    data = collect(trajectory, 7, 3, 5, batch_size, progress.append)
+    data = collect(trajectory, 7, 3, 5, batch_size, Journal(tmp_path, {}), progress.append)
     xs, ts = data.inputs
     expected = [(image, step) for step in (0, 2, 4) for image in range(5)]
     assert torch.equal(xs, torch.stack([value(*e) for e in expected]))
@@ -93,16 +94,39 @@ def test_collect_keeps_what_the_network_was_given(batch_size):
     assert sum(progress) == 5 * 5
 
 
-def test_timesteps_between_the_whole_ones_stay():
+def test_collecting_goes_on_where_it_was_stopped(tmp_path):
+    """Stopped within the second batch, only that one and those after it are sampled again; the data are the same."""
+    asked, progress = [], []
+
+    def trajectory(images, stop=False):
+        asked.append(list(images))
+        for step in range(4):
+            if stop and step == 3 and 2 in images:
+                raise KeyboardInterrupt
+            yield ToyStep(step, 10 * (3 - step), torch.stack([value(i, step) for i in images]))
+
+    undisturbed = collect(trajectory, 4, 4, 5, 2, Journal(tmp_path / "a", {}))
+    with pytest.raises(KeyboardInterrupt):
+        collect(lambda images: trajectory(images, True), 4, 4, 5, 2, Journal(tmp_path / "b", {}))
+    asked.clear()
+    resumed = collect(trajectory, 4, 4, 5, 2, Journal(tmp_path / "b", {}), progress.append)
+    assert asked == [[2, 3], [4]]
+    assert resumed.digest() == undisturbed.digest() and sum(progress) == 5 * 4
+    asked.clear()
+    assert collect(trajectory, 4, 4, 5, 3, Journal(tmp_path / "b", {})).digest() == undisturbed.digest()
+    assert asked == [[0, 1, 2], [3, 4]], "other batches are other units"
+
+
+def test_timesteps_between_the_whole_ones_stay(tmp_path):
     """DPM-Solver's; the network was given exactly these."""
     steps = [ToyStep(0, 999.0, torch.zeros(2, *SHAPE)), ToyStep(1, 123.625, torch.zeros(2, *SHAPE))]
-    _, ts = collect(lambda images: steps, 2, 2, 2, 2).inputs
+    _, ts = collect(lambda images: steps, 2, 2, 2, 2, Journal(tmp_path, {})).inputs
     assert ts.tolist() == [999.0, 999.0, 123.625, 123.625]
 
 
-def test_collected_tensors_are_copies_without_gradient():
+def test_collected_tensors_are_copies_without_gradient(tmp_path):
     x = torch.zeros(1, *SHAPE, requires_grad=True)
-    xs, _ = collect(lambda images: [ToyStep(0, 0, x)], 1, 1, 1, 1).inputs
+    xs, _ = collect(lambda images: [ToyStep(0, 0, x)], 1, 1, 1, 1, Journal(tmp_path, {})).inputs
     assert not xs.requires_grad
     with torch.no_grad():
         x += 1

@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -183,3 +184,16 @@ def test_a_killed_process_leaves_no_file(tmp_path):
     held = Store(0, tmp_path).empty((1000,), torch.float32).fill_(1)
     assert os.listdir(tmp_path) == [], "the name is gone while the tensor is in use"
     assert held.sum() == 1000
+
+
+def test_a_disk_without_room_is_noticed_at_once(tmp_path, monkeypatch):
+    """Not when the file is written to, which would kill the process without a word."""
+
+    def full(descriptor, start, size):
+        assert (start, size) == (0, 4000)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        Store(0, tmp_path).empty((1000,), torch.float32)
+    assert list(tmp_path.iterdir()) == []

@@ -33,6 +33,7 @@ from qdiff.cli.quantize import (
 )
 from qdiff.errors import UserError
 from qdiff.files.quantized import read_quantized
+from qdiff.journal import Journal
 from qdiff.planning import BlockPlan, Plan
 from qdiff.policy import QuantPolicy, QuantSpec
 from tests.tiny import tiny_network
@@ -85,8 +86,9 @@ def test_what_is_learned(line, rounding, steps):
 
 
 def test_other_settings():
-    line = "--quant_act --cali_batch_size 5 --cali_p 2 --running_stat --seed 3"
-    assert settings_of(flags(line)) == CalibrationSettings(5, W, A, 2.0, True, 3)
+    line = "--quant_act --cali_batch_size 5 --cali_p 2 --cali_range_n 7 --running_stat --seed 3"
+    expected = CalibrationSettings(5, W, A, p=2.0, range_samples=7, running_stat=True, seed=3)
+    assert settings_of(flags(line)) == expected
 
 
 def test_memory_budget(monkeypatch):
@@ -149,7 +151,8 @@ class Collector:
     def __init__(self, data: CalibrationSet = ONES):
         self.data, self.calls = data, 0
 
-    def __call__(self) -> CalibrationSet:
+    def __call__(self, journal: Journal) -> CalibrationSet:
+        assert journal.folder.is_dir()
         self.calls += 1
         return self.data
 

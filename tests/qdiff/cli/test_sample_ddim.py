@@ -459,6 +459,18 @@ def test_dry_run_writes_nothing_and_needs_no_weights(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["bare.yml"]
 
 
+def test_dry_run_reads_the_calibrated_file(config, learned, tmp_path):
+    line = f"{ACT} --dry-run --resume --cali_ckpt"
+    ended = sample_script(*words(config, tmp_path / "run", f"{line} {quantized(learned)}"))
+    assert (ended.status, ended.err) == (0, "") and f"calibrated weights: {quantized(learned)}" in ended.out
+    (tmp_path / "cut").write_bytes(quantized(learned).read_bytes()[:-9])
+    assert f"'{tmp_path / 'cut'}'" in refusal(config, tmp_path / "run", f"{line} {tmp_path / 'cut'}")
+    for flag, other in (("--resume", "--weight_bit 8"), ("--resume_w", "--weight_bit 8")):
+        line = f"{LEARN} --dry-run {flag} --cali_ckpt {quantized(learned)} {other}"
+        assert "--weight_bit" in refusal(config, tmp_path / "run", line)
+    assert not (tmp_path / "run").exists()
+
+
 # Input that is wrong
 
 

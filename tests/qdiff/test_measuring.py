@@ -1,0 +1,168 @@
+import math
+import time
+
+import torch
+from torch import nn
+
+from qdiff.adapters import adapter_for
+from qdiff.block_recon import LearnedRounding, Schedule
+from qdiff.calibration import CalibrationSettings
+from qdiff.capture import block_inputs
+from qdiff.functional import lp_loss
+from qdiff.measuring import batch_peak, forward_seconds, make_plan, peak_bytes
+from qdiff.policy import QuantPolicy, QuantSpec
+from qdiff.quant_model import QuantModel
+from tests.tiny import tiny_network
+
+KB = 4 * 256  # of a tensor of 256 float32
+
+
+# Memory
+
+
+def test_peak_counts_what_is_alive_at_one_time():
+    outside = torch.zeros(256)
+
+    def run():
+        a = outside + 1
+        b = a * 2
+        del a
+        return b.exp()
+
+    assert peak_bytes(run) == 2 * KB
+    assert peak_bytes(lambda: outside.exp().exp().exp()) == 2 * KB, "a temporary goes when the next one is there"
+    assert peak_bytes(lambda: [outside + i for i in range(5)]) == 5 * KB
+
+
+def test_peak_counts_no_views_and_nothing_from_outside():
+    outside = torch.zeros(16, 16)
+    assert peak_bytes(lambda: outside.t()[:3].reshape(-1, 1).unsqueeze(0).mT.add_(1)) <= 3 * 16 * 4
+    assert peak_bytes(lambda: (outside.view(-1), outside.t(), outside.add_(1))) == 0
+    assert peak_bytes(lambda: (outside + 1).view(-1)[3:]) == KB
+
+
+def test_peak_sees_what_autograd_keeps():
+    x = torch.zeros(256, requires_grad=True)
+
+    def forward():
+        return x.exp().exp().exp().sum()
+
+    with torch.no_grad():
+        alone = peak_bytes(forward)
+    assert alone == 2 * KB
+    assert 3 * KB <= peak_bytes(forward) < 4 * KB, "each exponential keeps its output"
+    assert 4 * KB <= peak_bytes(lambda: torch.autograd.grad(forward(), x)) < 6 * KB
+
+
+def test_peak_of_a_batch():
+    layer = nn.Linear(256, 256)
+    with torch.no_grad():
+        for size in (1, 2, 7):
+            x = torch.zeros(size, 256)
+            assert batch_peak(layer, [x[:1]], size) == peak_bytes(lambda: layer(x)) == size * KB  # noqa: B023
+            fixed = batch_peak(lambda x: layer.weight.exp() @ x.T, [x[:1]], size)
+            assert fixed == (256 + size) * KB
+
+
+def test_forward_seconds():
+    class Slow(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            Slow.calls += 1
+            time.sleep(0.05)
+            return x
+
+    assert 0.05 <= forward_seconds(Slow(), [torch.zeros(1)]) < 0.1 and Slow.calls == 2
+
+
+# The plan
+
+
+def test_measured_on_a_network():
+    policy = QuantPolicy(QuantSpec(4, per_channel=True, range_search="minmax"), QuantSpec(8), split=True)
+    weights = {name: x.numel() for name, x in tiny_network().named_parameters()}
+    network = tiny_network()
+    model = QuantModel(network, policy, adapter_for(network)).eval()
+    batch = torch.randn(2, 3, 8, 8), torch.tensor([0, 5])
+    slow = model.get_submodule("model.mid.attn_1.q")
+    slow.register_forward_pre_hook(lambda module, args: time.sleep(0.2))
+    made = make_plan(model, batch, 9, CalibrationSettings(6, Schedule(1, 1), None))
+    assert [b.path for b in made.blocks] == [b.path for b in model.blocks()]
+    found = {b.path: b for b in made.blocks}
+    for path, block in found.items():
+        own = {n for n in weights if f"model.{n}".startswith(f"{path}.") and n.endswith("weight") and "norm" not in n}
+        assert block.weights == sum(weights[n] for n in own), path
+    assert found["model.conv_in"].sample_bytes == 4 * (3 + 32) * 8 * 8
+    assert found["model.mid.block_1"].sample_bytes == 4 * (2 * 64 * 4 * 4 + 128), "the time embedding is captured too"
+    assert found["model.up.1.block.0"].sample_bytes == 4 * ((128 + 64) * 4 * 4 + 128)
+    assert (found["model.conv_in"].sites, found["model.mid.attn_1"].sites) == (1, 8)
+    assert found["model.mid.block_1"].sites == 3 and found["model.up.1.block.0"].sites == 4
+    per_batch = 6 / 2 * 0.2  # the batch of calibration is three times as large
+    assert per_batch < found["model.mid.attn_1"].seconds < 3 * per_batch
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules() if m is not slow)
+
+
+def network(act: bool = True) -> QuantModel:
+    fp = tiny_network()
+    spec = QuantSpec(4, per_channel=True, range_search="minmax")
+    return QuantModel(fp, QuantPolicy(spec, QuantSpec(8) if act else None, split=True), adapter_for(fp)).eval()
+
+
+ONE = torch.randn(1, 3, 8, 8), torch.tensor([5])
+
+
+def test_memory_of_a_network():
+    """What is estimated from one sample is what a forward of all of them takes."""
+    settings = CalibrationSettings(6, None, None, range_samples=11)
+    model = network(act=False)
+    with torch.no_grad():
+        alone = peak_bytes(lambda: model(torch.zeros(6, 3, 8, 8), torch.zeros(6)))
+    estimate = make_plan(model, ONE, 100, settings).forward_bytes
+    assert math.isclose(estimate, alone, rel_tol=0.01)
+    searched = make_plan(network(), ONE, 100, settings).forward_bytes
+    assert searched > 11 / 6 * estimate, "eleven samples, and their quantized selves"
+    few = make_plan(network(), ONE, 8, settings).forward_bytes
+    assert few < searched, "there are no more samples than that"
+
+
+def test_memory_of_an_iteration_grows_with_the_batch_and_with_what_is_learned():
+    def iteration(batch_size: int, rounding: bool, steps: bool) -> dict[str, int]:
+        schedules = [Schedule(1, 1e-3) if learned else None for learned in (rounding, steps)]
+        made = make_plan(network(), ONE, 10, CalibrationSettings(batch_size, *schedules))
+        return {b.path: b.iteration_bytes for b in made.blocks}
+
+    nothing, few, many = iteration(2, False, False), iteration(2, True, True), iteration(20, True, True)
+    assert set(nothing.values()) == {0}
+    assert all(few[path] <= many[path] for path in few) and max(few.values()) < max(many.values())
+    weights = {p: sum(x.codes.numel() for x in b.layers.values()) for b in network().blocks() for p in [b.path]}
+    rounding = iteration(2, True, False)
+    assert all(rounding[path] >= 4 * weights[path] for path in weights), "every weight has a gradient"
+    assert all(few[p] == max(rounding[p], steps) for p, steps in iteration(2, False, True).items())
+
+
+def test_memory_of_the_largest_iteration():
+    """The plan is made from at most a quarter of the batch; the truth is the whole one."""
+    model, batch = network(act=False), [x.repeat_interleave(32, 0) for x in ONE]
+    made = make_plan(model, ONE, 10, CalibrationSettings(32, Schedule(1, 1e-3), None))
+    largest = max(made.blocks, key=lambda b: b.iteration_bytes)
+    block = next(b for b in model.blocks() if b.path == largest.path)
+    inputs = block_inputs(block.module, lambda: model(*batch))
+
+    def iteration():
+        output = block.module(*inputs)
+        torch.autograd.grad(lp_loss(output, torch.zeros_like(output)), objective.parameters())
+
+    with LearnedRounding(block) as objective:
+        assert math.isclose(largest.iteration_bytes, peak_bytes(iteration), rel_tol=0.02)
+
+
+def test_planning_leaves_the_network_as_it_was():
+    model = network()
+    before = {key: x.clone() for key, x in model.state_dict().items()}
+    make_plan(model, ONE, 10, CalibrationSettings(2, Schedule(1, 1e-3), Schedule(1, 1e-3)))
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert all(site.quantizer is None for site in model.sites())
+    assert all(layer.rounding is None for layer in model.layers().values())
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
