@@ -35,7 +35,8 @@ PUBLISHED = """
 --max_images 50000 --a_sym --split
 """
 ADDED = (
-    "--ckpt --device auto --dry_run --batch_size --cali_lr_w 1e-3 --cali_memory --dpm_order 3 --dpm_method singlestep"
+    "--ckpt --device auto --dry_run --batch_size --cali_lr_w 1e-3 --cali_memory --cali_range_n 256 "
+    "--dpm_order 3 --dpm_method singlestep"
 )
 WITHOUT_VALUE = {"cali_ckpt", "cali_data_path", "ckpt", "batch_size", "cali_memory"}
 

@@ -326,7 +326,7 @@ def test_given_data_stay_where_they_are(idle, tmp_path):
 
 def test_no_room_is_refused_before_anything_is_learned(idle, tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
-    assert "lower --cali_memory, or --cali_n" in refusal(job(tmp_path))
+    assert "lower --cali_batch_size, or --cali_range_n" in refusal(job(tmp_path))
     assert idle == []
 
 
@@ -335,8 +335,16 @@ def test_plan(tmp_path):
     assert (plan.samples, len(plan.blocks)) == (6, 18)
     assert plan.settings == settings_of(flags(SMALL))
     assert job(tmp_path, "--quant_mode linear").plan() is None
-    assert job(tmp_path, "--resume --cali_ckpt f").plan() is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_of_a_file_reads_it(tmp_path):
+    job(tmp_path, "--quant_mode linear").run()
+    file = tmp_path / "quantized.safetensors"
+    assert job(tmp_path, f"--resume --cali_ckpt {file}").plan() is None
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"quantized\.safetensors"):
+        job(tmp_path, f"--resume --cali_ckpt {file}").plan()
 
 
 @pytest.mark.parametrize(
@@ -368,9 +376,9 @@ def bar(monkeypatch):
     """The bar of a plan with two blocks, the second one three times the first, shown although nobody sees it."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("qdiff.cli.progress.tqdm", _visible(clock))
-    blocks = [BlockPlan("a", 1, 1, 1, 1.0), BlockPlan("b", 1, 1, 1, 3.0)]
+    blocks = [BlockPlan("a", 1, 1, 1, 1, 1.0), BlockPlan("b", 1, 1, 1, 1, 3.0)]
     settings = CalibrationSettings(1, Schedule(100, 1), None)
-    with CalibrationBar(Plan(blocks, 0, settings, 4.0)) as shown:
+    with CalibrationBar(Plan(blocks, 0, settings, 1)) as shown:
         shown.clock = clock
         yield shown
 
@@ -421,8 +429,8 @@ def test_time_left_does_not_count_what_an_earlier_run_did(bar):
 
 def test_a_bar_that_is_not_shown():
     """Where the output goes to a file."""
-    blocks = [BlockPlan("a", 1, 1, 1, 1.0)]
-    with CalibrationBar(Plan(blocks, 0, CalibrationSettings(1, Schedule(100, 1), None), 4.0)) as bar:
+    blocks = [BlockPlan("a", 1, 1, 1, 1, 1.0)]
+    with CalibrationBar(Plan(blocks, 0, CalibrationSettings(1, Schedule(100, 1), None), 1)) as bar:
         bar.bar.close()
         bar.bar = tqdm(total=1, disable=True)
         for resumed in (True, False):

@@ -422,7 +422,8 @@ def test_killed_at_any_moment_the_same_command_ends_the_same(config, learned, tm
     def count(pattern: str) -> int:
         return len(list(folder.glob(pattern)))
 
-    for pattern, most in [("config.yaml", 0.1)] + [("journal/*.safetensors", 0.1)] * 3 + [("img/*.png", 0.01)] * 2:
+    stages = [("config.yaml", 0.1), ("collecting/*.safetensors", 0.01)]
+    for pattern, most in stages + [("journal/*.safetensors", 0.1)] * 3 + [("img/*.png", 0.01)] * 2:
         process = context.Process(target=start, args=(argv,))
         process.start()
         before = count(pattern)
@@ -439,6 +440,10 @@ def test_killed_at_any_moment_the_same_command_ends_the_same(config, learned, tm
     run(config, folder, LEARN)
     assert quantized(folder).read_bytes() == quantized(learned).read_bytes()
     assert files(folder) == files(learned)
+    assert (folder / "calibration_data.safetensors").read_bytes() == (
+        learned / "calibration_data.safetensors"
+    ).read_bytes()
+    assert not (folder / "collecting").exists()
     left = [path for path in folder.rglob("*") if PARTIAL in path.name or "captured" in path.name]
     assert left == []
 
