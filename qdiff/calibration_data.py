@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
@@ -19,11 +19,9 @@ from qdiff.journal import Journal
 
 
 class SamplerStep(Protocol):
-    """What a sampler yields per step; of it only these are used."""
+    """What a sampler yields per call of the network; of it only this is used."""
 
     index: int
-    t: float
-    x_t: Tensor
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,7 @@ def kept_steps(steps: int, cali_st: int) -> list[int]:
 
 
 def collect(
+    network: nn.Module,
     trajectory: Callable[[range], Iterable[SamplerStep]],
     steps: int,
     cali_st: int,
@@ -90,18 +89,20 @@ def collect(
     journal: Journal,
     progress: Callable[[int], None] = lambda samples: None,
 ) -> CalibrationSet:
-    """Sample `cali_n` images and keep the network's inputs at `cali_st` of the timesteps (Q-Diffusion, section 3.2).
+    """Sample `cali_n` images and keep what the network is given at `cali_st` of the steps (Q-Diffusion, section 3.2).
 
     Args:
+        network: what the trajectory calls once per step, with positional tensors (N, ...).
         trajectory: image indices -> the steps of their sampling, first one first.
         steps: how many steps that are.
-        cali_st, cali_n: timesteps kept, and samples at each.
+        cali_st, cali_n: steps kept, and images.
         batch_size: images at a time.
         journal: images that are done, batch by batch; those of an earlier run are taken from it.
-        progress: called with the number of samples of every step that is done.
+        progress: called with the number of images of every step that is done.
 
     Returns:
-        cali_st * cali_n samples, grouped by timestep.
+        as many samples as the network was given at these steps: cali_st * cali_n, and twice as many with guidance;
+        grouped by step.
     """
     kept = kept_steps(steps, cali_st)
     batches: list[dict[str, Tensor]] = []
@@ -110,19 +111,39 @@ def collect(
         unit = f"images-{images.start:06d}-{images.stop:06d}"
         found = journal.read(unit)
         if found:
-            batches.append(found[0])
             progress(len(images) * (kept[-1] + 1))
+            batches.append(found[0])
             continue
-        xs, ts = [], []
-        for step in islice(trajectory(images), kept[-1] + 1):
-            if step.index in kept:
-                xs.append(step.x_t.detach().float().cpu())
-                ts.append(step.t)
-            progress(len(images))
-        batches.append({"xs": torch.stack(xs), "ts": torch.tensor(ts)})
+        batches.append(_inputs_at(kept, network, trajectory(images), lambda: progress(len(images))))  # noqa: B023
         journal.write(unit, batches[-1])
-    xs, ts = torch.cat([b["xs"] for b in batches], dim=1), batches[0]["ts"]
-    return _grouped(list(xs), [t.expand(cali_n) for t in ts])
+    return CalibrationSet(tuple(torch.cat([b[key] for b in batches], dim=1).flatten(0, 1) for key in batches[0]))
+
+
+def _inputs_at(
+    kept: list[int], network: nn.Module, steps: Iterable[SamplerStep], progress: Callable[[], None]
+) -> dict[str, Tensor]:
+    """`input_0`, `input_1`, ... of the network at some of the steps, each (steps, N, ...), float32 where floating."""
+    given: tuple[Tensor, ...] = ()
+    found: list[tuple[Tensor, ...]] = []
+
+    def note(module, args):
+        nonlocal given
+        given = args
+
+    hook = network.register_forward_pre_hook(note)
+    try:
+        for step in islice(steps, kept[-1] + 1):
+            if step.index in kept:
+                found.append(tuple(_stored(x) for x in given))
+            progress()
+    finally:
+        hook.remove()
+    return {f"input_{i}": torch.stack(xs) for i, xs in enumerate(zip(*found))}
+
+
+def _stored(x: Tensor) -> Tensor:
+    x = x.detach().cpu()
+    return x.float() if x.is_floating_point() else x.clone()
 
 
 def read_calibration_data(path: Path, cali_st: int, cali_n: int) -> CalibrationSet:

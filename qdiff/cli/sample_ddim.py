@@ -85,6 +85,7 @@ class DDIMRun:
         total = a.cali_n * (kept_steps(calls, a.cali_st)[-1] + 1)
         with tqdm(total=total, unit="step", desc="collecting calibration data", disable=None) as bar:
             return collect(
+                self.model,
                 lambda images: self.steps(self.model, [CALIBRATION_IMAGES + i for i in images]),
                 calls,
                 a.cali_st,
