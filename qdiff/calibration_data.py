@@ -1,27 +1,18 @@
-"""Calibration data: inputs of the network, taken from its own sampling trajectory uniformly over the timesteps."""
+"""Calibration data: inputs of the network at timesteps spread uniformly over its sampling trajectory."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
 from qdiff.files.pickles import format_of, load_pickle
-from qdiff.journal import Journal
-
-
-class SamplerStep(Protocol):
-    """What a sampler yields per call of the network; of it only this is used."""
-
-    index: int
 
 
 @dataclass(frozen=True)
@@ -77,73 +68,6 @@ def kept_steps(steps: int, cali_st: int) -> list[int]:
             f"--cali_st {cali_st} asks for more timesteps than the {steps} steps: lower it or raise the steps"
         )
     return [i * steps // cali_st for i in range(cali_st)]
-
-
-def collect(
-    network: nn.Module,
-    trajectory: Callable[[range], Iterable[SamplerStep]],
-    steps: int,
-    cali_st: int,
-    cali_n: int,
-    batch_size: int,
-    journal: Journal,
-    progress: Callable[[int], None] = lambda samples: None,
-) -> CalibrationSet:
-    """Sample `cali_n` images and keep what the network is given at `cali_st` of the steps (Q-Diffusion, section 3.2).
-
-    Args:
-        network: what the trajectory calls once per step, with positional tensors (N, ...).
-        trajectory: image indices -> the steps of their sampling, first one first.
-        steps: how many steps that are.
-        cali_st, cali_n: steps kept, and images.
-        batch_size: images at a time.
-        journal: images that are done, batch by batch; those of an earlier run are taken from it.
-        progress: called with the number of images of every step that is done.
-
-    Returns:
-        as many samples as the network was given at these steps: cali_st * cali_n, and twice as many with guidance;
-        grouped by step.
-    """
-    kept = kept_steps(steps, cali_st)
-    batches: list[dict[str, Tensor]] = []
-    for start in range(0, cali_n, batch_size):
-        images = range(start, min(start + batch_size, cali_n))
-        unit = f"images-{images.start:06d}-{images.stop:06d}"
-        found = journal.read(unit)
-        if found:
-            progress(len(images) * (kept[-1] + 1))
-            batches.append(found[0])
-            continue
-        batches.append(_inputs_at(kept, network, trajectory(images), lambda: progress(len(images))))  # noqa: B023
-        journal.write(unit, batches[-1])
-    return CalibrationSet(tuple(torch.cat([b[key] for b in batches], dim=1).flatten(0, 1) for key in batches[0]))
-
-
-def _inputs_at(
-    kept: list[int], network: nn.Module, steps: Iterable[SamplerStep], progress: Callable[[], None]
-) -> dict[str, Tensor]:
-    """`input_0`, `input_1`, ... of the network at some of the steps, each (steps, N, ...), float32 where floating."""
-    given: tuple[Tensor, ...] = ()
-    found: list[tuple[Tensor, ...]] = []
-
-    def note(module, args):
-        nonlocal given
-        given = args
-
-    hook = network.register_forward_pre_hook(note)
-    try:
-        for step in islice(steps, kept[-1] + 1):
-            if step.index in kept:
-                found.append(tuple(_stored(x) for x in given))
-            progress()
-    finally:
-        hook.remove()
-    return {f"input_{i}": torch.stack(xs) for i, xs in enumerate(zip(*found))}
-
-
-def _stored(x: Tensor) -> Tensor:
-    x = x.detach().cpu()
-    return x.float() if x.is_floating_point() else x.clone()
 
 
 def read_calibration_data(path: Path, cali_st: int, cali_n: int) -> CalibrationSet:

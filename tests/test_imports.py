@@ -24,7 +24,7 @@ FLOW = (
     ("quant_layer", "files"),
     ("adaptive_rounding", "quant_block", "adapters", "compat", "journal", "run_folder", "sampling", "report"),
     ("quant_model", "fitting", "calibration_data"),
-    ("capture", "checkpoint"),
+    ("capture", "checkpoint", "collecting"),
     ("block_recon",),
     ("calibration",),
     ("planning",),
@@ -32,7 +32,7 @@ FLOW = (
     ("cli",),
     ("training", "__main__"),
 )
-KNOW_NO_NETWORK = {"files", "compat", "journal", "run_folder", "sampling", "report", "calibration_data"}
+KNOW_NO_NETWORK = {"files", "compat", "journal", "run_folder", "sampling", "report", "calibration_data", "collecting"}
 OPEN_FILES = (
     "qdiff/files/",
     "qdiff/calibration_data.py",

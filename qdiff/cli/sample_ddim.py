@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qdiff.adapters.ddim_sampling import PixelSampler, schedule
-from qdiff.calibration_data import CalibrationSet, collect, kept_steps
+from qdiff.calibration_data import CalibrationSet, kept_steps
 from qdiff.checkpoint import load_weights
 from qdiff.cli.config import build_network, load_config
 from qdiff.cli.device import find_device
 from qdiff.cli.quantize import Quantization, file_digest, memory_budget, weights_digest
+from qdiff.collecting import collect
 from qdiff.errors import UserError
 from qdiff.files.download import fetch, name_for
 from qdiff.journal import Journal
