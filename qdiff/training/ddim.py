@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from qdiff.adapters.ddim_sampling import schedule
 from qdiff.checkpoint import load_weights
 from qdiff.cli.config import build_network, load_config
+from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
 from qdiff.training.denoiser import Denoiser
 from qdiff.training.pictures import Pictures
@@ -22,12 +23,14 @@ def train(
     """Train and write the EMA weights in half precision to `out`; `init` are weights to start from.
 
     Raises:
-        UserError: the configuration is not one.
-        ValueError: the pictures are not as `Pictures` wants them.
+        UserError: the configuration is none or has no settings of a training, or the pictures cannot be read.
     """
     config = load_config(config_path)
-    pl.seed_everything(seed + rank_zero_only.rank)  # every process draws its own noise; weights come from the first
+    missing = [section for section in ("training", "optim") if section not in config]
+    if missing:
+        raise UserError(f"{config_path} has no section '{missing[0]}': see configs/emoji32.yml for one")
     data = Pictures(data_path, config.data.image_size, list(config.training.categories), config.data.random_flip)
+    pl.seed_everything(seed + rank_zero_only.rank)  # every process draws its own noise; weights come from the first
     network = build_network(config, config_path).to(memory_format=torch.channels_last)
     if init:
         load_weights(network, init)
@@ -39,6 +42,7 @@ def train(
         warmup=training.warmup,
         steps=training.n_iters,
         weight_limit=training.weight_limit,
+        scale_base=training.scale_base,
     )
     weights = fit(
         denoiser,

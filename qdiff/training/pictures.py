@@ -1,5 +1,6 @@
 """The named pictures that the bundled models are trained on."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from qdiff.errors import UserError
 
 
 class Pictures(Dataset):
@@ -19,22 +22,15 @@ class Pictures(Dataset):
         flip: mirror each picture with probability 1/2.
 
     Raises:
-        ValueError: the archive lacks an array, or no picture is left.
+        UserError: no such archive, or one that lacks an array, or no picture is left.
     """
 
     def __init__(self, path: str | Path, size: int, categories: list[str] = (), flip: bool = False):
-        with np.load(path, allow_pickle=False) as archive:
-            missing = {"images", "names", "category"} - set(archive.files)
-            if missing:
-                raise ValueError(
-                    f"{path} has no array {sorted(missing)}: see models/ddim/emoji32/README.md for the layout"
-                )
-            names, category = archive["names"], archive["category"]
-            kept = np.isin(category, list(categories)) if categories else np.full(len(category), True)
-            pixels = torch.from_numpy(archive["images"][kept])
-        if not len(pixels):
-            raise ValueError(f"{path} has no picture of {list(categories)}: it has {sorted(set(category))}")
-        pixels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        images, names, category = _read(path)
+        kept = np.isin(category, list(categories)) if categories else np.full(len(category), True)
+        if not kept.any():
+            raise UserError(f"{path} has no picture of {list(categories)}: it has {sorted(set(category.tolist()))}")
+        pixels = torch.from_numpy(images[kept]).permute(0, 3, 1, 2).float() / 127.5 - 1
         self.images: Tensor = F.interpolate(pixels, size=(size, size), mode="area")  # (N, 3, size, size) in [-1, 1]
         self.names: list[str] = names[kept].tolist()
         self.classes: list[str] = sorted(set(category[kept].tolist()))
@@ -49,3 +45,14 @@ class Pictures(Dataset):
         if self.flip and torch.rand(()) < 0.5:
             image = image.flip(-1)
         return image, self.labels[i]
+
+
+def _read(path: str | Path) -> list[np.ndarray]:
+    layout = "see models/ddim/emoji32/README.md for the layout"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return [archive[name] for name in ("images", "names", "category")]
+    except KeyError as error:
+        raise UserError(f"{path} lacks an array ({error.args[0]}): {layout}") from None
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read {path} as pictures ({error}): {layout}") from None

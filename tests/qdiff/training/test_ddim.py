@@ -1,0 +1,69 @@
+"""Training from the command line, in processes of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from qdiff.errors import UserError
+from qdiff.training.ddim import train
+from tests.tiny import tiny_config, tiny_network
+
+SCRIPT = Path(__file__).parents[3] / "scripts/train_ddim.py"
+TRAINING = {
+    "categories": ["reds"],
+    "batch_size": 4,
+    "n_iters": 4,
+    "snapshot_freq": 2,
+    "warmup": 1,
+    "weight_limit": 2,
+    "scale_base": 1,
+}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    config = tiny_config()
+    config.data.random_flip = True
+    config.model.ema_rate = 0.5
+    config.training = TRAINING
+    config.optim = {"lr": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "eps": 1e-8, "grad_clip": 1.0}
+    OmegaConf.save(config, tmp_path / "c.yml")
+    images = np.full((8, 8, 8, 3), [255, 0, 0], dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, names=np.full(8, "red"), category=np.full(8, "reds"))
+    return tmp_path
+
+
+def start(folder: Path, words: str) -> dict[str, torch.Tensor]:
+    command = f"--config c.yml --data data.npz --out out.safetensors {words}"
+    ended = subprocess.run([sys.executable, SCRIPT, *command.split()], cwd=folder, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stderr.decode()
+    return load_file(folder / "out.safetensors")
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_trained_weights_load_into_the_network(folder, devices):
+    weights = start(folder, f"--run run --devices {devices}")
+    network = tiny_network()
+    before = {key: x.clone() for key, x in network.state_dict().items()}
+    network.load_state_dict(weights)
+    assert {x.dtype for x in weights.values()} == {torch.float16}
+    assert before.keys() == weights.keys()
+    assert any((x - before[key]).abs().max() > 1e-3 for key, x in weights.items())
+    last = torch.load(folder / "run" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+
+
+def test_input_that_is_wrong(folder):
+    OmegaConf.save(tiny_config(), folder / "bare.yml")
+    options = {"run_dir": folder / "run", "out": folder / "out.safetensors", "init": None, "seed": 0, "devices": 1}
+    with pytest.raises(UserError, match=r"missing\.npz"):
+        train(folder / "c.yml", folder / "missing.npz", **options)
+    with pytest.raises(UserError, match=r"bare\.yml has no section 'training'"):
+        train(folder / "bare.yml", folder / "data.npz", **options)
+    assert not (folder / "out.safetensors").exists() and not (folder / "run").exists()
