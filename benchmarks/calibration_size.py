@@ -18,8 +18,8 @@ from torch import Tensor
 
 from qdiff.evaluate import psnr
 
-SAMPLE = "--config configs/emoji32.yml --skip_type quad --timesteps 50"
-CALIBRATE = "--ptq --weight_bit 4 --quant_act --split --cali_st 10 --cali_lr_w 1e-2"
+SAMPLE = "--config configs/emoji32.yml --skip_type quad --timesteps 30 --eta 0.5"
+CALIBRATE = "--ptq --weight_bit 4 --quant_act --split --cali_st 10 --cali_batch_size 8 --cali_lr_w 4e-3"
 
 
 def pictures(folder: Path) -> Tensor:
@@ -32,9 +32,9 @@ def main() -> None:
     """Sample in full precision, then calibrate and sample once per number of samples."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/calibration_size"))
-    parser.add_argument("--cali_n", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--cali_n", type=int, nargs="+", default=[1, 2, 6, 24])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1234], help="each calibrates and samples anew")
-    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--iterations", type=int, default=60)
     parser.add_argument("--images", type=int, default=32)
     args = parser.parse_args()
 
@@ -46,7 +46,7 @@ def main() -> None:
     print("samples per timestep  samples  PSNR (dB), one value per seed")
     reference = {seed: run(args.out / f"fp-{seed}", f"--seed {seed}") for seed in args.seeds}
     for n in args.cali_n:
-        iterations = f"--cali_n {n} --cali_iters {args.iterations} --cali_iters_a {args.iterations // 2}"
+        iterations = f"--cali_n {n} --cali_iters {args.iterations} --cali_iters_a {args.iterations // 6}"
         values = [
             psnr(run(args.out / f"{n}-{seed}", f"{CALIBRATE} {iterations} --seed {seed}"), reference[seed])
             for seed in args.seeds

@@ -22,9 +22,9 @@ OPTIONAL = {
 
 EXAMPLES = """examples:
   in full precision
-    python scripts/%(prog)s --config configs/emoji32.yml --timesteps 100 --max_images 64 -l runs/fp
+    python scripts/%(prog)s --config configs/emoji32.yml --timesteps 50 --skip_type quad --max_images 64 -l runs/fp
   calibrate, save and sample with 4-bit weights and 8-bit activations
-    python scripts/%(prog)s --config configs/emoji32.yml --timesteps 100 --max_images 64 \\
+    python scripts/%(prog)s --config configs/emoji32.yml --timesteps 50 --skip_type quad --max_images 64 \\
       --ptq --weight_bit 4 --quant_act --split --cali_st 20 --cali_n 256 -l runs/w4a8
   sample with a checkpoint that is calibrated already
     python scripts/%(prog)s --config configs/cifar10.yml --use_pretrained --timesteps 100 --skip_type quad \\
