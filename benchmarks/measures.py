@@ -18,6 +18,9 @@ from qdiff.calibration_data import CalibrationSet
 from qdiff.capture import Store, capture
 from qdiff.checkpoint import save_quantized
 from qdiff.cli.config import build_network, load_config
+from qdiff.compat import original_shapes
+from qdiff.fitting import legacy_owners, splits_of, state_shapes
+from qdiff.measuring import peak_bytes
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_block import Observer
 from qdiff.quant_model import QuantModel
@@ -81,7 +84,9 @@ def forward(config: Path, batch: int = 8) -> list[Row]:
         for _ in range(REPEATS):
             for name, model in models.items():
                 times[name].append(median_seconds(lambda m=model: m(x, t), repeats=1))
+        peaks = {name: peak_bytes(lambda m=model: m(x, t)) for name, model in models.items()}
     rows = [Row(f"forward {name}, batch {batch}", statistics.median(v) * 1e3, "ms") for name, v in times.items()]
+    rows += [Row(f"forward {name}, peak of activations", peak / 2**20, "MiB") for name, peak in peaks.items()]
     for name in ("W4", "W4A8"):
         ratios = [q / fp for q, fp in zip(times[name], times["FP"])]
         rows.append(Row(f"forward {name} / FP", statistics.median(ratios), "x", "simulated integer arithmetic"))
@@ -95,9 +100,9 @@ def calibration(config: Path, samples: int = 128, batch: int = 32, iterations: i
     rows = []
     blocks = model.blocks()
     for block in (blocks[3], next(b for b in blocks if "mid.attn" in b.path), blocks[-2]):
-        with tempfile.TemporaryDirectory() as folder, Store(2**34, Path(folder)) as store:
+        with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            captured = capture(model, block.module, data, batch, store)
+            captured = capture(model, block.module, data, batch, Store(2**34, Path(folder)))
             rows.append(Row(f"capture {block.path}", time.perf_counter() - start, "s", f"{samples} samples"))
             for name, objective in (("rounding", LearnedRounding(block)), ("steps", LearnedSteps(block))):
                 start = time.perf_counter()
@@ -109,17 +114,32 @@ def calibration(config: Path, samples: int = 128, batch: int = 32, iterations: i
 
 
 LOAD = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 from qdiff.cli.config import build_network, load_config
 from qdiff.checkpoint import load_quantized, load_weights
 config = Path(sys.argv[2])
 model = build_network(load_config(config), config)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts anew
+status = lambda key: int(Path("/proc/self/status").read_text().partition(key)[2].split()[0])
+before = status("VmRSS:")
 start = time.perf_counter()
-load_weights(model, sys.argv[1]) if sys.argv[3] == "fp" else load_quantized(model, sys.argv[1], act_bit=8, split=True)
-print(time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+load_weights(model, sys.argv[1]) if sys.argv[3] == "fp" else load_quantized(
+    model, sys.argv[1], weight_bit=4, act_bit=8, split=True
+)
+print(time.perf_counter() - start, (status("VmHWM:") - before) / 1024)
 """
+
+
+def original_state(config: Path) -> dict[str, torch.Tensor]:
+    """A calibrated checkpoint as the original lays it out; its numbers mean nothing."""
+    model, policy = network(config), QuantPolicy(act=QuantSpec(8), split=True)
+    shapes = state_shapes(model, policy, ADAPTER), splits_of(model, policy, ADAPTER), legacy_owners(model, ADAPTER)
+    values = {"delta": torch.ones, "zero_point": torch.ones}  # of weights from -1 to 14
+    return {
+        key: values.get(key.rpartition(".")[2], lambda shape: 15 * torch.rand(shape) - 1)(shape)
+        for key, shape in original_shapes(*shapes).items()
+    }
 
 
 def loading(config: Path) -> list[Row]:
@@ -130,6 +150,8 @@ def loading(config: Path) -> list[Row]:
         save_file(network(config).state_dict(), files["FP safetensors"][1])
         files["FP pickle"] = ("fp", f"{folder}/fp.ckpt")
         torch.save(network(config).state_dict(), files["FP pickle"][1])
+        files["W4A8, the original's"] = ("q", f"{folder}/original.pth")
+        torch.save(original_state(config), files["W4A8, the original's"][1])
         save_quantized(files["W4A8, ours"][1], quantized(config, act=True), config={}, provenance={})
         for name, (kind, path) in files.items():
             runs = [_child(LOAD, path, str(config), kind) for _ in range(3)]
