@@ -3,55 +3,72 @@
 
     python benchmarks/calibration_size.py --out runs/calibration_size
 
-Every run has the same iterations and timesteps; PSNR is to the full-precision pictures of the same seeds.
+Every run has the same iterations and timesteps. The error is |eps_q - eps|^2 / |eps|^2 on the full-precision trajectory
+of pictures that calibration has not seen, the mean over its steps: PSNR of pictures would add the chaos of sampling.
 """
 
 import argparse
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
-from qdiff.evaluate import psnr
+from ddim.samplers import Step
+from qdiff.adapters.ddim_sampling import PixelSampler
+from qdiff.checkpoint import load_quantized, load_weights
+from qdiff.cli.config import build_network, load_config
+from qdiff.sampling import batch_noise
 
-SAMPLE = "--config configs/emoji32.yml --skip_type quad --timesteps 30 --eta 0.5"
+CONFIG = Path("configs/emoji32.yml")
+SAMPLE = f"--config {CONFIG} --skip_type quad --timesteps 30 --eta 0.5 --max_images 1"
 CALIBRATE = "--ptq --weight_bit 4 --quant_act --split --cali_st 10 --cali_batch_size 8 --cali_lr_w 4e-3"
 
 
-def pictures(folder: Path) -> Tensor:
-    """uint8 (N, 3, H, W) of a run's folder."""
-    files = sorted((folder / "img").glob("*.png"))
-    return torch.from_numpy(np.stack([np.asarray(Image.open(f)) for f in files])).permute(0, 3, 1, 2)
+def trajectory(images: int) -> list[Step]:
+    """Steps of the network in full precision."""
+    config = load_config(CONFIG)
+    network = build_network(config, CONFIG).eval()
+    load_weights(network, CONFIG.parent / config.model.weights)
+    shape = (config.data.channels, config.data.image_size, config.data.image_size)
+    x_T, noise = batch_noise(0, range(images), shape)
+    return list(
+        PixelSampler(config.diffusion, "generalized", 30, "quad", 0.5, 3, "singlestep").steps(network, x_T, noise)
+    )
+
+
+@torch.no_grad()
+def error(file: Path, steps: Iterable[Step]) -> float:
+    """Of the quantized network of a file."""
+    network = load_quantized(build_network(load_config(CONFIG), CONFIG).eval(), file, act_bit=8, split=True)
+    found = [
+        (network(s.x_t, torch.full((len(s.x_t),), s.t)) - s.eps).square().sum() / s.eps.square().sum() for s in steps
+    ]
+    return torch.stack(found).mean().item()
 
 
 def main() -> None:
-    """Sample in full precision, then calibrate and sample once per number of samples."""
+    """Calibrate once per number of samples and seed, and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/calibration_size"))
     parser.add_argument("--cali_n", type=int, nargs="+", default=[1, 2, 6, 24])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1234], help="each calibrates and samples anew")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1234], help="each calibrates anew")
     parser.add_argument("--iterations", type=int, default=60)
     parser.add_argument("--images", type=int, default=32)
     args = parser.parse_args()
 
-    def run(folder: Path, flags: str) -> Tensor:
-        command = f"scripts/sample_diffusion_ddim.py {SAMPLE} --max_images {args.images} {flags} -l {folder}"
-        subprocess.run([sys.executable, *command.split()], check=True, stdout=subprocess.DEVNULL)
-        return pictures(folder)
-
-    print("samples per timestep  samples  PSNR (dB), one value per seed")
-    reference = {seed: run(args.out / f"fp-{seed}", f"--seed {seed}") for seed in args.seeds}
+    steps = trajectory(args.images)
+    print("samples per timestep  samples  relative squared error of eps, one value per seed")
     for n in args.cali_n:
-        iterations = f"--cali_n {n} --cali_iters {args.iterations} --cali_iters_a {args.iterations // 6}"
-        values = [
-            psnr(run(args.out / f"{n}-{seed}", f"{CALIBRATE} {iterations} --seed {seed}"), reference[seed])
-            for seed in args.seeds
-        ]
-        print(f"{n:20d}  {10 * n:7d}  {' '.join(f'{v:.2f}' for v in values)}", flush=True)
+        found = []
+        for seed in args.seeds:
+            folder = args.out / f"{n}-{seed}"
+            learn = f"--cali_n {n} --cali_iters {args.iterations} --cali_iters_a {args.iterations // 6} --seed {seed}"
+            command = f"scripts/sample_diffusion_ddim.py {SAMPLE} {CALIBRATE} {learn} -l {folder}"
+            subprocess.run([sys.executable, *command.split()], check=True, stdout=subprocess.DEVNULL)
+            found.append(error(folder / "quantized.safetensors", steps))
+        print(f"{n:20d}  {10 * n:7d}  {' '.join(f'{value:.4f}' for value in found)}", flush=True)
 
 
 if __name__ == "__main__":

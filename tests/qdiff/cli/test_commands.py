@@ -1,13 +1,16 @@
 """The DDIM command lines of the published documentation, word for word, as plans on the CIFAR-10 network."""
 
-import os
+import json
+import math
 import re
 import shlex
 import socket
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.golden_networks import GOLDEN
 from tests.tiny import SCRIPT, sample_script
 
 SAMPLE_WEIGHTS = (
@@ -27,21 +30,35 @@ CALIBRATE = (
 )
 
 
+MANIFEST = GOLDEN / "cifar10_ddim_quantized_split_wa.json"
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch) -> Path:
-    """A folder with the configurations and a checkpoint, no weights, no network and an empty home."""
+    """A folder with the configurations, no weights, no network and an empty home."""
 
     def refuse(*args):
         raise AssertionError("a dry run needs no network")
 
     (tmp_path / "configs").symlink_to(SCRIPT.parents[1] / "configs")
-    (tmp_path / "quantized.pth").write_bytes(b"a plan does not read it")
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(socket.socket, "connect", refuse)
     return tmp_path
+
+
+def calibrated_checkpoint(bits: int) -> dict[str, torch.Tensor]:
+    """Keys and shapes of the published CIFAR-10 checkpoints, with numbers that fit the bits and symmetric ranges."""
+
+    def tensor(key: str, shape: list[int]) -> torch.Tensor:
+        field = key.rpartition(".")[2]
+        if field == "weight" and len(shape) > 1:  # every channel's range is 2^bits - 1 steps of 1 wide
+            return torch.linspace(0, 2**bits - 1, math.prod(shape[1:])).view(shape[1:]).expand(shape)
+        return torch.tensor(float(field == "delta")).expand(shape)
+
+    return {key: tensor(key, shape) for key, shape in json.loads(MANIFEST.read_text()).items()}
 
 
 def plan_of(command: str, bits: int) -> str:
@@ -70,6 +87,7 @@ def common(plan: str) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("command", [SAMPLE_WEIGHTS, SAMPLE_BOTH], ids=["weights", "both"])
 def test_sampling_with_a_calibrated_checkpoint(command, bits, elsewhere):
+    torch.save(calibrated_checkpoint(bits), "quantized.pth")
     plan = plan_of(command, bits)
     common(plan)
     assert "calibrated weights: quantized.pth" in plan
@@ -77,10 +95,11 @@ def test_sampling_with_a_calibrated_checkpoint(command, bits, elsewhere):
 
 
 def test_a_checkpoint_that_is_missing(elsewhere):
-    os.remove("quantized.pth")
     ended = sample_script(*shlex.split(SAMPLE_WEIGHTS.replace("<4 or 8>", "4"))[2:], "--dry-run")
-    assert (ended.status, ended.out.count("\n")) == (2, 1)
-    assert ended.err == "error: --cali_ckpt <quantized_ckpt_path> does not exist: give the calibrated checkpoint\n"
+    assert ended.status == 2
+    assert (
+        ended.err.startswith("error: cannot read '<quantized_ckpt_path>' (No such file") and ended.err.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize("bits", [4, 8])
