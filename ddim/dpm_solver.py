@@ -9,35 +9,14 @@ so one update needs only an approximation of the predicted image x0 between the 
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Model = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one network call of a sampler saw and made; the tensors have the shape of x_T.
-
-    Attributes:
-        index: number of the call, 0 is the noisiest.
-        t: timestep that the network was given; whole for DDIM and DDPM, any number in 0..T-1 for DPM-Solver++.
-        x_t: input of the network.
-        eps: its prediction.
-        x0: the image that x_t and eps imply.
-        x_prev: input of the next call, or the result.
-    """
-
-    index: int
-    t: float
-    x_t: Tensor
-    eps: Tensor
-    x0: Tensor
-    x_prev: Tensor
+from ddim.steps import Correction, Model, Step, uncorrected
 
 
 @dataclass(frozen=True)
@@ -188,6 +167,7 @@ def dpm_solver(
     method: str = "multistep",
     skip_type: str = "time_uniform",
     lower_order_final: bool = True,
+    correct: Correction = uncorrected,
 ) -> Iterator[Step]:
     """Samples with DPM-Solver++ from t = T-1 to t = 0, with exactly `steps` network calls.
 
@@ -203,6 +183,7 @@ def dpm_solver(
         skip_type: spacing of the points, "time_uniform", "time_quadratic" or "logSNR".
         lower_order_final: multistep ends with orders ..., 2, 1; Lu et al. advise it for fewer than 15 steps.
             The end of a singlestep run follows from `singlestep_orders`.
+        correct: improves each prediction; the error that it leaves has no part in a deterministic sampler.
 
     Yields:
         one `Step` per network call.
@@ -217,7 +198,7 @@ def dpm_solver(
     x = x_T
     for i, used in enumerate(plan):
         t = torch.full((len(x),), times[i], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        eps = model(x, t)
+        eps, _ = correct(i, times[i], model(x, t))
         x0 = (x - _sigma(lams[i]) * eps) / _alpha(lams[i])
         recent.appendleft(_State(lams[i], x, x0))
         x_prev = _update([recent[age] for age in used], lams[i + 1])

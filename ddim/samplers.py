@@ -4,15 +4,17 @@ A caller may keep the steps, show them, learn from them or stop early; `final` r
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddim.dpm_solver import Model, Step, dpm_solver
+from ddim.dpm_solver import dpm_solver
+from ddim.steps import Correction, Model, Noise, Step, uncorrected
 
 __all__ = [
+    "Correction",
     "Model",
     "Noise",
     "Step",
@@ -21,10 +23,12 @@ __all__ = [
     "dpm_solver",
     "final",
     "generalized",
+    "implied_image",
+    "predict",
     "timestep_sequence",
+    "uncorrected",
+    "walk",
 ]
-
-Noise = Callable[[Tensor], Tensor]
 
 
 def timestep_sequence(num_timesteps: int, steps: int, skip_type: str) -> list[int]:
@@ -62,8 +66,17 @@ def ddim_coefficients(abar_t: float, abar_prev: float, eta: float) -> tuple[floa
     return variance**0.5, max(1 - abar_prev - variance, 0.0) ** 0.5
 
 
-def _walk(timesteps: Sequence[int], alphas_cumprod: Tensor) -> list[tuple[int, float, float]]:
-    """(t, abar_t, abar_prev) from the last timestep to the first, after which comes the clean image, abar = 1."""
+def walk(timesteps: Sequence[int], alphas_cumprod: Tensor, abar_end: float = 1.0) -> list[tuple[int, float, float]]:
+    """The steps (t, abar_t, abar_prev) from the last timestep to the first; the last step's abar_prev is `abar_end`.
+
+    Args:
+        timesteps: ascending, in 0..T-1, repetitions allowed.
+        alphas_cumprod: abar_t, shape (T,), in (0, 1) at the timesteps.
+        abar_end: signal power of the result, at least that of the first timestep; 1 is the clean image.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
     if (
         not timesteps
         or timesteps[0] < 0
@@ -74,18 +87,32 @@ def _walk(timesteps: Sequence[int], alphas_cumprod: Tensor) -> list[tuple[int, f
     abar = alphas_cumprod.detach().cpu().double()[list(timesteps)].tolist()
     if not all(0 < a < 1 for a in abar):
         raise ValueError("alphas_cumprod must lie strictly within (0, 1) at the timesteps that are visited")
-    return list(zip(timesteps, abar, [1.0, *abar]))[::-1]
+    if not abar[0] <= abar_end <= 1:
+        raise ValueError(f"abar_end={abar_end} must be in {abar[0]}..1, from the first timestep to the clean image")
+    return list(zip(timesteps, abar, [abar_end, *abar]))[::-1]
 
 
-def _predict(model: Model, x: Tensor, t: int, abar_t: float) -> tuple[Tensor, Tensor]:
-    """eps and the image x0 that it implies (Song et al. 2021, equation 9)."""
-    eps = model(x, torch.full((len(x),), t, device=x.device))
-    return eps, (x - (1 - abar_t) ** 0.5 * eps) / abar_t**0.5
+def predict(model: Model, x_t: Tensor, t: int) -> Tensor:
+    """eps of a batch whose images are all at timestep t."""
+    return model(x_t, torch.full((len(x_t),), t, device=x_t.device))
+
+
+def implied_image(x_t: Tensor, eps: Tensor, abar_t: float) -> Tensor:
+    """x0 = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t) (Song et al. 2021, equation 9)."""
+    return (x_t - (1 - abar_t) ** 0.5 * eps) / abar_t**0.5
 
 
 @torch.no_grad()
 def generalized(
-    model: Model, x_T: Tensor, timesteps: Sequence[int], alphas_cumprod: Tensor, *, eta: float, noise: Noise
+    model: Model,
+    x_T: Tensor,
+    timesteps: Sequence[int],
+    alphas_cumprod: Tensor,
+    *,
+    eta: float,
+    noise: Noise,
+    abar_end: float = 1.0,
+    correct: Correction = uncorrected,
 ) -> Iterator[Step]:
     """DDIM (Song et al. 2021, equation 12): x_prev = sqrt(abar_prev) x0 + sqrt(1 - abar_prev - sigma^2) eps + sigma z.
 
@@ -95,10 +122,14 @@ def generalized(
         timesteps: ascending, in 0..T-1, repetitions allowed; see `timestep_sequence`.
         alphas_cumprod: abar_t, shape (T,), in (0, 1) at the timesteps.
         eta: 0 (deterministic) to 1.
-        noise: `noise(x)` -> standard Gaussian z like x; called once for each step whose sigma is not zero.
+        noise: `noise(x)` -> standard Gaussian z like x; called once for each step whose sigma is not zero, also where
+            a correction leaves no room for it: runs with and without one have the same z.
+        abar_end: signal power of the result, from that of the first timestep to 1, the clean image.
+        correct: improves each prediction. The error s that it leaves reaches x_prev as c s, where c is the factor of
+            eps in x_prev, so the noise gets the variance max(sigma^2 - c^2 s^2, 0).
 
     Yields:
-        one `Step` per timestep; the last one's `x_prev` is the clean image.
+        one `Step` per timestep; the last one's `x_prev` is the result.
 
     Raises:
         ValueError: an argument is outside its range; at the first step.
@@ -106,12 +137,14 @@ def generalized(
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta} must be in 0..1")
     x = x_T
-    for i, (t, abar_t, abar_prev) in enumerate(_walk(timesteps, alphas_cumprod)):
-        eps, x0 = _predict(model, x, t, abar_t)
+    for i, (t, abar_t, abar_prev) in enumerate(walk(timesteps, alphas_cumprod, abar_end)):
+        eps, s = correct(i, t, predict(model, x, t))
+        x0 = implied_image(x, eps, abar_t)
         sigma, direction = ddim_coefficients(abar_t, abar_prev, eta)
         x_prev = abar_prev**0.5 * x0 + direction * eps
         if sigma > 0:
-            x_prev = x_prev + sigma * noise(x)
+            c = direction - (abar_prev * (1 - abar_t) / abar_t) ** 0.5
+            x_prev = x_prev + max(sigma**2 - (c * s) ** 2, 0.0) ** 0.5 * noise(x)
         yield Step(i, t, x, eps, x0, x_prev)
         x = x_prev
 
@@ -129,9 +162,9 @@ def ddpm_noisy(
         one `Step` per timestep; `x0` is clipped, the last one's `x_prev` is the clean image.
     """
     x = x_T
-    for i, (t, abar_t, abar_prev) in enumerate(_walk(timesteps, alphas_cumprod)):
-        eps, x0 = _predict(model, x, t, abar_t)
-        x0 = x0.clamp(-1, 1)
+    for i, (t, abar_t, abar_prev) in enumerate(walk(timesteps, alphas_cumprod)):
+        eps = predict(model, x, t)
+        x0 = implied_image(x, eps, abar_t).clamp(-1, 1)
         beta_t = 1 - abar_t / abar_prev
         x_prev = (abar_prev**0.5 * beta_t * x0 + (1 - beta_t) ** 0.5 * (1 - abar_prev) * x) / (1 - abar_t)
         if abar_prev < 1 and beta_t > 0:

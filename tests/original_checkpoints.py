@@ -1,5 +1,6 @@
 """Calibrated checkpoints as the original writes them, made from the golden networks."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,13 @@ def original_checkpoint(name: str) -> Original:
     case = load_case(name)
     shapes = {key: x.shape for key, x in Model(case.settings.config).state_dict().items()}
     weights = golden_state_dict(shapes)
+    return Original(case, weights, calibrated_state(weights, case, SPLITS))
+
+
+def calibrated_state(
+    weights: Mapping[str, Tensor], case: GoldenCase, splits: Mapping[str, tuple[int, int]]
+) -> dict[str, Tensor]:
+    """The calibrated checkpoint of a golden network: its weights, the stored scales, and alphas by their rule."""
     state = {f"model.{key}": x for key, x in weights.items()}
     scales = {key.removeprefix("scale."): x for key, x in case.tensors.items() if key.startswith("scale.")}
     for key, x in scales.items():
@@ -55,12 +63,11 @@ def original_checkpoint(name: str) -> Original:
         layer, _, slot = quantizer.rpartition(".")
         if slot.startswith("weight_quantizer") and field == "delta":
             shape = list(state[f"{layer}.weight"].shape)
-            if case.settings.split and layer in SPLITS:
-                shape[1] = SPLITS[layer][slot == "weight_quantizer_0"]
+            if case.settings.split and layer in splits:
+                shape[1] = splits[layer][slot == "weight_quantizer_0"]
             state[f"{quantizer}.alpha"] = golden_alpha(f"{quantizer}.alpha", shape)
     order = {key.rpartition(".")[0]: i for i, key in enumerate(state) if key not in scales}
-    state = dict(sorted(state.items(), key=lambda item: order.get(_layer(item[0]), len(order))))
-    return Original(case, weights, state)
+    return dict(sorted(state.items(), key=lambda item: order.get(_layer(item[0]), len(order))))
 
 
 def _layer(key: str) -> str:

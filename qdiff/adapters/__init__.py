@@ -45,7 +45,8 @@ class Adapter:
     splits: Callable[[nn.Module], dict[str, tuple[int, int]]]
 
 
-FAMILIES = {"ddim": "qdiff.adapters.ddim"}  # family -> the module whose ADAPTER describes it
+# family -> the module whose ADAPTER describes it
+FAMILIES = {"ddim": "qdiff.adapters.ddim", "ldm": "qdiff.adapters.ldm"}
 
 
 def adapter_of(family: str) -> Adapter:

@@ -227,6 +227,17 @@ def test_calls_the_network_once_for_each_step(method, steps):
     assert done[-1].x_prev.dtype == torch.float32 and done[-1].x_prev.isfinite().all()
 
 
+def test_predictions_are_corrected_call_by_call():
+    walk = list(dpm_solver(lambda x, t: 3 * wavy_eps(x, t), X_T, ABAR, 7, correct=lambda i, t, eps: (eps / 3, 1.0)))
+    plain = list(dpm_solver(wavy_eps, X_T, ABAR, 7))
+    for ours, theirs in zip(walk, plain, strict=True):
+        torch.testing.assert_close(ours.eps, theirs.eps)
+        torch.testing.assert_close(ours.x_prev, theirs.x_prev)
+    seen = []
+    final(dpm_solver(wavy_eps, X_T, ABAR, 7, correct=lambda i, t, eps: (seen.append((i, t)) or eps, 0.0)))
+    assert seen == [(s.index, s.t) for s in plain]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

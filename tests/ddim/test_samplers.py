@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ddim.samplers import ddim_coefficients, ddpm_noisy, final, generalized, timestep_sequence
+from ddim.samplers import ddim_coefficients, ddpm_noisy, final, generalized, timestep_sequence, walk
 from ddim.schedules import alphas_cumprod, beta_schedule
 from tests.golden_networks import GOLDEN
 
@@ -203,6 +203,61 @@ def test_last_step_and_repeated_timesteps_add_no_noise(sampler):
     assert [s.t for s in steps] == [9, 3, 0, 0, 0]
     assert asked == [(4, 2)] * 2  # 9 -> 3 and 3 -> 0
     torch.testing.assert_close(steps[-1].x_prev, steps[-1].x0)
+
+
+# --- corrections and ends
+
+
+@pytest.mark.parametrize(("s", "left"), [(0.05, True), (0.2, True), (0.5, False)])
+def test_error_of_the_predictions_takes_the_place_of_noise(s, left):
+    x_T, model = torch.full((2, 1), 0.7, dtype=torch.float64), Gaussian(0.2, 0.5, ABAR)
+    error = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+
+    def step(z, s):
+        def correct(index, t, eps):
+            assert (index, t) == (0, 800)
+            return eps + error, s
+
+        return next(generalized(model, x_T, [600, 800], ABAR, eta=1.0, noise=lambda x: z + 0 * x, correct=correct))
+
+    quiet, loud, plain = step(0.0, s), step(1.0, s), step(1.0, 0.0)
+    torch.testing.assert_close(quiet.eps, model(x_T, torch.tensor([800, 800])) + error)
+    sigma, c = (plain.x_prev - quiet.x_prev)[0].item(), quiet.x_prev.diff(dim=0).item()  # c: of an error in eps
+    rest = (loud.x_prev - quiet.x_prev)[0].item()
+    if left:
+        assert (c * s) ** 2 + rest**2 == pytest.approx(sigma**2)  # PTQD: the variance stays that of the sampler
+    else:
+        assert rest == 0 < sigma < abs(c * s)
+
+
+def test_corrected_and_plain_runs_draw_the_same_noise():
+    asked = []
+
+    def noise(x):
+        asked.append(x.shape)
+        return torch.zeros_like(x)
+
+    x_T = torch.zeros(1, 2, dtype=torch.float64)
+    options = {"eta": 1.0, "noise": noise, "correct": lambda index, t, eps: (eps, 1e3)}
+    final(generalized(Gaussian(0.2, 0.1, ABAR), x_T, [0, 3, 9], ABAR, **options))
+    assert len(asked) == 2
+
+
+def test_walk_ends_where_it_is_told():
+    abar = ABAR.tolist()
+    assert walk([1, 500], ABAR) == [(500, abar[500], abar[1]), (1, abar[1], 1.0)]
+    assert walk([1, 500], ABAR, abar[0]) == [(500, abar[500], abar[1]), (1, abar[1], abar[0])]
+    model, x_T = Gaussian(0.2, 0.1, ABAR), torch.ones(1, 2, dtype=torch.float64)
+    steps = generalized(model, x_T, [1, 500], ABAR, eta=0, noise=no_noise, abar_end=abar[0])
+    *_, last = steps
+    # DDIM with eta 0 keeps x0 and eps
+    torch.testing.assert_close(last.x_prev, abar[0] ** 0.5 * last.x0 + (1 - abar[0]) ** 0.5 * last.eps)
+
+
+@pytest.mark.parametrize("abar_end", [1.01, ABAR[400].item(), 0.0])
+def test_walk_ends_between_the_first_timestep_and_the_image(abar_end):
+    with pytest.raises(ValueError, match="abar_end="):
+        walk([399, 800], ABAR, abar_end)
 
 
 # --- the interface

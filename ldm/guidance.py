@@ -1,0 +1,51 @@
+"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, equation 6) for any sampler."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ddim.samplers import Model
+
+Condition = Tensor | list | tuple | dict | None
+"""A tensor with one row per image, or lists, tuples and dicts of such, nested at will; None without a condition."""
+
+ConditionalModel = Callable[[Tensor, Tensor, Condition], Tensor]
+"""`model(x_t, t, c)` -> eps with the shape of x_t, where t has shape (B,)."""
+
+
+def batch_sizes(condition: Condition) -> set[int]:
+    """Numbers of rows of the tensors in a condition; a single one if it is in order, none for None."""
+    return {len(leaf) for leaf in tree_leaves(condition) if leaf is not None}
+
+
+def _shapes(condition: Condition) -> object:
+    return tree_map(lambda leaf: None if leaf is None else tuple(leaf.shape), condition)
+
+
+def guided(model: ConditionalModel, c: Condition = None, uc: Condition = None, scale: float = 1.0) -> Model:
+    """The `Model` eps = eps(uc) + scale (eps(c) - eps(uc)), by one call on 2 B images: first with `uc`, then with `c`.
+
+    Where `scale` is 1 or there is no `uc`, it is eps(c), by a call on B images.
+
+    Args:
+        model: `model(x_t, t, c)` -> eps.
+        c: condition, B rows; None for a model without one.
+        uc: condition that stands for none, in structure and shapes as `c`.
+        scale: 0 leaves `c` out, more than 1 strengthens it.
+
+    Raises:
+        ValueError: `uc` is not like `c`.
+    """
+    if uc is None or scale == 1:
+        return lambda x_t, t: model(x_t, t, c)
+    if _shapes(uc) != _shapes(c):
+        raise ValueError(f"condition {_shapes(c)} and unconditional condition {_shapes(uc)} differ in their shapes")
+    both = tree_map(lambda *rows: torch.cat(rows), uc, c)
+
+    def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        eps_uc, eps_c = model(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        return eps_uc + scale * (eps_c - eps_uc)
+
+    return predict

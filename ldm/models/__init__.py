@@ -1,0 +1,1 @@
+"""What a configuration puts together: first stages and latent diffusion models."""

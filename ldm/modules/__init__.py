@@ -1,0 +1,1 @@
+"""Layers and networks that latent diffusion models are built from."""

@@ -1,0 +1,145 @@
+"""Transformer blocks of the latent UNet (Rombach et al. 2022, section 3.3), with the published state-dict names."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.modules.diffusionmodules.util import GROUPS, zero_module
+
+
+class GEGLU(nn.Module):
+    """A linear layer half of whose outputs gates the other half (Shazeer 2020, equation 6)."""
+
+    def __init__(self, dim_in: int, dim_out: int):
+        super().__init__()
+        self.proj = nn.Linear(dim_in, 2 * dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., dim_in) -> (..., dim_out)."""
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """The gated perceptron of a transformer block, four times as wide inside."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        # the published numbering counts a dropout, which no published network uses, as layer 1
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., dim) -> the same shape."""
+        return self.net(x)
+
+
+class CrossQKMatMul(nn.Module):
+    """Attention scores. A module of its own, without parameters, so that it can be replaced.
+
+    Batch entries and queries do not see each other, so a caller may hand them over in slices to bound the scores'
+    memory.
+    """
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        """q: (B, N, d), k: (B, M, d) -> scores (B, N, M), scaled by d^-1/2."""
+        return torch.bmm(q, k.transpose(1, 2)) * q.shape[2] ** -0.5
+
+
+class CrossSMVMatMul(nn.Module):
+    """Values weighted by the softmax. A module of its own, without parameters, so that it can be replaced."""
+
+    def forward(self, v: Tensor, w: Tensor) -> Tensor:
+        """v: (B, M, d), w: (B, N, M) with rows that sum to one -> (B, N, d)."""
+        return torch.bmm(w, v)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from a sequence to a context, or to itself.
+
+    Args:
+        query_dim: width of the sequence.
+        context_dim: width of the context; None for self-attention.
+        heads, dim_head: number and width of the heads.
+    """
+
+    def __init__(self, query_dim: int, context_dim: int | None, heads: int, dim_head: int):
+        super().__init__()
+        inner = heads * dim_head
+        self.heads = heads
+        self.to_q = nn.Linear(query_dim, inner, bias=False)
+        self.to_k = nn.Linear(context_dim or query_dim, inner, bias=False)
+        self.to_v = nn.Linear(context_dim or query_dim, inner, bias=False)
+        self.qk_matmul = CrossQKMatMul()
+        self.smv_matmul = CrossSMVMatMul()
+        self.to_out = nn.Sequential(nn.Linear(inner, query_dim))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, N, heads * d) -> (B * heads, N, d)."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: (B, N, query_dim), context: (B, M, context_dim), by default `x` -> (B, N, query_dim)."""
+        context = x if context is None else context
+        q, k, v = (self._split(y) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        h = self.smv_matmul(v, self.qk_matmul(q, k).softmax(dim=-1))
+        return self.to_out(h.unflatten(0, (len(x), -1)).transpose(1, 2).flatten(2))
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, attention to the context and a perceptron, each normalized before and added to its input.
+
+    Args:
+        dim: width of the sequence.
+        n_heads, d_head: number and width of the heads.
+        context_dim: width of the context; None if there is none, then the second attention is to the sequence, too.
+    """
+
+    def __init__(self, dim: int, n_heads: int, d_head: int, context_dim: int | None = None):
+        super().__init__()
+        self.attn1 = CrossAttention(dim, None, n_heads, d_head)
+        self.ff = FeedForward(dim)
+        self.attn2 = CrossAttention(dim, context_dim, n_heads, d_head)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: (B, N, dim), context: (B, M, context_dim) -> (B, N, dim)."""
+        # A sum has the memory layout of its first operand, and the layout decides how later kernels round: in this
+        # order the activation codes of the published quantized networks come out identical.
+        x = self.attn1(self.norm1(x)) + x
+        x = self.attn2(self.norm2(x), context) + x
+        return self.ff(self.norm3(x)) + x
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks on the pixels of an image as a sequence, with a residual connection.
+
+    Args:
+        in_channels: channels of the image, a multiple of 32.
+        n_heads, d_head: number and width of the heads.
+        depth: number of transformer blocks.
+        context_dim: width of the context, None if there is none.
+    """
+
+    takes = ("context",)
+
+    def __init__(self, in_channels: int, n_heads: int, d_head: int, depth: int = 1, context_dim: int | None = None):
+        super().__init__()
+        inner = n_heads * d_head
+        self.norm = nn.GroupNorm(GROUPS, in_channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(in_channels, inner, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(inner, n_heads, d_head, context_dim) for _ in range(depth)
+        )
+        self.proj_out = zero_module(nn.Conv2d(inner, in_channels, 1))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: (B, C, H, W), context: (B, M, context_dim) -> (B, C, H, W)."""
+        condition = () if context is None else (context,)
+        h = self.proj_in(self.norm(x))
+        tokens = h.flatten(2).transpose(1, 2)  # (B, H*W, inner)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, *condition)
+        h = self.proj_out(tokens.transpose(1, 2).reshape(h.shape))
+        return h + x  # in this order for the same reason as in the blocks

@@ -1,0 +1,151 @@
+"""Residual and attention blocks of the latent UNet (Dhariwal and Nichol 2021), with the published state-dict names."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.modules.diffusionmodules.util import normalization, zero_module
+
+
+class TimestepEmbedSequential(nn.Sequential):
+    """Layers in sequence; beside its input, each gets those of `emb` and `context` that its class lists in `takes`."""
+
+    def forward(self, h: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
+        """h: (B, C, H, W), emb: (B, E), context: (B, M, D) where a layer takes it."""
+        conditions = {"emb": emb, "context": context}
+        for layer in self:
+            h = layer(h, *(conditions[name] for name in getattr(layer, "takes", ())))
+        return h
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a 3x3 convolution when `use_conv`."""
+
+    def __init__(self, channels: int, use_conv: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Downsample(nn.Module):
+    """Halving by a strided 3x3 convolution when `use_conv`, or by averaging."""
+
+    def __init__(self, channels: int, use_conv: bool):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class ResBlock(nn.Module):
+    """Residual block that the timestep shifts, or scales and shifts, between its two convolutions.
+
+    Args:
+        channels: channels of the input, the skip connection's included.
+        emb_channels: width of the timestep embedding.
+        dropout: probability in front of the second convolution.
+        out_channels: channels of the output.
+        use_scale_shift_norm: the embedding scales, too.
+        resample: applied to the input of both branches, without parameters of its own.
+        skip_channels: how many of the *last* input channels come from a skip connection; 0 outside the up path.
+    """
+
+    takes = ("emb",)
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        dropout: float,
+        out_channels: int,
+        use_scale_shift_norm: bool = False,
+        resample: nn.Module | None = None,
+        skip_channels: int = 0,
+    ):
+        super().__init__()
+        self.skip_channels = skip_channels
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.in_layers = nn.Sequential(
+            normalization(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.resample = resample or nn.Identity()
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if use_scale_shift_norm else out_channels)
+        )
+        self.out_layers = nn.Sequential(
+            normalization(out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x: (B, channels, H, W), emb: (B, emb_channels) -> (B, out_channels, H', W'), resampled."""
+        norm, act, conv = self.in_layers
+        h = conv(self.resample(act(norm(x))))
+        norm, act, dropout, conv = self.out_layers
+        shift = self.emb_layers(emb)[:, :, None, None]
+        if self.use_scale_shift_norm:
+            scale, shift = shift.chunk(2, dim=1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + shift)
+        return self.skip_connection(self.resample(x)) + conv(dropout(act(h)))
+
+
+class QKMatMul(nn.Module):
+    """Attention scores. A module of its own, without parameters, so that it can be replaced.
+
+    Batch entries do not see each other, so a caller may hand them over in slices to bound the scores' memory.
+    """
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        """q, k: (B, d, N), each scaled by d^-1/4 already -> scores (B, N, N), row i belongs to query i."""
+        return torch.bmm(q.transpose(1, 2), k)
+
+
+class SMVMatMul(nn.Module):
+    """Values weighted by the softmax. A module of its own, without parameters, so that it can be replaced."""
+
+    def forward(self, v: Tensor, w: Tensor) -> Tensor:
+        """v: (B, d, N), w: (B, N, N) with rows that sum to one -> (B, d, N)."""
+        return torch.bmm(v, w.transpose(1, 2))
+
+
+class QKVAttentionLegacy(nn.Module):
+    """Multi-head attention on channels that are ordered head by head, and query, key, value within a head."""
+
+    def __init__(self, n_heads: int):
+        super().__init__()
+        self.n_heads = n_heads
+        self.qkv_matmul = QKMatMul()
+        self.smv_matmul = SMVMatMul()
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        """qkv: (B, 3 C, N) -> (B, C, N)."""
+        batch, width, length = qkv.shape
+        d = width // (3 * self.n_heads)
+        q, k, v = qkv.reshape(batch * self.n_heads, 3 * d, length).chunk(3, dim=1)  # (B * heads, d, N) each
+        scale = d**-0.25  # on both operands, as the published networks have it: it decides what is quantized
+        w = self.qkv_matmul(q * scale, k * scale).softmax(dim=-1)
+        return self.smv_matmul(v, w).reshape(batch, -1, length)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all pixels, with a residual connection."""
+
+    def __init__(self, channels: int, num_heads: int):
+        super().__init__()
+        self.norm = normalization(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.attention = QKVAttentionLegacy(num_heads)
+        self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) -> the same shape."""
+        h = self.attention(self.qkv(self.norm(x.flatten(2))))
+        return x + self.proj_out(h).view_as(x)

@@ -1,0 +1,128 @@
+"""Noise schedules, the timestep embedding and normalization of latent diffusion models."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUPS = 32  # GroupNorm groups of every published checkpoint, so channel counts are multiples of 32
+
+
+def _linear(n: int, start: float, end: float, cosine_s: float) -> Tensor:
+    return torch.linspace(start**0.5, end**0.5, n, dtype=torch.float64) ** 2
+
+
+def _cosine(n: int, start: float, end: float, cosine_s: float) -> Tensor:
+    t = torch.arange(n + 1, dtype=torch.float64) / n
+    alphas_cumprod = ((t + cosine_s) / (1 + cosine_s) * math.pi / 2).cos() ** 2
+    return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(0, 0.999)
+
+
+def _sqrt_linear(n: int, start: float, end: float, cosine_s: float) -> Tensor:
+    return torch.linspace(start, end, n, dtype=torch.float64)
+
+
+def _sqrt(n: int, start: float, end: float, cosine_s: float) -> Tensor:
+    return torch.linspace(start, end, n, dtype=torch.float64) ** 0.5
+
+
+SCHEDULES = {"linear": _linear, "cosine": _cosine, "sqrt_linear": _sqrt_linear, "sqrt": _sqrt}
+
+
+def make_beta_schedule(
+    schedule: str, n_timestep: int, linear_start: float = 1e-4, linear_end: float = 2e-2, cosine_s: float = 8e-3
+) -> Tensor:
+    """Variances beta_t of the forward process.
+
+    Args:
+        schedule: "linear" (linear in sqrt(beta), unlike in DDPM), "sqrt_linear" (linear in beta), "sqrt", or
+            "cosine" (Nichol and Dhariwal 2021, equation 17).
+        n_timestep: T, at least 1.
+        linear_start, linear_end: first and last beta, in (0, 1); "cosine" ignores them, "sqrt" takes their roots.
+        cosine_s: offset of "cosine".
+
+    Returns:
+        float64 of shape (T,), each in (0, 1).
+
+    Raises:
+        ValueError: unknown name, or numbers outside their range.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"beta_schedule '{schedule}' is unknown: use one of {', '.join(SCHEDULES)}")
+    if not (0 < linear_start < 1 and 0 < linear_end < 1 and n_timestep >= 1):
+        raise ValueError(
+            f"linear_start={linear_start}, linear_end={linear_end} must lie in (0, 1), timesteps={n_timestep} be >= 1"
+        )
+    return SCHEDULES[schedule](n_timestep, linear_start, linear_end, cosine_s)
+
+
+def diffusion_coefficients(betas: Tensor, v_posterior: float = 0.0) -> dict[str, Tensor]:
+    """What DDPM derives from beta_t, by the names of the published checkpoints.
+
+    Args:
+        betas: beta_t, shape (T,).
+        v_posterior: weight of beta_t in the posterior's variance, in 0..1; 0 is DDPM's beta~_t.
+
+    Returns:
+        float32 tensors of shape (T,); with abar_t = prod_{s <= t} (1 - beta_s), the powers of abar_t that
+        q(x_t | x_0) needs, and variance and coefficients of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, equations 4, 6, 7).
+    """
+    betas = betas.double()
+    alphas = 1 - betas
+    abar = alphas.cumprod(0)
+    abar_prev = torch.cat([torch.ones_like(abar[:1]), abar[:-1]])
+    variance = (1 - v_posterior) * betas * (1 - abar_prev) / (1 - abar) + v_posterior * betas
+    coefficients = {
+        "betas": betas,
+        "alphas_cumprod": abar,
+        "alphas_cumprod_prev": abar_prev,
+        "sqrt_alphas_cumprod": abar.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - abar).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - abar).log(),
+        "sqrt_recip_alphas_cumprod": (1 / abar).sqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / abar - 1).sqrt(),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),  # it is 0 at t = 0
+        "posterior_mean_coef1": betas * abar_prev.sqrt() / (1 - abar),
+        "posterior_mean_coef2": (1 - abar_prev) * alphas.sqrt() / (1 - abar),
+    }
+    return {name: value.float() for name, value in coefficients.items()}
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000) -> Tensor:
+    """Sinusoidal embedding of the timesteps (Vaswani et al. 2017, section 3.5).
+
+    Args:
+        timesteps: shape (B,), integer or float.
+        dim: width of the embedding.
+        max_period: longest wavelength / 2 pi.
+
+    Returns:
+        float32 of shape (B, dim): the cosines of `dim // 2` frequencies, then their sines.
+    """
+    half = dim // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angle = timesteps.float()[:, None] * (-math.log(max_period) * exponent).exp()
+    return F.pad(torch.cat([angle.cos(), angle.sin()], dim=1), (0, dim % 2))
+
+
+class GroupNorm32(nn.GroupNorm):
+    """GroupNorm that computes in float32 whatever its input's and its own precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, ...) -> the same shape and dtype."""
+        h = F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
+        return h.to(x.dtype)
+
+
+def normalization(channels: int) -> GroupNorm32:
+    """GroupNorm of the UNet. Raises ValueError unless `channels` is a multiple of 32."""
+    return GroupNorm32(GROUPS, channels)
+
+
+def zero_module(module: nn.Module) -> nn.Module:
+    """`module` with its parameters set to 0, so that the residual branch that it ends starts as nothing."""
+    for p in module.parameters():
+        nn.init.zeros_(p)
+    return module

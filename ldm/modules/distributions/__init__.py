@@ -1,0 +1,1 @@
+"""Distributions that the first stages return."""

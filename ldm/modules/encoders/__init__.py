@@ -1,0 +1,1 @@
+"""Conditioners: what turns a class into the context of the UNet."""

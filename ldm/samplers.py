@@ -1,0 +1,148 @@
+"""Samplers of latent diffusion (Rombach et al. 2022): generators that yield one `Step` per network call.
+
+DDIM and PLMS count the timesteps as the authors do, one later than `ddim`, and end at abar_0 instead of the clean
+image. DPM-Solver++ is that of `ddim`; DDIM over all timesteps, `generalized` with eta 1, is ancestral sampling.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from ddim.samplers import (
+    Correction,
+    Model,
+    Noise,
+    Step,
+    ddim_coefficients,
+    dpm_solver,
+    final,
+    generalized,
+    implied_image,
+    predict,
+    timestep_sequence,
+    uncorrected,
+    walk,
+)
+
+__all__ = [
+    "Correction",
+    "Model",
+    "Noise",
+    "Step",
+    "ddim",
+    "dpm_solver",
+    "final",
+    "generalized",
+    "latent_timesteps",
+    "plms",
+    "uncorrected",
+]
+
+# Weights of the newest slope and of those before it, for orders 1 to 4
+ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+def latent_timesteps(num_timesteps: int, steps: int, skip_type: str = "uniform") -> list[int]:
+    """`timestep_sequence`, each timestep one later: the last step ends at t = 0, not at the clean image.
+
+    Args:
+        num_timesteps, steps, skip_type: see `timestep_sequence`.
+
+    Returns:
+        ascending timesteps in 1..T-1.
+
+    Raises:
+        ValueError: unknown skip_type, steps outside its range, or steps that lead beyond T-1.
+    """
+    timesteps = [t + 1 for t in timestep_sequence(num_timesteps, steps, skip_type)]
+    if timesteps[-1] >= num_timesteps:
+        raise ValueError(
+            f"steps={steps} leads to timestep {timesteps[-1]}, the last one is {num_timesteps - 1}: take other steps"
+        )
+    return timesteps
+
+
+def ddim(
+    model: Model,
+    x_T: Tensor,
+    timesteps: Sequence[int],
+    alphas_cumprod: Tensor,
+    *,
+    eta: float,
+    noise: Noise,
+    correct: Correction = uncorrected,
+) -> Iterator[Step]:
+    """`generalized`, ending at abar_0; with eta > 0 the last step adds noise too.
+
+    Args:
+        model, x_T, alphas_cumprod, eta, noise, correct: see `generalized`.
+        timesteps: ascending, in 0..T-1, repetitions allowed; see `latent_timesteps`.
+
+    Yields:
+        one `Step` per timestep.
+
+    Raises:
+        ValueError: an argument is outside its range; at the first step.
+    """
+    abar_0 = alphas_cumprod[0].item()
+    return generalized(model, x_T, timesteps, alphas_cumprod, eta=eta, noise=noise, abar_end=abar_0, correct=correct)
+
+
+def _transfer(x_t: Tensor, eps: Tensor, abar_t: float, abar_prev: float) -> Tensor:
+    """x_prev by DDIM with eta 0 (Liu et al. 2022, equation 11)."""
+    _, direction = ddim_coefficients(abar_t, abar_prev, eta=0)
+    return abar_prev**0.5 * implied_image(x_t, eps, abar_t) + direction * eps
+
+
+@torch.no_grad()
+def plms(
+    model: Model,
+    x_T: Tensor,
+    timesteps: Sequence[int],
+    alphas_cumprod: Tensor,
+    *,
+    correct: Correction = uncorrected,
+) -> Iterator[Step]:
+    """Pseudo linear multistep (Liu et al. 2022, arXiv 2202.09778, algorithm 2), started by one improved Euler step.
+
+    Each step is a DDIM step along a mean of predictions: of up to four, with the weights of Adams and Bashforth; in the
+    first step, of the one at its start and another one at its end.
+
+    Args:
+        model: `model(x_t, t)` -> eps, where t has shape (B,) and is int64.
+        x_T: Gaussian noise, shape (B, ...).
+        timesteps: ascending, in 0..T-1; see `latent_timesteps`.
+        alphas_cumprod: abar_t, shape (T,), in (0, 1) at the timesteps; the result has the noise of abar_0.
+        correct: improves each prediction; the error that it leaves has no part in a deterministic sampler.
+
+    Yields:
+        one `Step` per network call, so one more than timesteps. The second call tries the end of the first step, which
+        is the second timestep, so that this one comes twice; its `x_prev` is the end of the step.
+
+    Raises:
+        ValueError: an argument is outside its range; at the first step.
+    """
+    steps = walk(timesteps, alphas_cumprod, alphas_cumprod[0].item())
+    ends = [t for t, _, _ in steps[1:]] + [0]
+    calls = count()
+
+    def call(x_t: Tensor, t: int) -> tuple[int, Tensor]:
+        i = next(calls)
+        return i, correct(i, t, predict(model, x_t, t))[0]
+
+    x, recent = x_T, deque(maxlen=len(ADAMS_BASHFORTH))  # newest first
+    for (t, abar_t, abar_prev), t_prev in zip(steps, ends):
+        i, eps = call(x, t)
+        recent.appendleft(eps)
+        slope = sum(weight * e for weight, e in zip(ADAMS_BASHFORTH[len(recent) - 1], recent))
+        x_prev = _transfer(x, slope, abar_t, abar_prev)
+        yield Step(i, t, x, eps, implied_image(x, eps, abar_t), x_prev)
+        if i == 0:
+            guess = x_prev
+            i, end = call(guess, t_prev)
+            x_prev = _transfer(x, (eps + end) / 2, abar_t, abar_prev)
+            yield Step(i, t_prev, guess, end, implied_image(guess, end, abar_prev), x_prev)
+        x = x_prev

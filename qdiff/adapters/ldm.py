@@ -1,0 +1,54 @@
+"""UNets of latent diffusion: LSUN, ImageNet, Stable Diffusion."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from ldm.modules.attention import BasicTransformerBlock, CrossQKMatMul, CrossSMVMatMul
+from ldm.modules.diffusionmodules.blocks import AttentionBlock, QKMatMul, ResBlock, SMVMatMul
+from ldm.modules.diffusionmodules.util import GroupNorm32
+from ldm.util import instantiate_from_config
+from qdiff.adapters import Adapter, ProductKind
+from qdiff.policy import QuantPolicy, QuantSpec
+
+
+def _build(config: Mapping) -> nn.Module:
+    """The UNet of a latent model's configuration. Raises ValueError for one of other classes than ours."""
+    return instantiate_from_config(config["model"]["params"]["unet_config"])
+
+
+def _scores(policy: QuantPolicy) -> tuple[QuantSpec, QuantSpec]:
+    return policy.act, policy.act
+
+
+def _values(policy: QuantPolicy) -> tuple[QuantSpec, QuantSpec]:
+    """The softmax of attention blocks is asymmetric whatever the activations are."""
+    return policy.act, QuantSpec(policy.softmax_bits, always_zero=True)
+
+
+def _cross_values(policy: QuantPolicy) -> tuple[QuantSpec, QuantSpec]:
+    return policy.act, replace(policy.act, bits=policy.softmax_bits, always_zero=True)
+
+
+def _splits(model: nn.Module) -> dict[str, tuple[int, int]]:
+    return {
+        f"{path}.skip_connection": (block.skip_connection.in_channels - block.skip_channels, block.skip_channels)
+        for path, block in model.named_modules()
+        if isinstance(block, ResBlock) and block.skip_channels
+    }
+
+
+ADAPTER = Adapter(
+    family="ldm",
+    build=_build,
+    blocks=(ResBlock, AttentionBlock, BasicTransformerBlock),
+    products={
+        QKMatMul: ProductKind(("q", "k"), _scores, legacy_owner=False),
+        SMVMatMul: ProductKind(("v", "w"), _values, legacy_owner=False),
+        CrossQKMatMul: ProductKind(("q", "k"), _scores, legacy_owner=True),
+        CrossSMVMatMul: ProductKind(("v", "w"), _cross_values, legacy_owner=True),
+    },
+    plain=(nn.GroupNorm, GroupNorm32, nn.LayerNorm, nn.Embedding),
+    splits=_splits,
+)

@@ -1,0 +1,117 @@
+"""Configurations: what they can build, and that nothing else comes of them."""
+
+import inspect
+import sys
+from importlib import import_module
+
+import pytest
+from omegaconf import OmegaConf
+from torch import nn
+
+from ldm.models.autoencoder import AutoencoderKL, IdentityFirstStage
+from ldm.modules.encoders.modules import ClassEmbedder
+from ldm.util import TARGETS, construct, instantiate_from_config
+from tests.golden_networks import load_case
+
+EMBEDDER = "ldm.modules.encoders.modules.ClassEmbedder"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_is_a_network_that_does_not_take_what_has_no_effect(target):
+    module, _, name = target.rpartition(".")
+    cls = getattr(import_module(module), name)
+    assert issubclass(cls, nn.Module)
+    assert not set(TARGETS[target]) & set(inspect.signature(cls).parameters)
+
+
+@pytest.mark.parametrize("wrap", [dict, OmegaConf.create])
+def test_class_and_parameters_are_those_of_the_configuration(wrap):
+    embedder = instantiate_from_config(wrap({"target": EMBEDDER, "params": {"embed_dim": 4, "key": "label"}}))
+    assert type(embedder) is ClassEmbedder
+    assert embedder.key == "label"
+    assert embedder.embedding.weight.shape == (1000, 4)
+
+
+def test_parameters_may_be_missing():
+    assert type(instantiate_from_config({"target": "ldm.models.autoencoder.IdentityFirstStage"})) is IdentityFirstStage
+
+
+@pytest.mark.parametrize("word", ["__is_first_stage__", "__is_unconditional__"])
+def test_words_for_nothing(word):
+    assert instantiate_from_config(word) is None
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "torch.nn.Identity",
+        "torch.load",
+        "ldm.util.import_module",
+        "ldm.models.autoencoder.VectorQuantizer",
+        f"{EMBEDDER}.__init__",
+        "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
+        "",
+        None,
+        ["os.system"],
+    ],
+)
+def test_other_targets_are_refused_by_name(target):
+    with pytest.raises(ValueError, match=r"target '.*' is not available") as error:
+        instantiate_from_config({"target": target, "params": {"embed_dim": 4}})
+    assert str(target) in str(error.value)
+
+
+def test_module_of_a_refused_target_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "surprise.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    params = load_case("ldm_kl_w8a8").settings.config.model.params.first_stage_config.params
+    for config in (
+        {"target": "surprise.Box"},
+        {"target": "ldm.models.autoencoder.AutoencoderKL", "params": params | {"lossconfig": {"target": "surprise.L"}}},
+    ):
+        with pytest.raises(ValueError, match=r"'surprise\.\w+'"):
+            instantiate_from_config(config)
+    assert "surprise" not in sys.modules
+
+
+@pytest.mark.parametrize("config", ["__is_first__", {}, {"params": {}}, None, 3, [{"target": EMBEDDER}]])
+def test_no_target_is_an_error(config):
+    with pytest.raises(ValueError, match="needs a `target`"):
+        instantiate_from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"embed_dim": 4, "n_class": 3}, "unknown parameter 'n_class': did you mean 'n_classes'?"),
+        ({"embed_dim": 4, "zzz": 3}, "unknown parameter 'zzz'"),
+        ({"n_classes": 3}, "parameter 'embed_dim' is missing"),
+    ],
+)
+def test_wrong_parameters_are_named(params, said):
+    with pytest.raises(ValueError) as error:
+        instantiate_from_config({"target": EMBEDDER, "params": params})
+    assert str(error.value) == f"{EMBEDDER}: {said}"
+
+
+def test_misspelt_target_and_training_parameter_get_a_suggestion():
+    with pytest.raises(ValueError, match=r"did you mean 'ldm\.modules\.encoders\.modules\.ClassEmbedder'"):
+        instantiate_from_config({"target": "ldm.modules.encoders.modules.ClassEmbeder"})
+    with pytest.raises(ValueError, match="did you mean 'use_checkpoint'"):
+        unet = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
+        instantiate_from_config({"target": unet, "params": {"use_checkpoints": True}})
+
+
+def test_training_parameters_build_nothing():
+    section = load_case("ldm_kl_w8a8").settings.config.model.params.first_stage_config
+    assert section.params.lossconfig.target == "torch.nn.Identity"
+    section.params.ckpt_path = "nowhere.ckpt"
+    model = instantiate_from_config(section)
+    assert type(model) is AutoencoderKL
+    assert not hasattr(model, "loss")
+
+
+def test_construct_passes_the_parameters_on():
+    assert construct(lambda a, b=2: (a, b), {"a": 1}, name="pair") == (1, 2)

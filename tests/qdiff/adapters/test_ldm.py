@@ -1,0 +1,131 @@
+"""UNets of latent diffusion quantized with the published step sizes: outputs and samples of the golden networks."""
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.util import instantiate_from_config
+from qdiff.adapters import adapter_for, adapter_of
+from qdiff.checkpoint import load_quantized, save_quantized
+from qdiff.compat import original_shapes
+from qdiff.fitting import legacy_owners, splits_of, state_shapes
+from qdiff.policy import QuantPolicy, QuantSpec
+from qdiff.quant_model import QuantModel
+from tests.ldm.golden import golden_model
+from tests.original_checkpoints import calibrated_state, relative_error
+
+CASES = ["ldm_vq_w4a8_sym", "ldm_kl_w8a8", "ldm_class_w4a8", "sd_w4a8_split_sm16"]
+REFERENCE = Path(os.environ.get("QDIFF_REFERENCE", Path(__file__).parents[4] / "shared" / "reference"))
+
+# Channels from below and from the skip connection, as the alphas of a calibrated checkpoint would show them.
+SPLITS = {
+    "model.output_blocks.0.0.skip_connection": (64, 64),
+    "model.output_blocks.1.0.skip_connection": (64, 32),
+    "model.output_blocks.2.0.skip_connection": (64, 32),
+    "model.output_blocks.3.0.skip_connection": (32, 32),
+}
+
+
+class Quantized:
+    """A golden latent model whose UNet was loaded from a calibrated checkpoint of the original."""
+
+    def __init__(self, name: str, file: Path, act: bool):
+        self.model, self.case = golden_model(name)
+        if self.model.model_ema is not None:
+            self.model.adopt_ema()
+        network, s = self.model.model.diffusion_model, self.case.settings
+        if not file.exists():
+            torch.save(calibrated_state(network.state_dict(), self.case, SPLITS), file)
+        flags = {"weight_bit": s.weight_bit, "split": s.split}
+        acts = {"act_bit": s.act_bit, "a_sym": s.a_sym, "sm_abit": s.sm_abit} if act else {}
+        self.unet = load_quantized(network, file, **flags, **acts)
+        self.model.model.diffusion_model = self.unet
+
+    def error(self, found: Tensor, name: str) -> float:
+        return relative_error(found, self.case.tensors[name])
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibrated")
+    return functools.cache(lambda name, act: Quantized(name, folder / f"{name}.pth", act))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("act", [False, True])
+def test_golden_outputs(load, name, act):
+    case = load(name, act)
+    t = case.case.tensors
+    condition = [t["context"]] if "context" in t else []
+    with torch.no_grad():
+        found = case.unet(t["x"], t["t"], *condition)
+    assert case.error(found, "wa_output" if act else "w_output") < 1e-5
+    assert bool(case.unet.sites()) == act
+
+
+def test_ours_holds_what_the_original_holds(load, tmp_path):
+    name = CASES[3]
+    case = load(name, True)
+    save_quantized(tmp_path / "f", case.unet, config={}, provenance={})
+    network = golden_model(name)[0].model.diffusion_model
+    again = load_quantized(network, tmp_path / "f", act_bit=8, sm_abit=16, split=True)
+    t = case.case.tensors
+    with torch.no_grad():
+        assert torch.equal(again(t["x"], t["t"], t["context"]), case.unet(t["x"], t["t"], t["context"]))
+
+
+@pytest.mark.parametrize(
+    ("config", "manifest", "split"),
+    [
+        ("lsun_bedrooms-ldm-vq-4", "lsun_beds256", False),
+        ("lsun_churches-ldm-kl-8", "lsun_churches256", False),
+        ("cin256-v2", "cin256", False),
+    ],
+)
+def test_published_calibrated_files_have_these_keys(config, manifest, split):
+    """Of the published networks at full size, without their numbers."""
+    file = REFERENCE / "manifests" / f"{manifest}_quantized_wa.json"
+    if not file.exists():
+        pytest.skip("the manifests of calibrated checkpoints are not beside the repository")
+    path = next((Path(__file__).parents[3] / "configs").rglob(f"{config}.yaml"))
+    adapter = adapter_of("ldm")
+    with torch.device("meta"):
+        network = adapter.build(OmegaConf.load(path))
+    policy = QuantPolicy(act=QuantSpec(8), split=split)
+    shapes = state_shapes(network, policy, adapter)
+    expected = original_shapes(shapes, splits_of(network, policy, adapter), legacy_owners(network, adapter))
+    assert {key: list(shape) for key, shape in expected.items()} == json.loads(file.read_text())
+
+
+def test_blocks_of_a_transformer_network():
+    model, _ = golden_model(CASES[3])
+    network = model.model.diffusion_model
+    adapter = adapter_for(network)
+    assert adapter.splits(network) == {key.removeprefix("model."): sizes for key, sizes in SPLITS.items()}
+    quantized = QuantModel(network, QuantPolicy(act=QuantSpec(8), softmax_bits=16, split=True), adapter)
+    kinds = {type(b.module).__name__ for b in quantized.blocks()}
+    assert kinds == {"ResBlock", "BasicTransformerBlock", "QuantModule"}
+    softmax = [site for site in quantized.sites() if site.name == "act_quantizer_w"]
+    assert softmax and all(site.spec.always_zero and not site.spec.step_is_learned for site in softmax)
+
+
+def test_checkpoints_as_the_original_saved_them():
+    folder = REFERENCE / "as_saved" / "ldm_vq_w4a8"
+    if not folder.exists():
+        pytest.skip("the checkpoints as saved are not beside the repository")
+    s, io = json.loads((folder / "case.json").read_text()), load_file(folder / "io.safetensors")
+    weights = {"weight_bit": s["weight_bit"], "split": s["split"]}
+    acts = {"act_bit": s["act_bit"], "a_sym": s["a_sym"], "sm_abit": s["sm_abit"]}
+    for name, flags in (("resumed_w_output", weights), ("resumed_wa_output", weights | acts)):
+        model: LatentDiffusion = instantiate_from_config(OmegaConf.load(folder / "config.yaml").model).eval()
+        unet = load_quantized(model.model.diffusion_model, folder / "quantized_ckpt.pth", **flags)
+        with torch.no_grad():
+            assert relative_error(unet(io["x"], io["t"]), io[name]) < 1e-3, "a rare activation code may flip"
