@@ -174,11 +174,12 @@ class Quantization:
             data = self.collect(journal)
             self._check(data, "the network's own sampling")
             data.save(own)
-            shutil.rmtree(journal.folder)
         else:
             source = a.cali_data_path or own
             data = read_calibration_data(source, a.cali_st, a.cali_n)
             self._check(data, f"'{source}'")
+        if own.exists():  # also after a kill that came between saving and this
+            shutil.rmtree(self.folder / "collecting", ignore_errors=True)
         return data
 
     def _check(self, data: CalibrationSet, source: str) -> None:
