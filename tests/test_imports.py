@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = {"ddim", "ldm"}
-SHARED = {"ddim.dpm_solver", "ddim.samplers"}  # mathematics of samplers, which stands once: in the older package
+# What stands once, in the older package: the mathematics of samplers and schedules, and what all UNets are built of
+SHARED = {"ddim.dpm_solver", "ddim.models.blocks", "ddim.samplers", "ddim.schedules", "ddim.steps"}
 SOURCES = sorted(p for room in ("ddim", "ldm", "qdiff", "scripts") for p in (ROOT / room).rglob("*.py"))
 TREES = {p.relative_to(ROOT).as_posix(): ast.parse(p.read_text(encoding="utf-8")) for p in SOURCES}
 

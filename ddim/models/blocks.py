@@ -31,6 +31,11 @@ def normalize(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(GROUPS, channels, eps=1e-6)
 
 
+def shortcut(in_channels: int, out_channels: int) -> nn.Module:
+    """What stands beside the convolutions of a residual block: nothing, or a 1x1 convolution if the channels change."""
+    return nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+
 class Upsample(nn.Module):
     """Nearest-neighbour doubling, then a 3x3 convolution when `with_conv`."""
 
@@ -74,10 +79,7 @@ class ResnetBlock(nn.Module):
         self.norm2 = normalize(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
-        else:
-            self.nin_shortcut = nn.Identity()
+        self.nin_shortcut = shortcut(in_channels, out_channels)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         """x: (B, in_channels, H, W), temb: (B, temb_channels) -> (B, out_channels, H, W)."""

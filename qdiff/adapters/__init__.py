@@ -45,6 +45,22 @@ class Adapter:
     splits: Callable[[nn.Module], dict[str, tuple[int, int]]]
 
 
+def shortcut_splits(model: nn.Module, block: type, shortcut: str) -> dict[str, tuple[int, int]]:
+    """`Adapter.splits` of networks whose residual blocks, of type `block`, have `skip_channels` and that shortcut."""
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, block) and module.skip_channels:
+            layer = f"{path}.{shortcut}"
+            channels = model.get_submodule(layer).in_channels
+            found[layer] = (channels - module.skip_channels, module.skip_channels)
+    return found
+
+
+def as_activations(policy: QuantPolicy) -> tuple[QuantSpec, QuantSpec]:
+    """`ProductKind.specs` of a product whose operands are both quantized as activations are."""
+    return policy.act, policy.act
+
+
 # family -> the module whose ADAPTER describes it
 FAMILIES = {"ddim": "qdiff.adapters.ddim", "ldm": "qdiff.adapters.ldm"}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
@@ -9,17 +10,13 @@ from ldm.modules.attention import BasicTransformerBlock, CrossQKMatMul, CrossSMV
 from ldm.modules.diffusionmodules.blocks import AttentionBlock, QKMatMul, ResBlock, SMVMatMul
 from ldm.modules.diffusionmodules.util import GroupNorm32
 from ldm.util import instantiate_from_config
-from qdiff.adapters import Adapter, ProductKind
+from qdiff.adapters import Adapter, ProductKind, as_activations, shortcut_splits
 from qdiff.policy import QuantPolicy, QuantSpec
 
 
 def _build(config: Mapping) -> nn.Module:
     """The UNet of a latent model's configuration. Raises ValueError for one of other classes than ours."""
     return instantiate_from_config(config["model"]["params"]["unet_config"])
-
-
-def _scores(policy: QuantPolicy) -> tuple[QuantSpec, QuantSpec]:
-    return policy.act, policy.act
 
 
 def _values(policy: QuantPolicy) -> tuple[QuantSpec, QuantSpec]:
@@ -31,24 +28,16 @@ def _cross_values(policy: QuantPolicy) -> tuple[QuantSpec, QuantSpec]:
     return policy.act, replace(policy.act, bits=policy.softmax_bits, always_zero=True)
 
 
-def _splits(model: nn.Module) -> dict[str, tuple[int, int]]:
-    return {
-        f"{path}.skip_connection": (block.skip_connection.in_channels - block.skip_channels, block.skip_channels)
-        for path, block in model.named_modules()
-        if isinstance(block, ResBlock) and block.skip_channels
-    }
-
-
 ADAPTER = Adapter(
     family="ldm",
     build=_build,
     blocks=(ResBlock, AttentionBlock, BasicTransformerBlock),
     products={
-        QKMatMul: ProductKind(("q", "k"), _scores, legacy_owner=False),
+        QKMatMul: ProductKind(("q", "k"), as_activations, legacy_owner=False),
         SMVMatMul: ProductKind(("v", "w"), _values, legacy_owner=False),
-        CrossQKMatMul: ProductKind(("q", "k"), _scores, legacy_owner=True),
+        CrossQKMatMul: ProductKind(("q", "k"), as_activations, legacy_owner=True),
         CrossSMVMatMul: ProductKind(("v", "w"), _cross_values, legacy_owner=True),
     },
     plain=(nn.GroupNorm, GroupNorm32, nn.LayerNorm, nn.Embedding),
-    splits=_splits,
+    splits=partial(shortcut_splits, block=ResBlock, shortcut="skip_connection"),
 )

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ddim.models.blocks import Downsample, Upsample
 from ldm.models.autoencoder import AutoencoderKL, IdentityFirstStage, VQModelInterface
-from ldm.modules.diffusionmodules.first_stage_blocks import AttnBlock, Downsample, ResnetBlock, Upsample
+from ldm.modules.diffusionmodules.first_stage_blocks import AttnBlock, ResnetBlock
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.encoders.modules import ClassEmbedder
 from ldm.modules.vector_quantizer import VectorQuantizer

@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
-from ldm.models.diffusion.sampler import LatentSampler
-from ldm.samplers import Correction, Model, Noise, Step, ddim, latent_timesteps
+from ldm.models.diffusion.sampler import LatentSampler, Start
+from ldm.samplers import Step, ddim, latent_timesteps
 
 
 class DDIMSampler(LatentSampler):
@@ -15,17 +13,9 @@ class DDIMSampler(LatentSampler):
     where S does not divide T.
     """
 
-    def _steps(
-        self,
-        model: Model,
-        x_T: Tensor,
-        S: int,
-        *,
-        eta: float,
-        noise: Noise,
-        correct: Correction,
-        skip_type: str = "uniform",
-    ) -> tuple[int, Iterator[Step]]:
+    def _steps(self, start: Start, S: int, *, skip_type: str = "uniform") -> tuple[int, Iterator[Step]]:
         abar = self.model.alphas_cumprod
         timesteps = latent_timesteps(len(abar), S, skip_type)
-        return len(timesteps), ddim(model, x_T, timesteps, abar, eta=eta, noise=noise, correct=correct)
+        return len(timesteps), ddim(
+            start.model, start.x_T, timesteps, abar, eta=start.eta, noise=start.noise, correct=start.correct
+        )

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.guidance import Condition
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.modules.diffusionmodules.util import diffusion_coefficients, make_beta_schedule
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
 from ldm.util import instantiate_from_config
-
-Condition = Tensor | list[Tensor] | Mapping[str, list[Tensor]]
 
 
 class LatentDiffusion(nn.Module):
@@ -90,7 +89,7 @@ class LatentDiffusion(nn.Module):
         if cond_stage_config == "__is_first_stage__":
             self.cond_stage_model = self.first_stage_model
 
-    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
         """Predicted noise.
 
         Args:

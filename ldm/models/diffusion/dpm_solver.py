@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
-from ldm.models.diffusion.sampler import LatentSampler, refuse_eta
-from ldm.samplers import Correction, Model, Noise, Step, dpm_solver
+from ldm.models.diffusion.sampler import LatentSampler, Start
+from ldm.samplers import Step, dpm_solver
 
 
 class DPMSolverSampler(LatentSampler):
@@ -13,17 +11,7 @@ class DPMSolverSampler(LatentSampler):
     options of `sample`; by default it is the multistep method of order 2.
     """
 
-    def _steps(
-        self,
-        model: Model,
-        x_T: Tensor,
-        S: int,
-        *,
-        eta: float,
-        noise: Noise,
-        correct: Correction,
-        order: int = 2,
-        **options,
-    ) -> tuple[int, Iterator[Step]]:
-        refuse_eta(eta, "DPM-Solver")
-        return S, dpm_solver(model, x_T, self.model.alphas_cumprod, S, order=order, correct=correct, **options)
+    def _steps(self, start: Start, S: int, *, order: int = 2, **options) -> tuple[int, Iterator[Step]]:
+        start.refuse_eta("DPM-Solver")
+        abar = self.model.alphas_cumprod
+        return S, dpm_solver(start.model, start.x_T, abar, S, order=order, correct=start.correct, **options)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -26,10 +27,20 @@ def gaussian(seed: int) -> Noise:
     return lambda x: torch.randn(x.shape, generator=generator).to(x)
 
 
-def refuse_eta(eta: float, sampler: str) -> None:
-    """Raises ValueError unless eta is 0."""
-    if eta != 0:
-        raise ValueError(f"eta={eta} must be 0: {sampler} is deterministic")
+@dataclass(frozen=True)
+class Start:
+    """What every sampler starts with; see `ldm.samplers`."""
+
+    model: Model
+    x_T: Tensor
+    eta: float
+    noise: Noise
+    correct: Correction
+
+    def refuse_eta(self, sampler: str) -> None:
+        """Raises ValueError unless eta is 0."""
+        if self.eta != 0:
+            raise ValueError(f"eta={self.eta} must be 0: {sampler} is deterministic")
 
 
 class LatentSampler(ABC):
@@ -45,9 +56,7 @@ class LatentSampler(ABC):
         self.noise = gaussian(seed)
 
     @abstractmethod
-    def _steps(
-        self, model: Model, x_T: Tensor, S: int, *, eta: float, noise: Noise, correct: Correction
-    ) -> tuple[int, Iterator[Step]]:
+    def _steps(self, start: Start, S: int) -> tuple[int, Iterator[Step]]:
         """Number of network calls, and the steps; further keywords are the sampler's own."""
 
     def sample(
@@ -100,7 +109,7 @@ class LatentSampler(ABC):
             if not batch_sizes(condition) <= {batch_size}:
                 raise ValueError(f"a condition has {sorted(batch_sizes(condition))} rows, batch_size is {batch_size}")
         model = guided(self.model.apply_model, conditioning, unconditional_conditioning, unconditional_guidance_scale)
-        calls, steps = self._steps(model, x_T, S, eta=eta, noise=noise, correct=correct, **options)
+        calls, steps = self._steps(Start(model, x_T, eta, noise, correct), S, **options)
 
         intermediates = {"x_inter": [x_T], "pred_x0": [x_T]}
         for step in tqdm(steps, total=calls, disable=None if verbose else True):

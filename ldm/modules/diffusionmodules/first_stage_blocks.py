@@ -3,35 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.util import GROUPS
-
-
-def normalize(channels: int) -> nn.GroupNorm:
-    """GroupNorm with the group count and epsilon of the published checkpoints."""
-    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
-
-
-class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a 3x3 convolution when `with_conv`."""
-
-    def __init__(self, channels: int, with_conv: bool):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if with_conv else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-class Downsample(nn.Module):
-    """Halving by a strided 3x3 convolution that is padded on the right and below only, or by averaging."""
-
-    def __init__(self, channels: int, with_conv: bool):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2) if with_conv else nn.AvgPool2d(2)
-        self.pad = (0, 1, 0, 1) if with_conv else (0, 0, 0, 0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, self.pad))
+from ddim.models.blocks import normalize, shortcut
 
 
 class ResnetBlock(nn.Module):
@@ -44,10 +16,7 @@ class ResnetBlock(nn.Module):
         self.norm2 = normalize(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
-        else:
-            self.nin_shortcut = nn.Identity()
+        self.nin_shortcut = shortcut(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, in_channels, H, W) -> (B, out_channels, H, W)."""

@@ -7,14 +7,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.first_stage_blocks import (
-    AttnBlock,
-    Downsample,
-    Level,
-    ResnetBlock,
-    Upsample,
-    normalize,
-)
+from ddim.models.blocks import Downsample, Upsample, normalize
+from ldm.modules.diffusionmodules.first_stage_blocks import AttnBlock, Level, ResnetBlock
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUPS = 32  # GroupNorm groups of every published checkpoint, so channel counts are multiples of 32
+from ddim.models.blocks import GROUPS
+from ddim.schedules import beta_schedule
 
 
 def _linear(n: int, start: float, end: float, cosine_s: float) -> Tensor:
-    return torch.linspace(start**0.5, end**0.5, n, dtype=torch.float64) ** 2
+    return beta_schedule("quad", start, end, n)
 
 
 def _cosine(n: int, start: float, end: float, cosine_s: float) -> Tensor:
@@ -20,11 +21,11 @@ def _cosine(n: int, start: float, end: float, cosine_s: float) -> Tensor:
 
 
 def _sqrt_linear(n: int, start: float, end: float, cosine_s: float) -> Tensor:
-    return torch.linspace(start, end, n, dtype=torch.float64)
+    return beta_schedule("linear", start, end, n)
 
 
 def _sqrt(n: int, start: float, end: float, cosine_s: float) -> Tensor:
-    return torch.linspace(start, end, n, dtype=torch.float64) ** 0.5
+    return beta_schedule("linear", start, end, n).sqrt()
 
 
 SCHEDULES = {"linear": _linear, "cosine": _cosine, "sqrt_linear": _sqrt_linear, "sqrt": _sqrt}
