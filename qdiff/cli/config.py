@@ -59,6 +59,19 @@ class Sampling:
 SECTIONS = {"data": Data, "model": Model, "diffusion": Diffusion, "sampling": Sampling}
 
 
+def read_yaml(path: str | Path) -> DictConfig:
+    """A YAML file with sections. Raises UserError where there is none."""
+    try:
+        config = OmegaConf.load(path)
+    except OSError as e:
+        raise UserError(f"cannot read '{path}' ({e.strerror or e}): give --config the path of a YAML file") from e
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as e:
+        raise UserError(f"'{path}' is no valid YAML ({one_line(e)}): correct it") from e
+    if not isinstance(config, DictConfig):
+        raise UserError(f"'{path}' has no sections: give the configuration of a model")
+    return config
+
+
 def load_config(path: str | Path) -> DictConfig:
     """Read a model configuration.
 
@@ -68,14 +81,9 @@ def load_config(path: str | Path) -> DictConfig:
     Raises:
         UserError: no such file, no YAML, a section or key is missing, or a value is not what it must be.
     """
-    try:
-        config = OmegaConf.load(path)
-    except OSError as e:
-        raise UserError(f"cannot read '{path}' ({e.strerror or e}): give --config the path of a YAML file") from e
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as e:
-        raise UserError(f"'{path}' is no valid YAML ({_one_line(e)}): correct it") from e
+    config = read_yaml(path)
     for name, section in SECTIONS.items():
-        if not isinstance(config, DictConfig) or not isinstance(config.get(name), DictConfig):
+        if not isinstance(config.get(name), DictConfig):
             raise UserError(f"'{path}' has no section '{name}': give the configuration of a pixel-space network")
         _check(path, name, config[name], OmegaConf.structured(section))
     if config.model.type != "simple":
@@ -92,7 +100,7 @@ def build_network(config: DictConfig, path: str | Path) -> "nn.Module":
     try:
         return adapter_of("ddim").build(config)
     except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as e:
-        raise UserError(f"'{path}' describes no network ({_one_line(e)}): correct its section 'model'") from e
+        raise UserError(f"'{path}' describes no network ({one_line(e)}): correct its section 'model'") from e
 
 
 def _check(path: str | Path, name: str, given: DictConfig, section: DictConfig) -> None:
@@ -104,10 +112,11 @@ def _check(path: str | Path, name: str, given: DictConfig, section: DictConfig) 
             OmegaConf.update(section, key, given[key], merge=False)
             given[key] = value = section[key]
         except OmegaConfBaseException as e:
-            raise UserError(f"'{path}': {name}.{key} is wrong ({_one_line(e)}): correct it") from e
+            raise UserError(f"'{path}': {name}.{key} is wrong ({one_line(e)}): correct it") from e
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise UserError(f"'{path}': {name}.{key} is {value}: make it at least 1")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, in one line and without OmegaConf's details."""
     return " ".join(str(error).partition("full_key:")[0].split())

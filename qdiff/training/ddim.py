@@ -5,16 +5,14 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
-from safetensors.torch import save_file
 
 from qdiff.adapters.ddim_sampling import schedule
 from qdiff.checkpoint import load_weights
 from qdiff.cli.config import build_network, load_config
-from qdiff.errors import UserError
-from qdiff.files.atomic import replacing
 from qdiff.training.denoiser import Denoiser
-from qdiff.training.pictures import Pictures
-from qdiff.training.trainer import fit
+from qdiff.training.pictures import Pictures, Unlabelled
+from qdiff.training.sections import sections
+from qdiff.training.trainer import fit, save_half
 
 
 def train(
@@ -26,19 +24,16 @@ def train(
         UserError: the configuration is none or has no settings of a training, or the pictures cannot be read.
     """
     config = load_config(config_path)
-    missing = [section for section in ("training", "optim") if section not in config]
-    if missing:
-        raise UserError(f"{config_path} has no section '{missing[0]}': see configs/emoji32.yml for one")
-    data = Pictures(data_path, config.data.image_size, list(config.training.categories), config.data.random_flip)
+    training, optim = sections(config, config_path)
+    data = Pictures(data_path, config.data.image_size, list(training.categories), config.data.random_flip)
     pl.seed_everything(seed + rank_zero_only.rank)  # every process draws its own noise; weights come from the first
     network = build_network(config, config_path).to(memory_format=torch.channels_last)
     if init:
         load_weights(network, init)
-    training = config.training
     denoiser = Denoiser(
         network,
         schedule(config.diffusion),
-        config.optim,
+        optim,
         warmup=training.warmup,
         steps=training.n_iters,
         weight_limit=training.weight_limit,
@@ -46,15 +41,13 @@ def train(
     )
     weights = fit(
         denoiser,
-        data,
+        Unlabelled(data),
         run_dir,
         steps=training.n_iters,
         batch_size=training.batch_size,
         ema_decay=config.model.ema_rate,
         save_every=training.snapshot_freq,
-        grad_clip=config.optim.grad_clip,
+        grad_clip=optim.grad_clip,
         devices=devices,
     )
-    half = {key.removeprefix("model."): x.half().contiguous() for key, x in weights.items()}
-    with replacing(out) as partial:
-        save_file(half, partial)
+    save_half(out, {key.removeprefix("model."): x for key, x in weights.items()})

@@ -1,11 +1,11 @@
 """DDPM training of a noise predictor."""
 
-import math
-
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from qdiff.training.optimizer import warm_cosine
 
 
 def stratified_timesteps(batch: int, num_timesteps: int, device) -> Tensor:
@@ -39,11 +39,9 @@ class Denoiser(pl.LightningModule):
     a small error in eps is a large one in x0, and a small network learns them last (cf. Salimans and Ho 2022).
 
     Args:
-        model: `model(x_t, t)` -> eps.
+        model: `model(x_t, t, *condition)` -> eps.
         alphas_cumprod: abar_t, shape (T,).
-        optim: section with `lr`, `beta1`, `eps`, `weight_decay`.
-        warmup: steps over which the learning rate rises linearly, then to fall to 0 as a cosine.
-        steps: of the whole training.
+        optim, warmup, steps: see `warm_cosine`.
         weight_limit: at least 1.
         scale_base: `base` of `multiscale_loss`, at least 0.
     """
@@ -66,24 +64,16 @@ class Denoiser(pl.LightningModule):
         self.register_buffer("weight", (weight / weight.mean()).float(), persistent=False)
         self.optim, self.warmup, self.steps, self.scale_base = optim, warmup, steps, scale_base
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        x0, _ = batch
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        """`batch`: x0 (B, C, H, W), and what else the model takes."""
+        x0, *condition = batch
         t = stratified_timesteps(len(x0), len(self.alphas_cumprod), x0.device)
         abar = self.alphas_cumprod[t][:, None, None, None]
         eps = torch.randn_like(x0)
-        error = self.model(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, t) - eps
+        error = self.model(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, t, *condition) - eps
         loss = (self.weight[t] * multiscale_loss(error, self.scale_base)).mean()
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def configure_optimizers(self):
-        o = self.optim
-        adam = torch.optim.Adam(
-            self.parameters(), lr=o.lr, betas=(o.beta1, 0.999), eps=o.eps, weight_decay=o.weight_decay
-        )
-        rate = torch.optim.lr_scheduler.LambdaLR(adam, self._rate)
-        return {"optimizer": adam, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
-
-    def _rate(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / max(self.warmup, 1))
-        return warm * 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))
+    def configure_optimizers(self) -> dict:
+        return warm_cosine(self.parameters(), self.optim, warmup=self.warmup, steps=self.steps)

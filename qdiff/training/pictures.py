@@ -47,6 +47,23 @@ class Pictures(Dataset):
         return image, self.labels[i]
 
 
+class Unlabelled(Dataset):
+    """Pictures alone, without their labels.
+
+    Args:
+        pictures: what yields pairs.
+    """
+
+    def __init__(self, pictures: Pictures):
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, i: int) -> tuple[Tensor]:
+        return (self.pictures[i][0],)
+
+
 def _read(path: str | Path) -> list[np.ndarray]:
     layout = "see models/ddim/emoji32/README.md for the layout"
     try:

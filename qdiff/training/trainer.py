@@ -6,8 +6,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from qdiff.files.atomic import replacing
 
 
 def fit(
@@ -57,3 +60,9 @@ def fit(
 def ema_weights(path: Path) -> dict[str, Tensor]:
     """The averaged weights of a checkpoint that `fit` wrote."""
     return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+
+
+def save_half(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write weights as safetensors in half precision, which is enough for weights; whole or not at all."""
+    with replacing(path) as partial:
+        save_file({key: x.half().contiguous() for key, x in weights.items()}, partial)

@@ -58,7 +58,7 @@ def test_noisy_pictures_and_their_weights():
     for limit in (1.0, 5.0):
         module = denoiser(limit)
         torch.manual_seed(1)
-        loss = module.training_step((x0, None), 0)
+        loss = module.training_step((x0,), 0)
         abar = ABAR[module.model.t][:, None, None, None]
         eps = (module.model.x - abar.sqrt() * x0) / (1 - abar).sqrt()
         weight = (1 / (abar / (1 - abar))).clamp(1, limit).flatten()

@@ -1,0 +1,119 @@
+"""Training of a class-conditional latent model: its UNet and the vectors of its classes, on a finished first stage."""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from qdiff.checkpoint import load_weights
+from qdiff.cli.latent_config import build_latent, load_latent_config
+from qdiff.errors import UserError
+from qdiff.files.atomic import replacing
+from qdiff.training.denoiser import Denoiser
+from qdiff.training.pictures import Pictures
+from qdiff.training.sections import sections
+from qdiff.training.trainer import fit
+
+ENCODED = 256  # pictures that are encoded at a time
+
+
+class ClassConditional(nn.Module):
+    """The UNet of a latent model, called with class numbers.
+
+    While it is trained, a class becomes the last number, "no class", with probability `drop_class`: that is what
+    guidance needs (Ho and Salimans 2022, arXiv 2207.12598, algorithm 1).
+
+    Args:
+        latent: the model; its first stage has no part in this one.
+        drop_class: 0..1.
+    """
+
+    def __init__(self, latent: nn.Module, drop_class: float):
+        super().__init__()
+        self.model, self.cond_stage_model = latent.model, latent.cond_stage_model
+        self.drop_class = drop_class
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """x: z_t (B, C, H, W); t, label: (B,) -> predicted noise."""
+        if self.training:
+            none = self.cond_stage_model.embedding.num_embeddings - 1
+            label = label.where(torch.rand(len(label), device=label.device) >= self.drop_class, none)
+        context = self.cond_stage_model({self.cond_stage_model.key: label})
+        return self.model(x, t, c_crossattn=[context])
+
+
+@torch.no_grad()
+def encode(latent: nn.Module, images: Tensor) -> Tensor:
+    """Means of the latents of images (N, 3, H, W) in -1..1, before `scale_factor`."""
+    parts = [latent.encode_first_stage(part).mode() for part in images.split(ENCODED)]
+    return torch.cat(parts)
+
+
+def train(
+    config_path: Path, data_path: Path, run_dir: Path, out: Path, *, first_stage: Path, seed: int, devices: int
+) -> None:
+    """Train on the latents of the pictures and of their mirror images; write a folder as published ones are laid out.
+
+    Args:
+        out: the folder, of `config.yaml` and `model.safetensors` with EMA weights in half precision.
+        first_stage: weights of the first stage.
+
+    Raises:
+        UserError: the configuration is none or has no settings of a training, or a file cannot be read.
+    """
+    config = load_latent_config(config_path)
+    training, optim = sections(config, config_path)
+    pl.seed_everything(seed + rank_zero_only.rank)  # every process draws its own noise; weights come from the first
+    latent = build_latent(config, config_path).eval()
+    load_weights(latent.first_stage_model, first_stage)
+    data = _latents(latent, data_path, config)
+    denoiser = Denoiser(
+        ClassConditional(latent, training.drop_class),
+        latent.alphas_cumprod.double(),
+        optim,
+        warmup=training.warmup,
+        steps=training.n_iters,
+        weight_limit=training.weight_limit,
+        scale_base=training.scale_base,
+    )
+    weights = fit(
+        denoiser,
+        data,
+        run_dir,
+        steps=training.n_iters,
+        batch_size=training.batch_size,
+        ema_decay=training.ema_rate,
+        save_every=training.snapshot_freq,
+        grad_clip=optim.grad_clip,
+        devices=devices,
+    )
+    latent.load_state_dict({key.removeprefix("model."): x for key, x in weights.items()}, strict=False)
+    write_folder(out, latent, config)
+
+
+def write_folder(folder: Path, latent: nn.Module, config: DictConfig) -> None:
+    """Write `config.yaml` and `model.safetensors`, parameters in half precision, buffers (the schedule) as they are."""
+    parameters = dict(latent.named_parameters())
+    state = {key: (x.half() if key in parameters else x).contiguous() for key, x in latent.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "model.safetensors") as partial:
+        save_file(state, partial)
+    published = {key: config[key] for key in ("model", "classes") if key in config}
+    with replacing(folder / "config.yaml") as partial:
+        OmegaConf.save(OmegaConf.create(published), partial)
+
+
+def _latents(latent: nn.Module, path: Path, config: DictConfig) -> TensorDataset:
+    """Latents of unit variance and labels; sets the model's `scale_factor`."""
+    classes = list(config.get("classes", []))
+    pictures = Pictures(path, config.model.params.first_stage_config.params.ddconfig.resolution, classes)
+    if classes and pictures.classes != classes:
+        raise UserError(f"{path} has the categories {pictures.classes}, the configuration's `classes` are {classes}")
+    z = encode(latent, torch.cat([pictures.images, pictures.images.flip(-1)]))
+    latent.scale_factor.fill_(1 / z.std())
+    return TensorDataset(z * latent.scale_factor, pictures.labels.repeat(2))
