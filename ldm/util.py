@@ -24,6 +24,7 @@ _FIRST_STAGE = {
 TARGETS: dict[str, Collection[str]] = {
     "ldm.models.diffusion.ddpm.LatentDiffusion": {
         "ckpt_path",
+        "clip_denoised",  # latents are never clipped
         "cond_stage_trainable",
         "first_stage_key",
         "ignore_keys",

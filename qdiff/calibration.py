@@ -10,7 +10,7 @@ from qdiff.calibration_data import CalibrationSet
 from qdiff.capture import Store, capture
 from qdiff.errors import UserError
 from qdiff.journal import Journal
-from qdiff.quant_block import Observer, QuantBlock, RunningObserver
+from qdiff.quant_block import ActSite, Observer, QuantBlock, RunningObserver
 from qdiff.quant_model import QuantModel, quantizer_from
 
 
@@ -25,6 +25,7 @@ class CalibrationSettings:
         p: exponent of the step-size loss.
         range_samples: samples on which activation ranges are searched, all of them in one forward.
         running_stat: activation ranges from averages over all data instead of a search on a part of them.
+        rs_sm_only: with `running_stat`: only those of attention after its softmax.
         seed: of everything that is drawn.
     """
 
@@ -34,11 +35,12 @@ class CalibrationSettings:
     p: float = 2.4
     range_samples: int = 256
     running_stat: bool = False
+    rs_sm_only: bool = False
     seed: int = 0
 
     def forward_samples(self, act: bool) -> int:
         """Samples in the largest forward of the network, with activations to quantize or without."""
-        searched = self.range_samples if act and not self.running_stat else 0
+        searched = self.range_samples if act and (self.rs_sm_only or not self.running_stat) else 0
         return max(self.batch_size, searched)
 
 
@@ -128,14 +130,27 @@ class _Job:
             for site in sites:
                 site.set(quantizer_from(found[0], f"{site.path}.{site.name}", site.spec, site.split).to(device))
             return
-        running = self.settings.running_stat
-        for site in sites:
-            site.observe(RunningObserver if running else Observer)
+        s = self.settings
+        running = [site for site in sites if s.running_stat and (site.is_softmax or not s.rs_sm_only)]
+        if len(running) < len(sites):
+            self._observe(sites, Observer, s.range_samples, s.range_samples)
         # Drawn, because running averages over data in the order of the timesteps would know the last ones alone.
-        drawn = self.data.draw(len(self.data) if running else self.settings.range_samples, self._generator("ranges"))
+        self._observe(running, RunningObserver, len(self.data), s.batch_size)
+        state = self.model.state_dict()
+        names = tuple(f"{site.path}.{site.name}." for site in sites)
+        self.journal.write("ranges", {key: x for key, x in state.items() if key.startswith(names)})
+
+    def _observe(self, sites: list[ActSite], observer: type[Observer], samples: int, batch_size: int) -> None:
+        """Give these activations the ranges that an observer finds in that many samples."""
+        if not sites:
+            return
+        device = next(self.model.parameters()).device
+        for site in sites:
+            site.observe(observer)
+        drawn = self.data.draw(samples, self._generator("ranges"))
         try:
             with torch.no_grad():
-                for inputs in drawn.batches(self.settings.batch_size if running else len(drawn)):
+                for inputs in drawn.batches(batch_size):
                     self.model(*(x.to(device) for x in inputs))
         except ValueError as error:
             raise UserError(
@@ -144,9 +159,6 @@ class _Job:
             ) from error
         for site in sites:
             site.settle()
-        state = self.model.state_dict()
-        names = tuple(f"{site.path}.{site.name}." for site in sites)
-        self.journal.write("ranges", {key: x for key, x in state.items() if key.startswith(names)})
 
     def _generator(self, unit: str) -> torch.Generator:
         """Every unit has its own stream, so a resumed job draws what an undisturbed one draws."""

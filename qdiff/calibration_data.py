@@ -1,7 +1,7 @@
 """Calibration data: inputs of the network at timesteps spread uniformly over its sampling trajectory."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,51 +70,68 @@ def kept_steps(steps: int, cali_st: int) -> list[int]:
     return [i * steps // cali_st for i in range(cali_st)]
 
 
-def read_calibration_data(path: Path, cali_st: int, cali_n: int) -> CalibrationSet:
+def read_calibration_data(
+    path: Path, cali_st: int, cali_n: int, rows: int = 1, conditions: bool = False
+) -> CalibrationSet:
     """Data that `save` wrote, or the original's: a pickled dict `xs`, `ts` of per-step tensors `[step][sample, ...]`.
 
     Ours are taken as they are; of the original's, the steps of `kept_steps` and the first `cali_n` samples of each.
+    Its conditions are `cs` and, for guidance, `ucs`.
+
+    Args:
+        path: the file.
+        cali_st, cali_n: timesteps, and samples of each.
+        rows: 2 where every sample counts twice, without and with its condition, else 1.
+        conditions: the network takes a condition.
 
     Raises:
         UserError: not readable, not of either layout, or not as many samples as asked for.
     """
     if format_of(path) != "safetensors":
-        return _from_original(path, cali_st, cali_n)
+        return _from_original(path, cali_st, cali_n, ("ucs", "cs")[-rows:] if conditions else ())
     try:
         stored = load_file(path)
         data = CalibrationSet(tuple(stored[f"input_{i}"] for i in range(len(stored))))
     except (SafetensorError, KeyError, ValueError):
         raise UserError(f"'{path}' is damaged or holds no calibration data: collect or copy them again") from None
-    if len(data) != cali_st * cali_n:
+    if len(data) != cali_st * cali_n * rows:
+        guided = ", with guidance," if rows > 1 else ""
         raise UserError(
-            f"'{path}' holds {len(data)} samples, --cali_st {cali_st} and --cali_n {cali_n} ask for "
-            f"{cali_st * cali_n}: give the numbers that it was collected with"
+            f"'{path}' holds {len(data)} samples, --cali_st {cali_st} and --cali_n {cali_n}{guided} ask for "
+            f"{cali_st * cali_n * rows}: give the numbers that it was collected with"
         )
     return data
 
 
-def _from_original(path: Path, cali_st: int, cali_n: int) -> CalibrationSet:
-    content = load_pickle(path)
+def _from_original(path: Path, cali_st: int, cali_n: int, conditions: Sequence[str]) -> CalibrationSet:
+    """Of every kept step, the samples once for each of the `conditions`, or once without any."""
+    names = ("xs", "ts", *conditions)
+    stored = _per_step(path, names)
+    steps, available = len(stored["xs"]), min(len(x) for name in names for x in stored[name])
+    if steps < cali_st:
+        raise UserError(f"'{path}' has {steps} timesteps, --cali_st asks for {cali_st}: lower it")
+    if available < cali_n:
+        raise UserError(f"'{path}' has {available} samples per timestep, --cali_n asks for {cali_n}: lower it")
+    arguments = [("xs", "ts", condition) for condition in conditions] or [("xs", "ts")]
+    groups = [[stored[name][i][:cali_n] for name in names] for i in kept_steps(steps, cali_st) for names in arguments]
+    return CalibrationSet(tuple(x.float() if x.is_floating_point() else x for x in map(torch.cat, zip(*groups))))
+
+
+def _per_step(path: Path, names: Sequence[str]) -> dict[str, list[Tensor]]:
+    """The original's lists by name, each with a tensor for every timestep."""
     try:
-        stored = dict(content)
-        xs, ts = list(stored["xs"]), list(stored["ts"])
-        available = min(len(x) for x in (*xs, *ts))
-        whole = len(xs) == len(ts) and all(isinstance(x, Tensor) for x in (*xs, *ts))
-        whole = whole and len({x.shape[1:] for x in xs}) == 1
+        content = dict(load_pickle(path))
+        stored = {name: list(content[name]) for name in names}
+        whole = len({len(xs) for xs in stored.values()}) == 1 and len(stored["xs"]) > 0
+        whole = whole and all(isinstance(x, Tensor) for xs in stored.values() for x in xs)
+        whole = whole and all(len({x.shape[1:] for x in xs}) == 1 for xs in stored.values())
+        [len(x) for xs in stored.values() for x in xs]  # a tensor without dimensions has no length
     except (TypeError, KeyError, ValueError):  # what a pickle of something else leads to
         whole = False
     if not whole:
+        wanted = " and ".join([", ".join(map(repr, names[:-1])), repr(names[-1])])
         raise UserError(
-            f"'{path}' has no lists 'xs' and 'ts' with a tensor for each timestep: give calibration data, or leave "
+            f"'{path}' has no lists {wanted} with a tensor for each timestep: give calibration data, or leave "
             "out --cali_data_path to collect them"
         )
-    if len(xs) < cali_st:
-        raise UserError(f"'{path}' has {len(xs)} timesteps, --cali_st asks for {cali_st}: lower it")
-    if available < cali_n:
-        raise UserError(f"'{path}' has {available} samples per timestep, --cali_n asks for {cali_n}: lower it")
-    kept = kept_steps(len(xs), cali_st)
-    return _grouped([xs[i][:cali_n].float() for i in kept], [ts[i][:cali_n] for i in kept])
-
-
-def _grouped(xs: list[Tensor], ts: list[Tensor]) -> CalibrationSet:
-    return CalibrationSet((torch.cat(xs), torch.cat(ts)))
+    return stored

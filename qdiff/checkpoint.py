@@ -133,7 +133,11 @@ def load_rounding(model: nn.Module, path: str | Path, policy: QuantPolicy) -> Qu
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load full-precision weights into a network.
+    """Give a network the full-precision weights of a file, on the CPU and where possible mapped instead of copied.
+
+    Args:
+        model: may be on the meta device; its parameters and buffers are replaced and keep their dtypes.
+        path: the weights.
 
     Raises:
         UserError: damaged file, a calibrated file, or weights of another network.
@@ -141,9 +145,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     file = read_checkpoint(path)
     if not isinstance(file, FullPrecisionFile):
         raise UserError(f"'{path}' is calibrated, --ckpt takes full-precision weights: use --resume --cali_ckpt for it")
-    compare(path, file.state, {key: tuple(x.shape) for key, x in model.state_dict().items()})
+    own = model.state_dict()
+    compare(path, file.state, {key: tuple(x.shape) for key, x in own.items()})
     check_numbers(path, file.state)
-    model.load_state_dict(file.state)
+    model.load_state_dict({key: x.to(own[key].dtype) for key, x in file.state.items()}, assign=True)
 
 
 def _read_calibrated(path: str | Path) -> QuantizedFile | OriginalFile:

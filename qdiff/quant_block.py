@@ -96,6 +96,11 @@ class ActSite:
         """What quantizes it now."""
         return getattr(self.owner, self.name)
 
+    @property
+    def is_softmax(self) -> bool:
+        """Whether it is attention after its softmax."""
+        return self.name == "act_quantizer_w"
+
     def set(self, quantizer: nn.Module | None) -> None:
         """Quantize it with this from now on."""
         setattr(self.owner, self.name, quantizer)

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 import torch
@@ -133,8 +134,8 @@ def frame_writer(folder: Path, decode: Decode = lambda x: x) -> Watch:
     return watch
 
 
-def write_grid(pictures: Sequence[Path], path: Path) -> None:
-    """One PNG of several pictures of equal size, row by row in a square.
+def write_grid(pictures: Sequence[Path], path: Path, columns: int | None = None) -> None:
+    """One PNG of several pictures of equal size, row by row; in a square without `columns`.
 
     Raises:
         UserError: a picture is missing or damaged.
@@ -142,7 +143,37 @@ def write_grid(pictures: Sequence[Path], path: Path) -> None:
     from torchvision.utils import make_grid  # slow to load, and needed here alone
 
     images = torch.stack([_read_png(picture) for picture in pictures])
-    _write_png(path, make_grid(images, nrow=math.ceil(len(pictures) ** 0.5)), {})
+    _write_png(path, make_grid(images, nrow=columns or math.ceil(len(pictures) ** 0.5)), {})
+
+
+def write_array(pictures: Sequence[Path], folder: Path) -> Path:
+    """Pictures of equal size as one array, `folder`/NxHxWx3-samples.npz, as the tools for FID read it.
+
+    Its only member, `arr_0`, is uint8 of shape (N, H, W, 3). One picture at a time is in memory, and the file appears
+    whole or not at all. A file of that name is kept: a run never changes a picture.
+
+    Returns:
+        the path.
+
+    Raises:
+        UserError: a picture is missing or damaged.
+    """
+    shape = (len(pictures), *_read_png(pictures[0]).permute(1, 2, 0).shape)
+    path = folder / f"{'x'.join(map(str, shape))}-samples.npz"
+    if path.exists():
+        return path
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with (
+        replacing(path) as partial,
+        ZipFile(partial, "w", ZIP_STORED) as archive,
+        archive.open(
+            ZipInfo("arr_0.npy"), "w", force_zip64=True
+        ) as member,  # the date of 1980: equal runs, equal files
+    ):
+        np.lib.format.write_array_header_1_0(member, header)
+        for picture in pictures:
+            member.write(_read_png(picture).permute(1, 2, 0).contiguous().numpy())
+    return path
 
 
 def _refuse_non_finite(images: Tensor, batch: Sequence[int]) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Sample a pixel-space diffusion model, in full precision or, with --ptq, quantized; see --help."""
 
-from qdiff.cli.flags import ddim_parser
+from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import parse, run
 
 

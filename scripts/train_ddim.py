@@ -10,7 +10,6 @@ from qdiff.training.flags import training_parser
 def main() -> None:
     """Train, then write the EMA weights as safetensors in half precision."""
     parser = training_parser(__doc__, run=Path("runs/train_ddim"), out="the weights, .safetensors")
-    parser.add_argument("--init", type=Path, help="weights to start from instead of random ones")
     args = parser.parse_args()
 
     from qdiff.training.ddim import train

@@ -14,7 +14,7 @@ def main() -> None:
 
     from qdiff.training.first_stage import train
 
-    train(args.config, args.data, args.run, args.out, seed=args.seed, devices=args.devices)
+    train(args.config, args.data, args.run, args.out, init=args.init, seed=args.seed, devices=args.devices)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,14 @@ def main() -> None:
     from qdiff.training.latent import train
 
     train(
-        args.config, args.data, args.run, args.out, first_stage=args.first_stage, seed=args.seed, devices=args.devices
+        args.config,
+        args.data,
+        args.run,
+        args.out,
+        first_stage=args.first_stage,
+        init=args.init,
+        seed=args.seed,
+        devices=args.devices,
     )
 
 

@@ -1,12 +1,18 @@
-"""`python -m qdiff ...` inside the test's process, which has torch loaded already."""
+"""Command lines inside the test's process, which has torch loaded already."""
 
 import contextlib
 import io
+import runpy
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 from qdiff.__main__ import main
+from qdiff.cli.parser import run
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 class Ended(NamedTuple):
@@ -17,19 +23,29 @@ class Ended(NamedTuple):
     err: str
 
 
-def qdiff(*argv: object) -> Ended:
-    """Run `python -m qdiff` with these words."""
+def _call(program: Callable[[], None], *argv: object) -> Ended:
     out, err, status = io.StringIO(), io.StringIO(), 0
     with (
-        mock.patch.object(sys, "argv", ["qdiff", *map(str, argv)]),
+        mock.patch.object(sys, "argv", [*map(str, argv)]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
         try:
-            main()
+            program()
         except SystemExit as end:
             status = end.code or 0
     return Ended(status, out.getvalue(), err.getvalue())
+
+
+def qdiff(*argv: object) -> Ended:
+    """Run `python -m qdiff` with these words."""
+    return _call(main, "qdiff", *argv)
+
+
+def script(name: str, *argv: object) -> Ended:
+    """Run `python scripts/NAME` with these words."""
+    path = SCRIPTS / name
+    return _call(lambda: run(runpy.run_path(str(path))["main"]), path, *argv)
 
 
 def refusal(*argv: object) -> str:

@@ -1,21 +1,15 @@
 """A tiny pixel-space model as a user has it: configuration and weights in files, and the script that samples it."""
 
-import contextlib
-import io
-import runpy
-import sys
 from pathlib import Path
-from unittest import mock
 
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from ddim.models.diffusion import Model
-from qdiff.cli.parser import run
-from tests.command_line import Ended
+from tests.command_line import SCRIPTS, Ended, script
 from tests.golden_networks import golden_state_dict, load_case
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "sample_diffusion_ddim.py"
+SCRIPT = SCRIPTS / "sample_diffusion_ddim.py"
 
 
 def tiny_config() -> DictConfig:
@@ -47,14 +41,4 @@ def write_tiny(folder: Path) -> Path:
 
 def sample_script(*argv: object) -> Ended:
     """Run `python scripts/sample_diffusion_ddim.py` with these words in this process, which has loaded torch."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with (
-        mock.patch.object(sys, "argv", [str(SCRIPT), *map(str, argv)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            run(runpy.run_path(str(SCRIPT))["main"])
-        except SystemExit as end:
-            status = end.code or 0
-    return Ended(status, out.getvalue(), err.getvalue())
+    return script(SCRIPT.name, *argv)

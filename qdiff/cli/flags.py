@@ -1,7 +1,8 @@
-"""The flags of the scripts, each declared once: groups that the scripts share, and what a script adds of its own."""
+"""The groups of flags that the scripts share, each flag declared once."""
 
 import argparse
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,59 +11,6 @@ from qdiff.errors import UserError
 
 PTQ = ("--ptq",)
 ACTIVATIONS = ("--ptq", "--quant_act")
-
-# Switches of the quantization group that only some scripts have.
-OPTIONAL = {
-    "--a_sym": {"needs": ACTIVATIONS, "help": "activation ranges symmetric around zero"},
-    "--split": {
-        "needs": PTQ,
-        "help": "quantize shortcut layers in two slices, channels from below and from the skip connection",
-    },
-}
-
-EXAMPLES = """examples:
-  in full precision
-    python scripts/%(prog)s --config configs/emoji32.yml --timesteps 50 --skip_type quad --max_images 64 -l runs/fp
-  calibrate, save and sample with 4-bit weights and 8-bit activations
-    python scripts/%(prog)s --config configs/emoji32.yml --timesteps 50 --skip_type quad --max_images 64 \\
-      --ptq --weight_bit 4 --quant_act --split --cali_st 20 --cali_n 256 -l runs/w4a8
-  sample with a checkpoint that is calibrated already
-    python scripts/%(prog)s --config configs/cifar10.yml --use_pretrained --timesteps 100 --skip_type quad \\
-      --ptq --weight_bit 4 --quant_act --a_sym --split --resume --cali_ckpt FILE -l runs/cifar10
-"""
-
-
-def ddim_parser() -> Parser:
-    """Flags of `scripts/sample_diffusion_ddim.py`, to be read with `qdiff.cli.parser.parse`."""
-    parser = Parser(
-        prog="sample_diffusion_ddim.py",
-        usage="python scripts/%(prog)s --config FILE [-l DIR] [flags]",
-        description="Sample a pixel-space diffusion model, in full precision or, with --ptq, quantized.",
-        epilog=EXAMPLES,
-    )
-    add = parser.group("model")
-    add(
-        "--config",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="YAML of the model, required; without --ckpt and --use_pretrained the weights are the file that its key "
-        "model.weights names, relative to the YAML",
-    )
-    add(
-        "--ckpt",
-        type=Path,
-        metavar="FILE",
-        excludes=("--use_pretrained",),
-        help="full-precision weights, .safetensors, .pth or .ckpt (default: see --config)",
-    )
-    add("--use_pretrained", action="store_true", help="published weights, downloaded once and verified")
-    running(parser, "-l", "--logdir", folder=Path("runs/ddim"), seed=1234)
-    _ddim_sampling(parser)
-    quantization(parser, "--a_sym", "--split")
-    calibration(parser)
-    parser.checks += [_check_sampler, _check_cali_st]
-    return parser
 
 
 def running(parser: Parser, *folder_names: str, folder: Path, seed: int | None) -> None:
@@ -95,8 +43,8 @@ def running(parser: Parser, *folder_names: str, folder: Path, seed: int | None) 
     add("--verbose", action="store_true", help="log more")
 
 
-def quantization(parser: Parser, *optional: str) -> None:
-    """Flags that say what is quantized and how; `optional` names those of `OPTIONAL` that the script has too."""
+def quantization(parser: Parser) -> None:
+    """Flags that say what is quantized and how."""
     add = parser.group("quantization")
     add("--ptq", action="store_true", help="quantize; without it everything is in full precision")
     add(
@@ -110,8 +58,19 @@ def quantization(parser: Parser, *optional: str) -> None:
     add("--quant_act", action="store_true", needs=PTQ, help="quantize the activations too")
     add("--act_bit", default=8, needs=ACTIVATIONS, help="bits of an activation", **number(int, 2, 8))
     add("--sm_abit", default=8, needs=ACTIVATIONS, help="bits of attention after its softmax", **number(int, 2, 16))
-    for name in optional:
-        add(name, action="store_true", **OPTIONAL[name])
+    add("--a_sym", action="store_true", needs=ACTIVATIONS, help="activation ranges symmetric around zero")
+    add(
+        "--a_min_max",
+        action="store_true",
+        needs=ACTIVATIONS,
+        help="activation ranges from the extremes, not from a search",
+    )
+    add(
+        "--split",
+        action="store_true",
+        needs=PTQ,
+        help="quantize shortcut layers in two slices, channels from below and from the skip connection",
+    )
     add("--cond", action="store_true", help="calibrate with conditions; without effect on an unconditional model")
     add(
         "--resume",
@@ -160,40 +119,23 @@ def calibration(parser: Parser) -> None:
     add_act("--cali_p", default=2.4, help="p of the L_p loss, activation step sizes", **number(float, 1, 10))
     add_act("--cali_range_n", default=256, help="samples on which activation ranges are searched", **number(int, 1))
     add_act("--running_stat", action="store_true", help="activation ranges as running averages over the data")
-
-
-def _ddim_sampling(parser: Parser) -> None:
-    add = parser.group("sampling")
-    add("--max_images", default=50000, help="images to make", **number(int, 1))
-    add("--batch_size", help="images at a time (default: sampling.batch_size of --config)", **number(int, 1))
-    add("--timesteps", default=1000, help="sampling steps", **number(int, 1))
-    add("--skip_type", default="uniform", help="spacing of the steps", **choice("uniform", "quad"))
-    add(
-        "--sample_type",
-        default="generalized",
-        help="DDIM, DPM-Solver++ or DDPM",
-        **choice("generalized", "dpm_solver", "ddpm_noisy"),
+    add_act(
+        "--rs_sm_only",
+        action="store_true",
+        needs=(*ACTIVATIONS, "--running_stat"),
+        help="running averages only for attention after its softmax",
     )
-    add("--eta", default=0.0, help="noise of generalized: 0 as DDIM, 1 as DDPM", **number(float, 0, 1))
-    add("--dpm_order", default=3, help="order of dpm_solver", **number(int, 1, 3))
-    add("--dpm_method", default="singlestep", help="kind of dpm_solver", **choice("singlestep", "multistep"))
-    add("--sequence", action="store_true", help="keep the pictures of every step, not of the last alone")
 
 
-def _check_sampler(args: argparse.Namespace, given: set[str]) -> None:
-    """Flags of one sampler do not stand beside another; `--eta 0` fits all of them."""
-    owner = {"--dpm_order": "dpm_solver", "--dpm_method": "dpm_solver"}
-    if args.eta > 0:
-        owner["--eta"] = "generalized"
-    for flag, sampler in owner.items():
-        if flag in given and args.sample_type != sampler:
-            raise UserError(f"{flag} needs --sample_type {sampler}: add that, or leave {flag} out")
+def check_cali_st(steps_flag: str) -> Callable[[argparse.Namespace, set[str]], None]:
+    """A check that data come from no more steps than are sampled, whose number that flag gives."""
 
+    def check(args: argparse.Namespace, given: set[str]) -> None:
+        steps = getattr(args, steps_flag.lstrip("-"))
+        if args.cali_data_path is None and args.cali_st > steps:
+            raise UserError(f"--cali_st {args.cali_st} exceeds {steps_flag} {steps}: lower it")
 
-def _check_cali_st(args: argparse.Namespace, given: set[str]) -> None:
-    """Data cannot come from more steps than are sampled."""
-    if args.cali_data_path is None and args.cali_st > args.timesteps:
-        raise UserError(f"--cali_st {args.cali_st} exceeds --timesteps {args.timesteps}: lower it")
+    return check
 
 
 def _device(text: str) -> str:

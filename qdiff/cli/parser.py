@@ -53,11 +53,13 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser that takes no abbreviations and reports what is wrong as a UserError.
 
     `checks` are functions of the parsed namespace and of the names of the flags that were given; they raise
-    UserError, and `parse` calls them last.
+    UserError, and `parse` calls them last. With `overrides`, words `key=value` between the flags are taken too, as the
+    list `overrides` of the namespace.
     """
 
-    def __init__(self, **options: Any):
+    def __init__(self, *, overrides: bool = False, **options: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.overrides = overrides
         self.flags: list[Flag] = []
         self.checks: list[Callable[[argparse.Namespace, set[str]], None]] = []
 
@@ -103,6 +105,9 @@ def parse(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespa
     """
     absent = argparse.Namespace(**{flag.action.dest: _ABSENT for flag in parser.flags})
     args, surplus = parser.parse_known_args(argv, absent)
+    if parser.overrides:
+        args.overrides = [word for word in surplus if "=" in word and not word.startswith("-")]
+        surplus = [word for word in surplus if word not in args.overrides]
     if surplus:
         parser.refuse(surplus)
     given = {flag.name for flag in parser.flags if getattr(args, flag.action.dest) is not _ABSENT}

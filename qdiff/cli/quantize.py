@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 def policy_of(args: Namespace) -> QuantPolicy:
     """What the flags quantize: `linear` takes ranges from the extremes, `qdiff` searches those of activations."""
-    search = "minmax" if args.quant_mode == "linear" else "mse"
+    search = "minmax" if args.quant_mode == "linear" or args.a_min_max else "mse"
     act = QuantSpec(args.act_bit, symmetric=args.a_sym, range_search=search) if args.quant_act else None
     weight = QuantSpec(args.weight_bit, per_channel=True, range_search="minmax")
     return QuantPolicy(weight, act, args.sm_abit, args.split)
@@ -47,6 +47,7 @@ def settings_of(args: Namespace) -> CalibrationSettings:
         p=args.cali_p,
         range_samples=args.cali_range_n,
         running_stat=args.running_stat,
+        rs_sm_only=args.rs_sm_only,
         seed=args.seed,
     )
 
@@ -58,12 +59,12 @@ def memory_budget(args: Namespace) -> int:
     return psutil.virtual_memory().available // 2
 
 
-def weights_digest(model: nn.Module) -> str:
-    """sha256 over names, shapes and values of a network's parameters and buffers."""
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes and values."""
     sha = hashlib.sha256()
-    for key, x in model.state_dict().items():
+    for key, x in weights.items():
         sha.update(f"{key}{tuple(x.shape)}{x.dtype}".encode())
-        sha.update(x.detach().cpu().contiguous().numpy().tobytes())
+        sha.update(x.detach().cpu().contiguous().numpy())
     return sha.hexdigest()
 
 
@@ -90,6 +91,7 @@ class Quantization:
         folder: where data, journal and the calibrated file are kept.
         collect: collects calibration data with the network in full precision, noting in a journal what is done.
         example: inputs of the network for one batch, for the plan.
+        rows: samples that one image gives at one step, 2 with guidance.
     """
 
     args: Namespace
@@ -98,6 +100,7 @@ class Quantization:
     folder: Path
     collect: Callable[[Journal], CalibrationSet]
     example: tuple[Tensor, ...]
+    rows: int = 1
 
     @property
     def file(self) -> Path:
@@ -108,7 +111,7 @@ class Quantization:
     def samples(self) -> int:
         """Size of the calibration set that the flags ask for; 0 where none is needed."""
         settings, act = settings_of(self.args), self.args.quant_act
-        return self.args.cali_st * self.args.cali_n if settings.rounding or act else 0
+        return self.args.cali_st * self.args.cali_n * self.rows if settings.rounding or act else 0
 
     def plan(self) -> Plan | None:
         """What the calibration will take; None when there is nothing to learn. The network is quantized for it.
@@ -133,7 +136,7 @@ class Quantization:
         if self.file.exists():
             log.info("calibrated before: %s", self.file)
             return self._load(self.file)
-        weights = weights_digest(self.model)
+        weights = digest(self.model.state_dict())
         data = self._data(weights) if self.samples else None
         model = self.starting_point()
         provenance = {"settings": asdict(settings_of(self.args)), "policy": model.policy.to_dict(), "weights": weights}
@@ -176,7 +179,7 @@ class Quantization:
             data.save(own)
         else:
             source = a.cali_data_path or own
-            data = read_calibration_data(source, a.cali_st, a.cali_n)
+            data = read_calibration_data(source, a.cali_st, a.cali_n, self.rows, conditions=len(self.example) > 2)
             self._check(data, f"'{source}'")
         if own.exists():  # also after a kill that came between saving and this
             shutil.rmtree(self.folder / "collecting", ignore_errors=True)

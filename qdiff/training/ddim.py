@@ -27,9 +27,10 @@ def train(
     training, optim = sections(config, config_path)
     data = Pictures(data_path, config.data.image_size, list(training.categories), config.data.random_flip)
     pl.seed_everything(seed + rank_zero_only.rank)  # every process draws its own noise; weights come from the first
-    network = build_network(config, config_path).to(memory_format=torch.channels_last)
+    network = build_network(config, config_path)
     if init:
         load_weights(network, init)
+    network.to(memory_format=torch.channels_last)
     denoiser = Denoiser(
         network,
         schedule(config.diffusion),

@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
+from qdiff.checkpoint import load_weights
 from qdiff.cli.latent_config import build_latent, load_latent_config
 from qdiff.training.optimizer import warm_cosine
 from qdiff.training.pictures import Pictures
@@ -25,9 +26,9 @@ def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 class Autoencoder(pl.LightningModule):
-    """|x' - x| + `edge_weight` |edges(x') - edges(x)| + `kl_weight` KL, each a mean over all elements.
+    """|x' - x| + |x' - x|^2 + `edge_weight` |edges(x') - edges(x)| + `kl_weight` KL, each a mean over all elements.
 
-    The edges keep a small decoder from blurring what has sharp outlines.
+    The square makes wrong colours count, the edges keep a small decoder from blurring what has sharp outlines.
 
     Args:
         model: with `encode` to a posterior and `decode`, as `AutoencoderKL`.
@@ -45,7 +46,8 @@ class Autoencoder(pl.LightningModule):
         posterior = self.model.encode(x)
         z = posterior.mean + (0.5 * posterior.logvar).exp() * torch.randn_like(posterior.mean)
         decoded = self.model.decode(z)
-        pixels = (decoded - x).abs().mean()
+        error = decoded - x
+        pixels = error.abs().mean() + error.square().mean()
         outlines = sum((a - b).abs().mean() for a, b in zip(edges(decoded), edges(x))) / 2
         kl = kl_to_standard_normal(posterior.mean, posterior.logvar)
         self.log_dict({"pixels": pixels, "outlines": outlines, "kl": kl}, prog_bar=True)
@@ -55,8 +57,12 @@ class Autoencoder(pl.LightningModule):
         return warm_cosine(self.parameters(), self.optim, warmup=self.warmup, steps=self.steps)
 
 
-def train(config_path: Path, data_path: Path, run_dir: Path, out: Path, *, seed: int, devices: int) -> None:
+def train(
+    config_path: Path, data_path: Path, run_dir: Path, out: Path, *, init: Path | None, seed: int, devices: int
+) -> None:
     """Train the first stage of a configuration and write its EMA weights in half precision to `out`.
+
+    `init` are weights to start from.
 
     Raises:
         UserError: the configuration is none or has no settings of a training, or the pictures cannot be read.
@@ -66,7 +72,10 @@ def train(config_path: Path, data_path: Path, run_dir: Path, out: Path, *, seed:
     side = config.model.params.first_stage_config.params.ddconfig.resolution
     data = Pictures(data_path, side, list(config.get("classes", [])), flip=True)
     pl.seed_everything(seed + rank_zero_only.rank)  # every process draws its own noise; weights come from the first
-    first_stage = build_latent(config, config_path).first_stage_model.to(memory_format=torch.channels_last)
+    first_stage = build_latent(config, config_path).first_stage_model
+    if init:
+        load_weights(first_stage, init)
+    first_stage.to(memory_format=torch.channels_last)
     weights = fit(
         Autoencoder(
             first_stage,

@@ -17,6 +17,7 @@ def training_parser(description: str, *, run: Path, out: str) -> argparse.Argume
     parser.add_argument("--data", type=Path, required=True, help="pictures: an .npz with images, names, category")
     parser.add_argument("--run", type=Path, default=run, help="folder of the checkpoints")
     parser.add_argument("--out", type=Path, required=True, help=out)
+    parser.add_argument("--init", type=Path, help="weights to start from instead of random ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--devices", type=int, default=1, help="GPUs, or processes on the CPU, that share a batch")
     return parser

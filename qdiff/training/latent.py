@@ -55,13 +55,22 @@ def encode(latent: nn.Module, images: Tensor) -> Tensor:
 
 
 def train(
-    config_path: Path, data_path: Path, run_dir: Path, out: Path, *, first_stage: Path, seed: int, devices: int
+    config_path: Path,
+    data_path: Path,
+    run_dir: Path,
+    out: Path,
+    *,
+    first_stage: Path,
+    init: Path | None,
+    seed: int,
+    devices: int,
 ) -> None:
     """Train on the latents of the pictures and of their mirror images; write a folder as published ones are laid out.
 
     Args:
         out: the folder, of `config.yaml` and `model.safetensors` with EMA weights in half precision.
         first_stage: weights of the first stage.
+        init: weights of a whole model to start from; its first stage has no part in this.
 
     Raises:
         UserError: the configuration is none or has no settings of a training, or a file cannot be read.
@@ -70,6 +79,8 @@ def train(
     training, optim = sections(config, config_path)
     pl.seed_everything(seed + rank_zero_only.rank)  # every process draws its own noise; weights come from the first
     latent = build_latent(config, config_path).eval()
+    if init:
+        load_weights(latent, init)
     load_weights(latent.first_stage_model, first_stage)
     data = _latents(latent, data_path, config)
     denoiser = Denoiser(

@@ -19,7 +19,7 @@ class LatentDiffusion(nn.Module):
     """A latent diffusion model (Rombach et al. 2022) with the state-dict names of the published checkpoints.
 
     Attributes that samplers read: the buffers of `diffusion_coefficients`, `num_timesteps`, `image_size`, `channels`
-    (of the latents), `scale_factor`, `clip_denoised`, `cond_stage_key`; `model.diffusion_model` is the UNet.
+    (of the latents), `scale_factor`, `cond_stage_key`; `model.diffusion_model` is the UNet.
 
     Args:
         unet_config, first_stage_config, cond_stage_config: see `instantiate_from_config`; the last one may be
@@ -35,7 +35,6 @@ class LatentDiffusion(nn.Module):
         scale_factor: latents are multiplied by it before diffusion.
         scale_by_std: the factor comes with the checkpoint, as a buffer.
         use_ema: the checkpoint has averaged weights.
-        clip_denoised: ancestral sampling clips predicted latents to -1..1.
         parameterization: "eps", the network predicts the noise.
 
     Raises:
@@ -61,7 +60,6 @@ class LatentDiffusion(nn.Module):
         scale_factor: float = 1.0,
         scale_by_std: bool = False,
         use_ema: bool = True,
-        clip_denoised: bool = True,
         parameterization: str = "eps",
     ):
         super().__init__()
@@ -69,7 +67,7 @@ class LatentDiffusion(nn.Module):
             raise ValueError(f"parameterization '{parameterization}' is not available: the samplers take 'eps'")
         self.num_timesteps = timesteps
         self.image_size, self.channels = image_size, channels
-        self.cond_stage_key, self.clip_denoised = cond_stage_key, clip_denoised
+        self.cond_stage_key = cond_stage_key
         betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
         for name, value in diffusion_coefficients(betas, v_posterior).items():
             self.register_buffer(name, value)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdiff.cli.flags import ddim_parser
+from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import Parser, choice, parse, run
 from qdiff.errors import UserError
 
@@ -36,7 +36,7 @@ PUBLISHED = """
 """
 ADDED = (
     "--ckpt --device auto --dry_run --batch_size --cali_lr_w 1e-3 --cali_memory --cali_range_n 256 "
-    "--dpm_order 3 --dpm_method singlestep"
+    "--dpm_order 3 --dpm_method singlestep --a_min_max --rs_sm_only"
 )
 WITHOUT_VALUE = {"cali_ckpt", "cali_data_path", "ckpt", "batch_size", "cali_memory"}
 
@@ -270,7 +270,7 @@ def program(body: str) -> subprocess.CompletedProcess:
 def test_help_loads_no_torch():
     done = program(
         "import sys\n"
-        "from qdiff.cli.flags import ddim_parser\n"
+        "from qdiff.cli.ddim_flags import ddim_parser\n"
         "from qdiff.cli.parser import parse, run\n"
         "try:\n    run(lambda: parse(ddim_parser(), ['--help']))\n"
         "finally:\n    print(sorted({'torch', 'numpy', 'omegaconf'} & set(sys.modules)), file=sys.stderr)\n"
@@ -281,7 +281,7 @@ def test_help_loads_no_torch():
 
 def test_a_wrong_flag_ends_the_program_with_one_line_and_status_2():
     done = program(
-        "from qdiff.cli.flags import ddim_parser\n"
+        "from qdiff.cli.ddim_flags import ddim_parser\n"
         "from qdiff.cli.parser import parse, run\n"
         "run(lambda: parse(ddim_parser(), ['--config', 'c.yml', '--weigth_bit', '4']))\n"
     )

@@ -19,17 +19,17 @@ from qdiff.block_recon import Outcome, Schedule
 from qdiff.calibration import CalibrationSettings
 from qdiff.calibration_data import CalibrationSet
 from qdiff.cli import quantize
+from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.device import find_device
-from qdiff.cli.flags import ddim_parser
 from qdiff.cli.parser import parse
 from qdiff.cli.progress import CalibrationBar
 from qdiff.cli.quantize import (
     Quantization,
+    digest,
     file_digest,
     memory_budget,
     policy_of,
     settings_of,
-    weights_digest,
 )
 from qdiff.errors import UserError
 from qdiff.files.quantized import read_quantized
@@ -120,12 +120,12 @@ class Two(nn.Module):
 def changed(change) -> str:
     module = Two()
     change(module)
-    return weights_digest(module)
+    return digest(module.state_dict())
 
 
 def test_digest_of_weights():
     digests = {
-        weights_digest(Two()),
+        digest(Two().state_dict()),
         changed(lambda m: m.a.data[1, 2].fill_(1e-30)),
         changed(lambda m: m.b[5].fill_(1)),
         changed(lambda m: setattr(m.a, "data", torch.zeros(3, 2))),
@@ -135,7 +135,7 @@ def test_digest_of_weights():
     assert len(digests) == 6
     assert changed(lambda m: m.a.data.zero_()) in digests
     assert changed(lambda m: m.train(False)) in digests
-    assert changed(lambda m: setattr(m.a, "data", torch.zeros(3, 2).T)) == weights_digest(Two())
+    assert changed(lambda m: setattr(m.a, "data", torch.zeros(3, 2).T)) == digest(Two().state_dict())
 
 
 # The job, with the learning itself left out
@@ -185,7 +185,7 @@ def refusal(quantization: Quantization) -> str:
 def test_files_of_a_job(idle, tmp_path):
     collect = Collector()
     quantization = job(tmp_path, collect=collect)
-    weights = weights_digest(tiny_network())
+    weights = digest(tiny_network().state_dict())
     model = quantization.run()
     file = read_quantized(quantization.file)
     assert file.config == {"name": "tiny"}

@@ -1,0 +1,80 @@
+"""The flags of `scripts/sample_diffusion_ddim.py`."""
+
+import argparse
+from pathlib import Path
+
+from qdiff.cli.flags import calibration, check_cali_st, quantization, running
+from qdiff.cli.parser import Parser, choice, number
+from qdiff.errors import UserError
+
+EXAMPLES = """examples:
+  in full precision
+    python scripts/%(prog)s --config configs/emoji32.yml --timesteps 50 --skip_type quad --max_images 64 -l runs/fp
+  calibrate, save and sample with 4-bit weights and 8-bit activations
+    python scripts/%(prog)s --config configs/emoji32.yml --timesteps 50 --skip_type quad --max_images 64 \\
+      --ptq --weight_bit 4 --quant_act --split --cali_st 20 --cali_n 256 -l runs/w4a8
+  sample with a checkpoint that is calibrated already
+    python scripts/%(prog)s --config configs/cifar10.yml --use_pretrained --timesteps 100 --skip_type quad \\
+      --ptq --weight_bit 4 --quant_act --a_sym --split --resume --cali_ckpt FILE -l runs/cifar10
+"""
+
+
+def ddim_parser() -> Parser:
+    """Flags of `scripts/sample_diffusion_ddim.py`, to be read with `qdiff.cli.parser.parse`."""
+    parser = Parser(
+        prog="sample_diffusion_ddim.py",
+        usage="python scripts/%(prog)s --config FILE [-l DIR] [flags]",
+        description="Sample a pixel-space diffusion model, in full precision or, with --ptq, quantized.",
+        epilog=EXAMPLES,
+    )
+    add = parser.group("model")
+    add(
+        "--config",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="YAML of the model, required; without --ckpt and --use_pretrained the weights are the file that its key "
+        "model.weights names, relative to the YAML",
+    )
+    add(
+        "--ckpt",
+        type=Path,
+        metavar="FILE",
+        excludes=("--use_pretrained",),
+        help="full-precision weights, .safetensors, .pth or .ckpt (default: see --config)",
+    )
+    add("--use_pretrained", action="store_true", help="published weights, downloaded once and verified")
+    running(parser, "-l", "--logdir", folder=Path("runs/ddim"), seed=1234)
+    _ddim_sampling(parser)
+    quantization(parser)
+    calibration(parser)
+    parser.checks += [_check_sampler, check_cali_st("--timesteps")]
+    return parser
+
+
+def _ddim_sampling(parser: Parser) -> None:
+    add = parser.group("sampling")
+    add("--max_images", default=50000, help="images to make", **number(int, 1))
+    add("--batch_size", help="images at a time (default: sampling.batch_size of --config)", **number(int, 1))
+    add("--timesteps", default=1000, help="sampling steps", **number(int, 1))
+    add("--skip_type", default="uniform", help="spacing of the steps", **choice("uniform", "quad"))
+    add(
+        "--sample_type",
+        default="generalized",
+        help="DDIM, DPM-Solver++ or DDPM",
+        **choice("generalized", "dpm_solver", "ddpm_noisy"),
+    )
+    add("--eta", default=0.0, help="noise of generalized: 0 as DDIM, 1 as DDPM", **number(float, 0, 1))
+    add("--dpm_order", default=3, help="order of dpm_solver", **number(int, 1, 3))
+    add("--dpm_method", default="singlestep", help="kind of dpm_solver", **choice("singlestep", "multistep"))
+    add("--sequence", action="store_true", help="keep the pictures of every step, not of the last alone")
+
+
+def _check_sampler(args: argparse.Namespace, given: set[str]) -> None:
+    """Flags of one sampler do not stand beside another; `--eta 0` fits all of them."""
+    owner = {"--dpm_order": "dpm_solver", "--dpm_method": "dpm_solver"}
+    if args.eta > 0:
+        owner["--eta"] = "generalized"
+    for flag, sampler in owner.items():
+        if flag in given and args.sample_type != sampler:
+            raise UserError(f"{flag} needs --sample_type {sampler}: add that, or leave {flag} out")

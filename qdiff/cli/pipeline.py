@@ -1,0 +1,86 @@
+"""What a script samples: a model on its device, and how the flags say to sample it."""
+
+from abc import ABC, abstractmethod
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from qdiff.cli.device import find_device
+
+CALIBRATION_IMAGES = 10**9  # numbers of the images that calibration data come from: none that is ever sampled
+
+
+class SamplerStep(Protocol):
+    """What a sampler yields after each call of the network."""
+
+    index: int
+    x_prev: Tensor
+
+
+class Pipeline(ABC):
+    """A diffusion model and its sampling.
+
+    Attributes:
+        args: the flags.
+        device: where the model is.
+        config: of the model.
+        source: the file of the configuration.
+        network: what predicts the noise; quantization changes it in place.
+        images: how many pictures to make.
+        batch_size: pictures at a time.
+        calls: how often the network is called for a picture.
+        rows: how many rows of the network's batch belong to a picture, 2 with guidance.
+        columns: of the overview; None makes it square.
+        free: flags beside those of `Run` that change no picture.
+    """
+
+    args: Namespace
+    config: DictConfig
+    source: Path
+    network: nn.Module
+    images: int
+    batch_size: int
+    calls: int
+    rows: int = 1
+    columns: int | None = None
+    free: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, args: Namespace):
+        self.args = args
+        self.device = find_device(args.device)
+
+    @abstractmethod
+    def load(self) -> Mapping[str, Tensor]:
+        """Load the weights that sampling needs, and return them by name. Raises UserError."""
+
+    @abstractmethod
+    def steps(self, images: Sequence[int]) -> Iterator[SamplerStep]:
+        """The sampling steps of pictures by their numbers; picture i is the same in whatever company."""
+
+    def calibration_steps(self, images: Sequence[int]) -> Iterator[SamplerStep]:
+        """The sampling steps of pictures for calibration, none of which is among those of `steps`."""
+        return self.steps([CALIBRATION_IMAGES + i for i in images])
+
+    @abstractmethod
+    def example(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Inputs of the network, as it takes them by position."""
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The sampler's last `x_prev` -> pictures (B, 3, H, W), about -1..1."""
+        return x
+
+    def watch(self, folder: Path) -> Mapping:
+        """The keyword `watch` of `sample_images`, if the steps are to be watched; `folder` is the run's."""
+        return {}
+
+    def finish(self, pictures: Sequence[Path], folder: Path) -> None:  # noqa: B027 - most leave nothing more
+        """What is to be done when all pictures are there."""
+
+    def latest_timestep(self, batch_size: int, num_timesteps: int) -> Tensor:
+        """(B,): the timestep at which noise is pure, for `example`."""
+        return torch.full((batch_size,), num_timesteps - 1, device=self.device)

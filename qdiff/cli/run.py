@@ -1,0 +1,113 @@
+"""What every script does with its pipeline: plan, load, quantize, sample; and go on where it stopped."""
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from qdiff.calibration_data import CalibrationSet, kept_steps
+from qdiff.cli.pipeline import Pipeline
+from qdiff.cli.quantize import Quantization, digest, file_digest, memory_budget
+from qdiff.collecting import collect
+from qdiff.journal import Journal
+from qdiff.measuring import forward_seconds
+from qdiff.planning import clock
+from qdiff.run_folder import RunFolder
+from qdiff.sampling import image_path, sample_images, write_grid
+
+GRID_IMAGES = 64
+MEASURED = 1  # pictures in the forward that a dry run measures; a batch takes time in proportion
+
+# Flags that change no picture, so that a run may be continued with others.
+FREE = ("batch_size", "device", "verbose", "dry_run", "cali_memory", "logdir")
+
+
+class Run:
+    """One run of a script.
+
+    Args:
+        pipeline: what it samples.
+
+    Raises:
+        UserError: fewer sampling steps than calibration data are to be taken at.
+    """
+
+    def __init__(self, pipeline: Pipeline):
+        self.pipeline, self.args = pipeline, pipeline.args
+        if self.args.ptq and not self.args.resume and self.args.cali_data_path is None:
+            kept_steps(pipeline.calls, self.args.cali_st)
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Flags with which a run may be continued."""
+        return (*FREE, *self.pipeline.free)
+
+    def collect(self, journal: Journal) -> CalibrationSet:
+        """Calibration data from the trajectory of the network in full precision; see `collecting.collect`."""
+        a, p = self.args, self.pipeline
+        total = a.cali_n * (kept_steps(p.calls, a.cali_st)[-1] + 1)
+        with tqdm(total=total, unit="step", desc="collecting calibration data", disable=None) as bar:
+            return collect(
+                p.network, p.calibration_steps, p.calls, a.cali_st, a.cali_n, p.batch_size, journal, bar.update
+            )
+
+    def quantization(self, folder: Path, batch_size: int) -> Quantization:
+        """The `--ptq` part of the run; its time is estimated with a batch of this size."""
+        p = self.pipeline
+        config = OmegaConf.to_container(p.config)
+        return Quantization(self.args, p.network, config, folder, self.collect, p.example(batch_size), p.rows)
+
+    def settings(self, weights: dict[str, Tensor]) -> dict:
+        """Everything that decides what the pictures are; `weights` are those that were loaded."""
+        given = vars(self.args)
+        files = {name: file_digest(path) for name in ("cali_ckpt", "cali_data_path") if (path := given[name])}
+        return {
+            "flags": {name: value for name, value in given.items() if name not in self.free},
+            "free": {name: given[name] for name in self.free},
+            "config": OmegaConf.to_container(self.pipeline.config),
+            "sha256": {"weights": digest(weights), **files} if weights else files,
+        }
+
+    def sample(self, folder: RunFolder) -> None:
+        """Make the pictures that the folder lacks, the overview, and what else the pipeline leaves."""
+        p, wanted = self.pipeline, range(self.pipeline.images)
+        sample_images(
+            lambda images: (step.x_prev for step in p.steps(images)),
+            wanted,
+            folder.images,
+            p.batch_size,
+            decode=p.decode,
+            **p.watch(folder.path),
+        )
+        pictures = [image_path(folder.images, i) for i in wanted]
+        write_grid(pictures[:GRID_IMAGES], folder.grid, p.columns)
+        p.finish(pictures, folder.path)
+        print(f"{len(wanted)} images in {folder.images}, the first ones in {folder.grid}")
+
+    def dry_run(self) -> None:
+        """Print what would be done; needs no weights and writes nothing."""
+        a, p = self.args, self.pipeline
+        print(f"network: {p.source}, {sum(x.numel() for x in p.network.parameters()):,} parameters on {p.device}")
+        quantization = self.quantization(a.logdir, MEASURED)
+        plan = quantization.plan() if a.ptq else None
+        if a.resume or a.resume_w:
+            print(f"calibrated weights: {a.cali_ckpt}")
+        if plan:
+            source = a.cali_data_path or f"{a.cali_n} images sampled with {p.calls} steps"
+            print(f"calibration data: {source}\n{plan.table(memory_budget(a))}")
+        each = forward_seconds(p.network, p.example(MEASURED)) / MEASURED * p.rows
+        print(f"sampling: {p.images} images, {p.calls} steps, about {clock(each * p.calls * p.images)}, to {a.logdir}")
+
+
+def carry_out(pipeline: Pipeline) -> None:
+    """Do what the flags say. Raises UserError for whatever the user can mend."""
+    run, args = Run(pipeline), pipeline.args
+    if args.dry_run:
+        return run.dry_run()
+    with RunFolder.open(args.logdir, verbose=args.verbose) as folder:
+        settings = run.settings(pipeline.load())
+        folder.settle(settings, free=[f"free.{name}" for name in run.free])
+        if args.ptq:
+            run.quantization(folder.path, args.cali_batch_size).run()
+        run.sample(folder)

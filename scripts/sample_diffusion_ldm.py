@@ -1,0 +1,17 @@
+#!/usr/bin/env python
+"""Sample a latent diffusion model, in full precision or, with --ptq, quantized; see --help."""
+
+from qdiff.cli.ldm_flags import ldm_parser
+from qdiff.cli.parser import parse, run
+
+
+def main() -> None:
+    """Parse the flags, then load what is heavy."""
+    args = parse(ldm_parser())
+    from qdiff.cli.sample_ldm import sample
+
+    sample(args)
+
+
+if __name__ == "__main__":
+    run(main)

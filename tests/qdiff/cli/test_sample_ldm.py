@@ -1,0 +1,345 @@
+"""`scripts/sample_diffusion_ldm.py` on small latent models; what the scripts share is tested in test_sample_ddim.py."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ldm.guidance import guided
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.samplers import Step, ddim, dpm_solver, generalized, latent_timesteps
+from qdiff.adapters import latent_diffusion
+from qdiff.checkpoint import load_quantized
+from qdiff.files.quantized import read_quantized
+from qdiff.sampling import batch_noise, to_uint8
+from tests.command_line import script
+from tests.ldm.golden import golden_model
+from tests.ldm.tiny import AVERAGED, CLASSES, write_latent
+
+NAME = "sample_diffusion_ldm.py"
+RUN = "--seed 5 -c 4 -e 0 --batch_size 2 --device cpu"
+TWO = f"{RUN} --classes 3,7 --n_samples_per_class 2 --scale 2"
+LEARN = f"{TWO} --ptq --weight_bit 4 --quant_act --cali_st 2 --cali_n 3 --cali_batch_size 4 --cali_iters 2"
+LEARN = f"{LEARN} --cali_lr_w 1e-2 --cali_iters_a 2"
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("classes")
+    write_latent(CLASSES, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("averaged")
+    write_latent(AVERAGED, folder)
+    return folder
+
+
+def run(model: Path, folder: Path, line: str) -> Path:
+    """Run the script to its end; the run's folder."""
+    ended = script(NAME, "-r", model, "-l", folder, *shlex.split(line))
+    assert (ended.status, ended.err) == (0, ""), ended
+    return folder
+
+
+def refusal(model: Path, folder: Path, line: str) -> str:
+    """The one line with which the script refuses; no picture is made."""
+    ended = script(NAME, "-r", model, "-l", folder, *shlex.split(line))
+    assert ended.status == 2 and ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended
+    assert not list(folder.glob("img/*"))
+    return ended.err
+
+
+def pixels(folder: Path) -> np.ndarray:
+    """The pictures of a run, in order, int16 (N, H, W, 3)."""
+    return np.stack([np.asarray(Image.open(path)) for path in sorted((folder / "img").iterdir())]).astype(np.int16)
+
+
+def eps(model: LatentDiffusion, label: int | None, scale: float = 1.0):
+    """The network for one picture, with guidance by the class 10, "no class"."""
+    if label is None:
+        return guided(model.apply_model)
+    c, uc = (model.get_learned_conditioning({"class_label": torch.tensor([i])}) for i in (label, 10))
+    return guided(model.apply_model, c, uc, scale)
+
+
+def walk(network, x_T: Tensor, noise, abar: Tensor) -> Iterable[Step]:
+    return ddim(network, x_T, latent_timesteps(1000, 4), abar, eta=0.0, noise=noise)
+
+
+@torch.no_grad()
+def expected(model: LatentDiffusion, labels: list[int | None], sample=walk, scale: float = 2.0) -> np.ndarray:
+    """The pictures of a model, made one by one."""
+    shape, found = (model.channels, model.image_size, model.image_size), []
+    for i, label in enumerate(labels):
+        *_, last = sample(eps(model, label, scale), *batch_noise(5, [i], shape), model.alphas_cumprod)
+        found.append(to_uint8(model.decode_first_stage(last.x_prev))[0].permute(1, 2, 0).numpy())
+    return np.stack(found).astype(np.int16)
+
+
+def same_pictures(found: np.ndarray, wanted: np.ndarray) -> None:
+    """Up to two levels, because batches of another size are summed in another order, and few codes of the first stage.
+
+    An entry of the codebook that is as near as another one may be taken in its place.
+    """
+    assert found.shape == wanted.shape
+    assert (np.abs(found - wanted) > 2).mean() < 0.01
+    assert ((wanted > 0) & (wanted < 255)).mean() > 0.2, "black and white pictures compare nothing"
+
+
+@pytest.fixture(scope="module")
+def fp(classes, tmp_path_factory) -> Path:
+    return run(classes, tmp_path_factory.mktemp("runs") / "fp", TWO)
+
+
+def test_classes_take_turns_and_guidance_is_that_of_the_formula(fp):
+    model = golden_model(CLASSES)[0]
+    same_pictures(pixels(fp), expected(model, [3, 7, 3, 7]))
+    assert (np.abs(pixels(fp) - expected(model, [3, 3, 3, 3])) > 2).mean() > 0.1
+    assert (np.abs(pixels(fp) - expected(model, [3, 7, 3, 7], scale=1.0)) > 2).mean() > 0.1
+    width, height = Image.open(fp / "grid.png").size
+    assert (width, height) == (2 * 34 + 2, 2 * 34 + 2), "a column for each class"
+
+
+def test_the_array_holds_the_pictures(fp):
+    names = {path.name for path in fp.iterdir()}
+    assert names == {".lock", "config.yaml", "grid.png", "img", "log.txt", "4x32x32x3-samples.npz"}
+    with np.load(fp / "4x32x32x3-samples.npz", allow_pickle=False) as archive:
+        assert archive.files == ["arr_0"] and archive["arr_0"].dtype == np.uint8
+        assert np.array_equal(archive["arr_0"], pixels(fp))
+
+
+def test_without_classes_all_take_turns_but_no_class(classes, tmp_path):
+    folder = run(classes, tmp_path, f"{RUN} -n 12")
+    same_pictures(pixels(folder), expected(golden_model(CLASSES)[0], [*range(10), 0, 1], scale=1.0))
+
+
+def test_averaged_weights_of_an_unconditional_model(averaged, tmp_path):
+    model = write_latent(AVERAGED, tmp_path / "again")
+    folder = run(averaged / "model.ckpt", tmp_path / "run", f"{RUN} -n 2")
+    same_pictures(pixels(folder), expected(model, [None, None]))
+
+
+STEPS = "model.params.timesteps=12"
+SAMPLERS = {
+    "-c 4 --dpm": lambda m, x, noise, abar: dpm_solver(m, x, abar, 4, order=2, method="multistep"),
+    "-c 4 -e 0.5": lambda m, x, noise, abar: ddim(m, x, latent_timesteps(1000, 4), abar, eta=0.5, noise=noise),
+    f"-v {STEPS}": lambda m, x, noise, abar: generalized(m, x, range(12), abar, eta=1.0, noise=noise),
+}
+
+
+@pytest.mark.parametrize("line", SAMPLERS)
+def test_samplers(line, tmp_path):
+    model = write_latent(AVERAGED, tmp_path / "model")
+    if STEPS in line:  # another schedule, whose numbers the checkpoint holds
+        config = OmegaConf.load(tmp_path / "model" / "config.yaml")
+        config.model.params.timesteps = 12
+        short = latent_diffusion.build(config)
+        buffers = {key: x for key, x in short.named_buffers(recurse=False) if key != "scale_factor"}
+        state = torch.load(tmp_path / "model" / "model.ckpt", weights_only=True)["state_dict"] | buffers
+        torch.save(state, tmp_path / "model" / "model.ckpt")
+        model.alphas_cumprod = short.alphas_cumprod
+    folder = run(tmp_path / "model", tmp_path / "run", f"--seed 5 -n 2 --batch_size 2 --device cpu {line}")
+    same_pictures(pixels(folder), expected(model, [None, None], SAMPLERS[line]))
+
+
+def test_decoding_in_parts(averaged, tmp_path, monkeypatch):
+    whole = run(averaged, tmp_path / "whole", f"{RUN} -n 3 --batch_size 3")
+    sizes, decode = [], LatentDiffusion.decode_first_stage
+    monkeypatch.setattr(LatentDiffusion, "decode_first_stage", lambda m, z: sizes.append(len(z)) or decode(m, z))
+    monkeypatch.setattr(latent_diffusion, "DECODED", 2 * 16 * 16)
+    parts = run(averaged, tmp_path / "parts", f"{RUN} -n 3 --batch_size 3")
+    assert sizes == [2, 1]
+    same_pictures(pixels(parts), pixels(whole))
+
+
+# Quantized
+
+
+@pytest.fixture(scope="module")
+def learned(classes, tmp_path_factory) -> Path:
+    return run(classes, tmp_path_factory.mktemp("runs") / "learned", LEARN)
+
+
+def quantized_model(file: Path, **flags) -> LatentDiffusion:
+    model = golden_model(CLASSES)[0]
+    model.model.diffusion_model = load_quantized(model.model.diffusion_model, file, **flags)
+    return model
+
+
+def test_the_whole_job_with_guidance(learned, fp):
+    assert (learned / "quantized.safetensors").exists() and not (learned / "collecting").exists()
+    model = quantized_model(learned / "quantized.safetensors", weight_bit=4, act_bit=8)
+    assert (np.abs(pixels(learned) - pixels(fp)) > 3).mean() > 0.1
+    found, wanted = pixels(learned), expected(model, [3, 7, 3, 7])
+    assert np.median(np.abs(found - wanted)) <= 2, "an activation code may flip in a batch of another size"
+
+
+def test_collected_data_are_what_guidance_gives_to_the_network(learned):
+    data = load_file(learned / "calibration_data.safetensors")
+    assert {key: tuple(x.shape) for key, x in data.items()} == {
+        "input_0": (12, 3, 16, 16),
+        "input_1": (12,),
+        "input_2": (12, 1, 48),
+    }
+    assert data["input_1"].tolist() == [751] * 6 + [251] * 6
+    table = golden_model(CLASSES)[0].cond_stage_model.embedding.weight
+    labels = [int((table == row).all(1).nonzero()) for row in data["input_2"][:, 0]]
+    assert labels[::6] == [10, 10] and labels.count(10) == 6, "half of them are without a class"
+    first = sorted(set(labels[:6]) - {10})
+    assert first and not set(first) <= {3, 7}, "classes are drawn from all, not from --classes"
+    x, t = data["input_0"], data["input_1"]
+    assert torch.equal(x[t == 751][:2], x[t == 751][2:4]), "the same x with and without a class, image batch by batch"
+
+
+def test_the_same_command_again_and_a_loaded_file(classes, learned, tmp_path):
+    folder = shutil.copytree(learned, tmp_path / "copy")
+    (folder / "img" / "000001.png").unlink()
+    run(classes, folder, LEARN)
+    for i in range(4):
+        name = f"00000{i}.png"
+        assert (folder / "img" / name).read_bytes() == (learned / "img" / name).read_bytes()
+    file = learned / "quantized.safetensors"
+    line = f"{TWO} --ptq --weight_bit 4 --quant_act --resume --cali_ckpt {file}"
+    again = run(classes, tmp_path / "resumed", line)
+    assert np.array_equal(pixels(again), pixels(learned))
+    assert not (again / "quantized.safetensors").exists()
+
+
+def test_data_of_the_original_with_conditions(classes, learned, tmp_path):
+    data = load_file(learned / "calibration_data.safetensors")
+    x, t, c = (data[f"input_{i}"].unflatten(0, (2, 6)) for i in range(3))
+    # batches of 2 and 1 images: uc, uc, c, c, uc, c
+    without, given = [0, 1, 4], [2, 3, 5]
+    original = {
+        "xs": [part[given] for part in x],
+        "ts": [part[given] for part in t],
+        "cs": [part[given] for part in c],
+        "ucs": [part[without] for part in c],
+    }
+    torch.save(original, tmp_path / "data.pt")
+    line = LEARN.replace("--cali_iters 2", "--quant_mode linear").replace("--cali_iters_a 2", "")
+    line = line.replace("--cali_lr_w 1e-2", "")
+    folder = run(classes, tmp_path / "run", f"{line} --cali_data_path {tmp_path / 'data.pt'} -n 1".replace("-n 1", ""))
+    ours = run(classes, tmp_path / "ours", f"{line} --cali_data_path {learned / 'calibration_data.safetensors'}")
+    found, wanted = (read_quantized(f / "quantized.safetensors").state for f in (folder, ours))
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted), "ranges do not depend on the order of samples"
+    del original["ucs"]
+    torch.save(original, tmp_path / "data.pt")
+    text = refusal(classes, tmp_path / "c", f"{line} --cali_data_path {tmp_path / 'data.pt'}")
+    assert "no lists 'xs', 'ts', 'ucs' and 'cs'" in text
+
+
+def test_ranges_of_the_extremes_and_running_averages_of_the_softmax_alone(classes, learned, tmp_path):
+    base = LEARN.replace("--cali_iters 2", "").replace("--cali_lr_w 1e-2", "").replace("--cali_iters_a 2", "")
+    base += f" --quant_mode linear --cali_data_path {learned / 'calibration_data.safetensors'}"
+    lines = {"linear": "", "running": "--running_stat", "softmax": "--running_stat --rs_sm_only"}
+    states = {
+        name: read_quantized(run(classes, tmp_path / name, f"{base} {line}") / "quantized.safetensors").state
+        for name, line in lines.items()
+    }
+    deltas = [key for key in states["linear"] if "act_quantizer" in key and key.endswith("delta")]
+    for name in ("running", "softmax"):
+        changed = [key for key in deltas if not torch.equal(states[name][key], states["linear"][key])]
+        assert changed and (name == "running") == any("act_quantizer_w" not in key for key in changed)
+    mse = read_quantized(learned / "quantized.safetensors").policy.act.range_search
+    assert (mse, read_quantized(tmp_path / "linear" / "quantized.safetensors").policy.act.range_search) == (
+        "mse",
+        "minmax",
+    )
+
+
+def test_dry_run(classes, tmp_path):
+    ended = script(NAME, "-r", classes, "-l", tmp_path / "run", *shlex.split(f"{LEARN} --dry-run"))
+    assert (ended.status, ended.err) == (0, "")
+    assert "blocks, 12 calibration samples" in ended.out and "sampling: 4 images, 4 steps" in ended.out
+    assert not (tmp_path / "run").exists()
+
+
+# What is refused
+
+REFUSED = [
+    (f"{RUN} model.params.timestep=20", "did you mean model.params.timesteps?"),
+    (f"{RUN} nonsense=20", "has no key 'nonsense'"),
+    (f"{RUN} model.params.timesteps=many", "has model.params.timesteps: 1000, a whole number"),
+    (f"{RUN} model.params.timesteps=[", "no valid value"),
+    (f"{RUN} model.params.unet_config.params.channel_mult=[1,3]", "does not fit the network"),
+    (f"{RUN} model.params.unet_config.target=os.system", "target 'os.system' is not available"),
+    (f"{RUN} surplus", "unexpected word 'surplus'"),
+    ("--seed 1 -c 3", "-c 3: steps=3 leads to timestep 1000"),
+    ("--seed 1 -c 1001", "-c 1001: steps=1001 must be in 1..1000"),
+    ("-c 4", "--seed is missing"),
+    (f"{RUN} --classes 3,11", "--classes 11: the model has the classes 0..10"),
+    (f"{RUN} --classes 3,x", "give numbers with commas"),
+    (f"{RUN} --n_samples_per_class 2", "--n_samples_per_class needs --classes"),
+    (f"{RUN} --classes 1 --n_samples_per_class 2 -n 4", "exclude each other"),
+    (f"{RUN} -v", "exclude each other"),
+    ("--seed 1 --dpm -e 0.5", "--eta 0.5 does not go with --dpm"),
+    (f"{RUN} --ptq --cali_st 5", "--cali_st 5 exceeds --custom_steps 4"),
+    (f"{RUN} --ptq --quant_act --rs_sm_only", "--rs_sm_only needs --running_stat"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), REFUSED)
+def test_refusals(line, said, classes, tmp_path):
+    assert said in refusal(classes, tmp_path / "run", line)
+
+
+@pytest.mark.parametrize("line", ["--classes 1", "--scale 2"])
+def test_an_unconditional_model_has_no_classes(line, averaged, tmp_path):
+    assert f"{line.split()[0]}" in refusal(averaged, tmp_path, f"{RUN} {line}")
+
+
+def test_models_that_are_not_there(classes, tmp_path):
+    assert "no model in -r" in refusal(tmp_path / "none", tmp_path / "run", RUN)
+    (tmp_path / "empty").mkdir()
+    assert "a folder with model.ckpt or model.safetensors" in refusal(tmp_path / "empty", tmp_path / "run", RUN)
+    shutil.copy(classes / "model.safetensors", tmp_path / "empty")
+    assert "give it with --config" in refusal(tmp_path / "empty", tmp_path / "run", RUN)
+    line = f"{RUN} -n 1 --config {classes / 'config.yaml'}"
+    assert pixels(run(tmp_path / "empty", tmp_path / "run", line)).shape == (1, 32, 32, 3)
+    OmegaConf.save({"model": {"target": "ldm.modules.encoders.modules.ClassEmbedder"}}, tmp_path / "empty/config.yaml")
+    assert "describes no latent model" in refusal(tmp_path / "empty", tmp_path / "other", RUN)
+
+
+# Command lines that people already have
+
+COMMANDS = [
+    "-n 20 --batch_size 10 -c 200 -e 1.0 --seed 41 --ptq --weight_bit 4 --resume --cali_ckpt F",
+    "-n 20 --batch_size 10 -c 200 -e 1.0 --seed 41 --ptq --weight_bit 8 --quant_act --act_bit 8 --a_sym --resume "
+    "--cali_ckpt F",
+    "-n 20 --batch_size 10 -c 400 -e 0.0 --seed 41 --ptq --weight_bit 4 --resume --cali_ckpt F",
+    "-n 20 --batch_size 10 -c 400 -e 0.0 --seed 41 --ptq --weight_bit 8 --quant_act --act_bit 8 --resume --cali_ckpt F",
+    "-n 50000 --batch_size 10 -c 200 -e 1.0 --seed 40 --ptq --weight_bit 4 --quant_mode qdiff --cali_st 20 "
+    "--cali_batch_size 32 --cali_n 256 --quant_act --act_bit 8 --a_sym --a_min_max --running_stat --cali_data_path F",
+    "-n 50000 --batch_size 10 -c 400 -e 0.0 --seed 40 --ptq --weight_bit 4 --quant_mode qdiff --cali_st 20 "
+    "--cali_batch_size 32 --cali_n 256 --quant_act --act_bit 8 --cali_data_path F",
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_published_commands(line, averaged, tmp_path):
+    """As published, but for the file that F stands for and for the amount of work."""
+    small = {"-n": 1, "-c": 4, "--cali_st": 2, "--cali_n": 2, "--cali_batch_size": 2}
+    short = line
+    for flag, value in small.items():
+        short = re.sub(rf"{flag} \d+", f"{flag} {value}", short)
+    short += " --cali_iters 1 --cali_iters_a 1" if "--cali_data_path" in short else ""
+    weight_bit, a_sym = re.search(r"--weight_bit (\d)", line)[1], "--a_sym" if "--a_sym" in line else ""
+    act = f"--quant_act --cali_st 2 --cali_n 2 {a_sym}" if "--quant_act" in line else ""
+    make = f"--seed 1 -n 1 -c 4 --ptq --quant_mode linear --weight_bit {weight_bit} {act}"
+    made = run(averaged, tmp_path / "made", make)
+    file = made / ("quantized.safetensors" if "--resume" in line else "calibration_data.safetensors")
+    folder = run(averaged, tmp_path / "run", re.sub(r" F\b", f" {file}", short))
+    assert pixels(folder).std() > 10
