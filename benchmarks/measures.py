@@ -10,20 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from networks import inputs, is_latent, network, quantized
 from safetensors.torch import save_file
 
-from qdiff.adapters.ddim import ADAPTER
+from qdiff.adapters import adapter_for
 from qdiff.block_recon import LearnedRounding, LearnedSteps, Schedule, block_reconstruction
 from qdiff.calibration_data import CalibrationSet
 from qdiff.capture import Store, capture
 from qdiff.checkpoint import save_quantized
-from qdiff.cli.config import build_network, load_config
+from qdiff.cli.latent_config import build_latent, load_latent_config
 from qdiff.compat import original_shapes
 from qdiff.fitting import legacy_owners, splits_of, state_shapes
 from qdiff.measuring import peak_bytes
 from qdiff.policy import QuantPolicy, QuantSpec
-from qdiff.quant_block import Observer
-from qdiff.quant_model import QuantModel
 
 REPEATS = 7
 
@@ -49,42 +48,17 @@ def median_seconds(function: Callable[[], object], repeats: int = REPEATS) -> fl
     return statistics.median(times)
 
 
-def network(config: Path) -> torch.nn.Module:
-    """The network of a configuration with fixed random weights."""
-    torch.manual_seed(0)
-    return build_network(load_config(config), config).eval()
-
-
-def quantized(config: Path, act: bool, split: bool = True) -> QuantModel:
-    """W4 or W4A8, activation ranges found on random inputs."""
-    policy = QuantPolicy(QuantSpec(4, per_channel=True, range_search="minmax"), QuantSpec(8) if act else None, 8, split)
-    model = QuantModel(network(config), policy, ADAPTER).eval()
-    for site in model.sites():
-        site.observe(Observer)
-    if act:
-        with torch.no_grad():
-            model(*inputs(config, 8))
-        for site in model.sites():
-            site.settle()
-    return model
-
-
-def inputs(config: Path, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise at spread timesteps."""
-    data = load_config(config).data
-    return torch.randn(batch, data.channels, data.image_size, data.image_size), torch.linspace(0, 999, batch).long()
-
-
-def forward(config: Path, batch: int = 8) -> list[Row]:
+def forward(config: Path, batch: int) -> list[Row]:
     """FP and simulated quantized forward, in turn, so that a drift of the machine's speed hits them alike."""
-    models = {"FP": network(config), "W4": quantized(config, act=False), "W4A8": quantized(config, act=True)}
-    x, t = inputs(config, batch)
+    quantizations = {"W4": False, "W4A8": True}
+    models = {"FP": network(config)} | {name: quantized(config, act, batch) for name, act in quantizations.items()}
+    given = inputs(config, batch)
     times: dict[str, list[float]] = {name: [] for name in models}
     with torch.no_grad():
         for _ in range(REPEATS):
             for name, model in models.items():
-                times[name].append(median_seconds(lambda m=model: m(x, t), repeats=1))
-        peaks = {name: peak_bytes(lambda m=model: m(x, t)) for name, model in models.items()}
+                times[name].append(median_seconds(lambda m=model: m(*given), repeats=1))
+        peaks = {name: peak_bytes(lambda m=model: m(*given)) for name, model in models.items()}
     rows = [Row(f"forward {name}, batch {batch}", statistics.median(v) * 1e3, "ms") for name, v in times.items()]
     rows += [Row(f"forward {name}, peak of activations", peak / 2**20, "MiB") for name, peak in peaks.items()]
     for name in ("W4", "W4A8"):
@@ -93,48 +67,68 @@ def forward(config: Path, batch: int = 8) -> list[Row]:
     return rows
 
 
-def calibration(config: Path, samples: int = 128, batch: int = 32, iterations: int = 10) -> list[Row]:
-    """Capture and iterations of three blocks: the first residual block, the middle attention, the last up block."""
-    model = quantized(config, act=True)
+def calibration(config: Path, batch: int, iterations: int = 10) -> list[Row]:
+    """Capture and iterations of three blocks: the first residual block, attention in the middle, the last but one.
+
+    Iterations take four times `batch` samples, which are captured four times over.
+    """
+    model, size = quantized(config, True, batch), 4 * batch
+    samples = 4 * size
     data = CalibrationSet(inputs(config, samples))
     rows = []
     blocks = model.blocks()
-    for block in (blocks[3], next(b for b in blocks if "mid.attn" in b.path), blocks[-2]):
+    residual = model.adapter.blocks[0]
+    first = next(b for b in blocks if type(b.module) is residual)
+    middle = next(b for b in blocks if ".mid" in b.path and type(b.module) in model.adapter.blocks[1:])
+    for block in (first, middle, blocks[-2]):
         with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            captured = capture(model, block.module, data, batch, Store(2**34, Path(folder)))
+            store, found, start = Store(2**34, Path(folder)), [], time.perf_counter()
+            peak = peak_bytes(lambda: found.append(capture(model, block.module, data, batch, store)))  # noqa: B023
             rows.append(Row(f"capture {block.path}", time.perf_counter() - start, "s", f"{samples} samples"))
+            rows.append(Row(f"capture {block.path}, peak memory", peak / 2**20, "MiB"))
+            captured = found[0]
             for name, objective in (("rounding", LearnedRounding(block)), ("steps", LearnedSteps(block))):
                 start = time.perf_counter()
                 schedule = Schedule(iterations, 1e-3)
-                block_reconstruction(block, captured, objective, schedule, batch, torch.Generator().manual_seed(0))
+                block_reconstruction(block, captured, objective, schedule, size, torch.Generator().manual_seed(0))
                 each = (time.perf_counter() - start) / iterations * 1e3
-                rows.append(Row(f"{name} {block.path}", each, "ms/iteration", f"batch {batch}"))
+                rows.append(Row(f"{name} {block.path}", each, "ms/iteration", f"batch {size}"))
     return rows
 
 
-LOAD = """
+MEMORY = """
 import sys, time
 from pathlib import Path
+status = lambda key: int(Path("/proc/self/status").read_text().partition(key)[2].split()[0])
+def measure(load):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts anew
+    before, start = status("VmRSS:"), time.perf_counter()
+    load()
+    print(time.perf_counter() - start, (status("VmHWM:") - before) / 1024)
+"""
+LOAD = f"""{MEMORY}
 from qdiff.cli.config import build_network, load_config
 from qdiff.checkpoint import load_quantized, load_weights
 config = Path(sys.argv[2])
 model = build_network(load_config(config), config)
-Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts anew
-status = lambda key: int(Path("/proc/self/status").read_text().partition(key)[2].split()[0])
-before = status("VmRSS:")
-start = time.perf_counter()
-load_weights(model, sys.argv[1]) if sys.argv[3] == "fp" else load_quantized(
+measure(lambda: load_weights(model, sys.argv[1]) if sys.argv[3] == "fp" else load_quantized(
     model, sys.argv[1], weight_bit=4, act_bit=8, split=True
-)
-print(time.perf_counter() - start, (status("VmHWM:") - before) / 1024)
+))
+"""
+LOAD_LATENT = f"""{MEMORY}
+from qdiff.cli.ldm_flags import ldm_parser
+from qdiff.cli.parser import parse
+from qdiff.cli.sample_ldm import LatentPipeline
+args = parse(ldm_parser(), ["-r", sys.argv[1], "--config", sys.argv[2], "--seed", "0"])
+measure(lambda: LatentPipeline(args).load())
 """
 
 
 def original_state(config: Path) -> dict[str, torch.Tensor]:
     """A calibrated checkpoint as the original lays it out; its numbers mean nothing."""
     model, policy = network(config), QuantPolicy(act=QuantSpec(8), split=True)
-    shapes = state_shapes(model, policy, ADAPTER), splits_of(model, policy, ADAPTER), legacy_owners(model, ADAPTER)
+    adapter = adapter_for(model)
+    shapes = state_shapes(model, policy, adapter), splits_of(model, policy, adapter), legacy_owners(model, adapter)
     values = {"delta": torch.ones, "zero_point": torch.ones}  # of weights from -1 to 14
     return {
         key: values.get(key.rpartition(".")[2], lambda shape: 15 * torch.rand(shape) - 1)(shape)
@@ -142,9 +136,11 @@ def original_state(config: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def loading(config: Path) -> list[Row]:
+def loading(config: Path, batch: int) -> list[Row]:
     """Time and added peak memory of loading each format, each in a process of its own."""
     rows = []
+    if is_latent(config):
+        return _loading_of_latent(config)
     with tempfile.TemporaryDirectory() as folder:
         files = {"FP safetensors": ("fp", f"{folder}/fp.safetensors"), "W4A8, ours": ("q", f"{folder}/q.safetensors")}
         save_file(network(config).state_dict(), files["FP safetensors"][1])
@@ -152,16 +148,28 @@ def loading(config: Path) -> list[Row]:
         torch.save(network(config).state_dict(), files["FP pickle"][1])
         files["W4A8, the original's"] = ("q", f"{folder}/original.pth")
         torch.save(original_state(config), files["W4A8, the original's"][1])
-        save_quantized(files["W4A8, ours"][1], quantized(config, act=True), config={}, provenance={})
+        save_quantized(files["W4A8, ours"][1], quantized(config, True, batch), config={}, provenance={})
         for name, (kind, path) in files.items():
-            runs = [_child(LOAD, path, str(config), kind) for _ in range(3)]
-            seconds, mib = (statistics.median(column) for column in zip(*runs))
-            size = Path(path).stat().st_size / 1e6
-            rows += [
-                Row(f"load {name}", seconds, "s", f"{size:.1f} MB"),
-                Row(f"load {name}, peak memory added", mib, "MiB"),
-            ]
+            rows += _load(name, path, LOAD, str(config), kind)
     return rows
+
+
+def _loading_of_latent(config: Path) -> list[Row]:
+    """The whole model as the script loads it, from a file of the published size."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/model.ckpt"
+        torch.save({"state_dict": build_latent(load_latent_config(config), config).state_dict()}, path)
+        return _load("whole model, FP pickle", path, LOAD_LATENT, str(config))
+
+
+def _load(name: str, path: str, code: str, *args: str) -> list[Row]:
+    runs = [_child(code, path, *args) for _ in range(3)]
+    seconds, mib = (statistics.median(column) for column in zip(*runs))
+    size = Path(path).stat().st_size / 1e6
+    return [
+        Row(f"load {name}", seconds, "s", f"{size:.1f} MB"),
+        Row(f"load {name}, peak memory added", mib, "MiB", f"{mib * 2**20 / 1e6 / size:.2f} x the file"),
+    ]
 
 
 def _child(code: str, *args: str) -> list[float]:
@@ -169,7 +177,7 @@ def _child(code: str, *args: str) -> list[float]:
     return [float(word) for word in done.stdout.split()]
 
 
-def startup(config: Path) -> list[Row]:
+def startup(config: Path, batch: int) -> list[Row]:
     """Import of qdiff beyond torch, and `--help`."""
     clock = "import time; start = time.perf_counter()\n{}\nprint(time.perf_counter() - start)"
     rows = []
@@ -185,7 +193,7 @@ def startup(config: Path) -> list[Row]:
     return [*rows, Row("sample_diffusion_ddim.py --help", help_time, "s")]
 
 
-MEASURES: dict[str, Callable[[Path], list[Row]]] = {
+MEASURES: dict[str, Callable[[Path, int], list[Row]]] = {
     "startup": startup,
     "forward": forward,
     "calibration": calibration,

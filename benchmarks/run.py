@@ -3,6 +3,8 @@
 
 python benchmarks/run.py                     everything, on the CIFAR-10 network with random weights
 python benchmarks/run.py --only forward      one of: startup, forward, calibration, loading
+python benchmarks/run.py --config configs/latent-diffusion/cin256-v2.yaml --batch 1
+                                             the UNet of a latent model
 """
 
 import argparse
@@ -27,11 +29,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=MEASURES, action="append", help="may be given several times")
     parser.add_argument("--config", type=Path, default=Path("configs/cifar10.yml"))
+    parser.add_argument("--batch", type=int, default=8, help="pictures in a forward")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks.json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows = [row for name in args.only or MEASURES for row in MEASURES[name](args.config)]
+    rows = [row for name in args.only or MEASURES for row in MEASURES[name](args.config, args.batch)]
     machine = {"torch": torch.__version__, "threads": args.threads, "machine": platform.platform()}
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps({"machine": machine, "rows": [vars(row) for row in rows]}, indent=1))

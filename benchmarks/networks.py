@@ -1,0 +1,54 @@
+"""The networks that are measured: of a pixel-space or of a latent configuration, with fixed random weights."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from qdiff.adapters import adapter_for, adapter_of
+from qdiff.cli.config import build_network, load_config
+from qdiff.policy import QuantPolicy, QuantSpec
+from qdiff.quant_block import Observer
+from qdiff.quant_model import QuantModel
+
+
+def is_latent(config: Path) -> bool:
+    """Whether the configuration is one of a latent model."""
+    return "target" in OmegaConf.load(config).model
+
+
+def network(config: Path) -> nn.Module:
+    """What predicts the noise, in full precision."""
+    torch.manual_seed(0)
+    if is_latent(config):
+        return adapter_of("ldm").build(OmegaConf.load(config)).eval()
+    return build_network(load_config(config), config).eval()
+
+
+def inputs(config: Path, batch: int) -> tuple[Tensor, ...]:
+    """Noise at spread timesteps, and conditions where the network takes one."""
+    t = torch.linspace(0, 999, batch).long()
+    if not is_latent(config):
+        data = load_config(config).data
+        return torch.randn(batch, data.channels, data.image_size, data.image_size), t
+    params = OmegaConf.load(config).model.params
+    x = torch.randn(batch, params.channels, params.image_size, params.image_size)
+    if not isinstance(params.cond_stage_config, DictConfig):
+        return x, t
+    return x, t, torch.randn(batch, 1, params.unet_config.params.context_dim)
+
+
+def quantized(config: Path, act: bool, batch: int, split: bool = True) -> QuantModel:
+    """W4 or W4A8, activation ranges found on random inputs."""
+    policy = QuantPolicy(QuantSpec(4, per_channel=True, range_search="minmax"), QuantSpec(8) if act else None, 8, split)
+    fp = network(config)
+    model = QuantModel(fp, policy, adapter_for(fp)).eval()
+    for site in model.sites():
+        site.observe(Observer)
+    if act:
+        with torch.no_grad():
+            model(*inputs(config, batch))
+        for site in model.sites():
+            site.settle()
+    return model
