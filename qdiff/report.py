@@ -32,6 +32,7 @@ class Result:
         frechet: Frechet distance to the training pictures on the features of a small classifier.
         size: bytes of the network's file.
         fp32_size: bytes of the network in float32.
+        recognised: share of the pictures whose category the classifier names right; None without categories.
     """
 
     method: str
@@ -41,6 +42,34 @@ class Result:
     frechet: float
     size: int
     fp32_size: int
+    recognised: float | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """The methods that are compared on one model.
+
+    Attributes:
+        name: of its files.
+        title: of its heading.
+        results: a row each, the first one in full precision.
+        pictures: method -> its PNG.
+    """
+
+    name: str
+    title: str
+    results: Sequence[Result]
+    pictures: Mapping[str, Path]
+
+    @property
+    def columns(self) -> list["Column"]:
+        """Those of `COLUMNS` that apply."""
+        return [c for c in COLUMNS if c.title != RECOGNISED or self.results[0].recognised is not None]
+
+    @property
+    def sheet(self) -> str:
+        """Name of the picture that shows all methods."""
+        return f"comparison_{self.name}.png"
 
 
 class Column(NamedTuple):
@@ -50,6 +79,8 @@ class Column(NamedTuple):
     meaning: str
     cell: Callable[[Result], str]
 
+
+RECOGNISED = "category recognised"
 
 COLUMNS = (
     Column("method", "", lambda r: r.method),
@@ -70,6 +101,11 @@ COLUMNS = (
         lambda r: f"{r.frechet:.2f}",
     ),
     Column(
+        RECOGNISED,
+        "share of the pictures whose category that classifier names right",
+        lambda r: f"{r.recognised:.0%}",
+    ),
+    Column(
         "file",
         "size of the network's file, and its share of the network in 32-bit floating point",
         lambda r: f"{r.size / 1e6:.2f} MB ({r.size / r.fp32_size:.3f} x)",
@@ -82,24 +118,31 @@ def read_pictures(paths: Sequence[Path]) -> Tensor:
     return torch.stack([torch.from_numpy(np.array(_read(path))).permute(2, 0, 1) for path in paths])
 
 
-def text_table(results: Sequence[Result]) -> str:
+def text_table(section: Section) -> str:
     """The table for a terminal."""
-    rows = [[c.title for c in COLUMNS], *([c.cell(r) for c in COLUMNS] for r in results)]
+    rows = _cells(section)
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
-def markdown_table(results: Sequence[Result]) -> str:
+def markdown_table(section: Section) -> str:
     """The table in Markdown, and below it what the columns mean."""
-    rows = [[c.title for c in COLUMNS], ["---"] * len(COLUMNS), *([c.cell(r) for c in COLUMNS] for r in results)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    meanings = "\n".join(f"- {c.title}: {c.meaning}." for c in COLUMNS if c.meaning)
-    return f"{table}\n\n{meanings}\n"
+    titles, *rows = _cells(section)
+    table = "\n".join(f"| {' | '.join(row)} |" for row in [titles, ["---"] * len(titles), *rows])
+    meanings = "\n".join(f"- {c.title}: {c.meaning}." for c in section.columns if c.meaning)
+    return f"## {section.title}\n\n{table}\n\n{meanings}\n"
 
 
-def json_text(results: Sequence[Result], settings: Mapping[str, str]) -> str:
-    """Results and settings for other programs; null stands for an infinite PSNR."""
-    rows = [{k: None if v == math.inf else v for k, v in asdict(r).items()} for r in results]
+def _cells(section: Section) -> list[list[str]]:
+    return [[c.title for c in section.columns], *([c.cell(r) for c in section.columns] for r in section.results)]
+
+
+def json_text(sections: Sequence[Section], settings: Mapping[str, str]) -> str:
+    """Results and settings for other programs; null stands for an infinite PSNR and for what does not apply."""
+    rows = {
+        section.name: [{k: None if v == math.inf else v for k, v in asdict(r).items()} for r in section.results]
+        for section in sections
+    }
     return json.dumps({"settings": dict(settings), "results": rows}, indent=2, ensure_ascii=False, allow_nan=False)
 
 
@@ -118,51 +161,43 @@ def comparison(pictures: Mapping[str, Path]) -> Image.Image:
     return sheet
 
 
-def html_page(title: str, results: Sequence[Result], pictures: Mapping[str, Path], settings: Mapping[str, str]) -> str:
+def html_page(title: str, sections: Sequence[Section], settings: Mapping[str, str]) -> str:
     """One page that needs no other file and no network.
 
     Args:
         title: of the page.
-        results: a row each, the first one in full precision.
-        pictures: method -> its PNG.
+        sections: a model each.
         settings: what else is needed to get the same numbers, name -> value.
     """
     from jinja2 import Environment, PackageLoader
 
-    template = Environment(loader=PackageLoader("qdiff", "."), autoescape=True).get_template("report.html")
-    return template.render(
-        title=title,
-        columns=COLUMNS,
-        results=results,
-        pictures={name: _data_uri(path) for name, path in pictures.items()},
-        settings=settings,
-    )
+    environment = Environment(loader=PackageLoader("qdiff", "."), autoescape=True)
+    environment.filters["data_uri"] = _data_uri
+    return environment.get_template("report.html").render(title=title, sections=sections, settings=settings)
 
 
-def write_report(
-    folder: Path, title: str, results: Sequence[Result], pictures: Mapping[str, Path], settings: Mapping[str, str]
-) -> list[Path]:
-    """Write `comparison.png`, `results.json`, `table.md` and `report.html`, each whole or not at all.
+def write_report(folder: Path, title: str, sections: Sequence[Section], settings: Mapping[str, str]) -> list[Path]:
+    """Write a sheet with the pictures of each section, `results.json`, `table.md` and `report.html`.
 
     Args:
-        folder: where to.
-        title, results, pictures, settings: as for `html_page`.
+        folder: where to; each file appears whole or not at all.
+        title, sections, settings: as for `html_page`.
 
     Returns:
-        the four files.
+        the files.
     """
     texts = {
-        "results.json": json_text(results, settings) + "\n",
-        "table.md": markdown_table(results),
-        "report.html": html_page(title, results, pictures, settings),
+        "results.json": json_text(sections, settings) + "\n",
+        "table.md": "\n".join(map(markdown_table, sections)),
+        "report.html": html_page(title, sections, settings),
     }
-    sheet = folder / "comparison.png"
-    with replacing(sheet) as partial:
-        comparison(pictures).save(partial, format="PNG")
+    for section in sections:
+        with replacing(folder / section.sheet) as partial:
+            comparison(section.pictures).save(partial, format="PNG")
     for name, text in texts.items():
         with replacing(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
-    return [sheet, *(folder / name for name in texts)]
+    return [folder / name for name in [*(section.sheet for section in sections), *texts]]
 
 
 def _read(path: Path) -> Image.Image:

@@ -1,57 +1,31 @@
 #!/usr/bin/env python
-"""Sample the bundled model in full precision and quantized in three ways, and compare; the same command goes on."""
+"""Sample the bundled models in full precision and quantized in several ways, and compare; the same command goes on."""
 
 import argparse
 import os
 import platform
-import shlex
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from qdiff.cli.experiments import FP, Experiment
 from qdiff.cli.parser import Parser, number, parse, run
-from qdiff.errors import UserError
-
-if TYPE_CHECKING:
-    from qdiff.report import Result
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
 FEATURES = ROOT / "models/features/emoji32"
-TITLE = "A diffusion model with 4-bit weights and 8-bit activations"
-FP = "FP"
+TITLE = "Diffusion models with 4-bit weights and 8-bit activations"
 LR_W = 4e-3  # four times the default, because the iterations are few; with more, roundings shift the colours
 ETA = 0.5  # noise on the way mends what a network that was trained for a short time gets wrong
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the comparison: its name, the folder of its run, and the words of its command line."""
-
-    name: str
-    folder: Path
-    words: list[str]
-
-    @property
-    def command(self) -> str:
-        """As one would type it."""
-        return shlex.join(["python", *self.words])
-
-    @property
-    def file(self) -> Path:
-        """The quantized network."""
-        return self.folder / "quantized.safetensors"
+SCALE = 3
+CATEGORIES = 9
 
 
 def demo_parser() -> Parser:
-    """The flags; those that the sampling script has too mean the same."""
+    """The flags; those that the sampling scripts have too mean the same."""
     parser = Parser(prog="demo.py", usage="python scripts/%(prog)s [flags]", description=__doc__)
     add = parser.group("demo")
     add("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder of the results")
-    add("--config", type=Path, default=ROOT / "configs/emoji32.yml", metavar="FILE", help="YAML of the model")
+    add("--config", type=Path, default=ROOT / "configs/emoji32.yml", metavar="FILE", help="the pixel-space model")
+    add("--latent", type=Path, default=ROOT / "models/ldm/emoji64", metavar="DIR", help="the latent model")
     add("--max_images", default=36, help="images of each method", **number(int, 2))
     add("--timesteps", default=30, help="sampling steps", **number(int, 1))
     add("--cali_st", default=10, help="how many of the sampling steps give calibration data", **number(int, 1))
@@ -61,66 +35,61 @@ def demo_parser() -> Parser:
     return parser
 
 
-def methods(args: argparse.Namespace) -> list[Method]:
-    """Full precision first; the first method that needs calibration data collects them, the others take those."""
-    out, script = args.out, ROOT / "scripts/sample_diffusion_ddim.py"
-    sampling = ["--config", args.config, "--skip_type", "quad", "--timesteps", args.timesteps, "--eta", ETA]
-    sampling += ["--max_images", args.max_images]
-    w4a8 = ["--ptq", "--weight_bit", 4, "--quant_act", "--act_bit", 8]
+def quantization(args: argparse.Namespace, weight_bit: int, *words) -> list:
+    """Words of a quantized run."""
     data = ["--cali_st", args.cali_st, "--cali_n", args.cali_n, "--cali_batch_size", 8]
-    learned = [*data, "--cali_data_path", out / "linear" / "calibration_data.safetensors"]
-    learned += ["--cali_iters", args.cali_iters, "--cali_lr_w", LR_W, "--cali_iters_a", args.cali_iters_a]
-    quantized = {
-        FP: [],
-        "linear W4A8": [*w4a8, "--quant_mode", "linear", *data],
-        "Q-Diffusion W4A8, no split": [*w4a8, *learned],
-        "Q-Diffusion W4A8, split": [*w4a8, "--split", *learned],
-    }
-    found = []
-    for name, folder in zip(quantized, ("fp", "linear", "qdiff", "qdiff_split")):
-        words = [script, *sampling, *quantized[name], "-l", out / folder]
-        found.append(Method(name, out / folder, [str(word) for word in words]))
-    return found
+    return ["--ptq", "--weight_bit", weight_bit, "--quant_act", "--act_bit", 8, *data, *words]
 
 
-def carry_out(method: Method) -> None:
-    """Run the command of a method, showing it. Raises UserError if it fails."""
-    print(f"\n{method.name}\n  {method.command}", flush=True)
-    start = time.perf_counter()
-    status = subprocess.run([sys.executable, *method.words], check=False).returncode
-    if status:
-        raise UserError(f"'{method.name}' ended with status {status}; to begin afresh, give another folder with --out")
-    print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+def learning(args: argparse.Namespace, data: Path) -> list:
+    """Words of a run that learns, from the data that another one has collected."""
+    schedule = ["--cali_iters", args.cali_iters, "--cali_lr_w", LR_W, "--cali_iters_a", args.cali_iters_a]
+    return ["--cali_data_path", data / "calibration_data.safetensors", *schedule]
 
 
-def compare(runs: list[Method], max_images: int) -> list["Result"]:
-    """The numbers of every run; its pictures are in place."""
-    from qdiff.checkpoint import load_weights, read_checkpoint
-    from qdiff.evaluate import frechet_distance, mean_absolute_error, psnr, statistics
-    from qdiff.features import FeatureNet
-    from qdiff.files.statistics import read_statistics
-    from qdiff.report import Result, read_pictures
-    from qdiff.sampling import image_path
+def pixel_space(args: argparse.Namespace) -> Experiment:
+    """The effect of split shortcuts."""
+    out = args.out / "pixel"
+    learned = learning(args, out / "linear")
+    sampling = ["--config", args.config, "--skip_type", "quad", "--timesteps", args.timesteps, "--eta", ETA]
+    return Experiment(
+        "pixel",
+        "A pixel-space model, 32 x 32",
+        ROOT / "scripts/sample_diffusion_ddim.py",
+        [*sampling, "--max_images", args.max_images],
+        {
+            FP: (out / "fp", []),
+            "linear W4A8": (out / "linear", quantization(args, 4, "--quant_mode", "linear")),
+            "Q-Diffusion W4A8, no split": (out / "qdiff", quantization(args, 4, *learned)),
+            "Q-Diffusion W4A8, split": (out / "qdiff_split", quantization(args, 4, "--split", *learned)),
+        },
+        args.max_images,
+        FEATURES / "reference.safetensors",
+    )
 
-    net, training = FeatureNet().eval(), read_statistics(FEATURES / "reference.safetensors")
-    load_weights(net, FEATURES / "classifier.safetensors")
-    fp32_size = read_checkpoint(runs[-1].file).facts.fp32_bytes
-    results, fp = [], None
-    for method in runs:
-        pictures = read_pictures([image_path(method.folder / "img", i) for i in range(max_images)])
-        fp = pictures if fp is None else fp
-        results.append(
-            Result(
-                method.name,
-                method.command,
-                psnr=psnr(pictures, fp),
-                mae=mean_absolute_error(pictures, fp),
-                frechet=frechet_distance(statistics(net.features(pictures)), training),
-                size=fp32_size if method.name == FP else method.file.stat().st_size,
-                fp32_size=fp32_size,
-            )
-        )
-    return results
+
+def latent(args: argparse.Namespace) -> Experiment:
+    """The effect of the bits, on a class-conditional model with guidance: a column of pictures for each category."""
+    out = args.out / "latent"
+    learned = learning(args, out / "linear_w4a8")
+    sampling = ["-r", args.latent, "--seed", 41, "-c", args.timesteps, "-e", 0, "--batch_size", 9, "--scale", SCALE]
+    kept = ["--quant_mode", "linear", "--cali_data_path", out / "linear_w4a8" / "calibration_data.safetensors"]
+    return Experiment(
+        "latent",
+        "A class-conditional latent model, 64 x 64",
+        ROOT / "scripts/sample_diffusion_ldm.py",
+        [*sampling, "--classes", ",".join(map(str, range(CATEGORIES))), "-n", args.max_images],
+        {
+            FP: (out / "fp", []),
+            "linear W4A8": (out / "linear_w4a8", quantization(args, 4, "--quant_mode", "linear")),
+            "Q-Diffusion W4A8": (out / "qdiff_w4a8", quantization(args, 4, "--split", *learned)),
+            "linear W8A8": (out / "linear_w8a8", quantization(args, 8, *kept)),
+            "Q-Diffusion W8A8": (out / "qdiff_w8a8", quantization(args, 8, "--split", *learned)),
+        },
+        args.max_images,
+        FEATURES / "reference_all.safetensors",
+        CATEGORIES,
+    )
 
 
 def settings(args: argparse.Namespace) -> dict[str, str]:
@@ -136,18 +105,20 @@ def settings(args: argparse.Namespace) -> dict[str, str]:
 
 
 def main() -> None:
-    """Run the four commands, then write the report."""
+    """Run the commands, then write the report."""
     args = parse(demo_parser())
-    runs = methods(args)
-    for method in runs:
-        carry_out(method)
+    experiments = [pixel_space(args), latent(args)]
+    for experiment in experiments:
+        for method in experiment.runs:
+            method.carry_out()
 
     from qdiff.report import text_table, write_report
 
-    results = compare(runs, args.max_images)
-    grids = {method.name: method.folder / "grid.png" for method in runs}
-    files = write_report(args.out, TITLE, results, grids, settings(args))
-    print(f"\n{text_table(results)}\n\nwritten: {', '.join(map(str, files))}")
+    sections = [experiment.section(FEATURES / "classifier.safetensors") for experiment in experiments]
+    files = write_report(args.out, TITLE, sections, settings(args))
+    for section in sections:
+        print(f"\n{section.title}\n{text_table(section)}")
+    print(f"\nwritten: {', '.join(map(str, files))}")
 
 
 if __name__ == "__main__":

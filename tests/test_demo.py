@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -9,12 +10,18 @@ import pytest
 from PIL import Image
 
 from qdiff.checkpoint import read_checkpoint
+from qdiff.cli import experiments
 from qdiff.errors import UserError
 from scripts import demo
-from tests.tiny import sample_script, write_tiny
+from tests.command_line import script
+from tests.ldm.tiny import CLASSES, write_latent
+from tests.tiny import write_tiny
 
-FILES = {"comparison.png", "results.json", "table.md", "report.html"}
-RUNS = ["fp", "linear", "qdiff", "qdiff_split"]
+FILES = {"comparison_pixel.png", "comparison_latent.png", "results.json", "table.md", "report.html"}
+RUNS = {
+    "pixel": ["fp", "linear", "qdiff", "qdiff_split"],
+    "latent": ["fp", "linear_w4a8", "qdiff_w4a8", "linear_w8a8", "qdiff_w8a8"],
+}
 IMAGES = 3
 QUICK = {"max_images": IMAGES, "timesteps": 4, "cali_st": 2, "cali_n": 2, "cali_iters": 2, "cali_iters_a": 2}
 
@@ -26,8 +33,8 @@ def run_demo(words: list, command) -> str:
         return SimpleNamespace(returncode=command(words))
 
     with (
-        mock.patch.object(demo, "subprocess", SimpleNamespace(run=carry_out)),
-        mock.patch.object(demo.sys, "argv", ["demo.py", *map(str, words)]),
+        mock.patch.object(experiments, "subprocess", SimpleNamespace(run=carry_out)),
+        mock.patch.object(sys, "argv", ["demo.py", *map(str, words)]),
         contextlib.redirect_stdout(io.StringIO()) as out,
     ):
         demo.main()
@@ -36,17 +43,18 @@ def run_demo(words: list, command) -> str:
 
 def in_process(words: list[str]) -> int:
     """Carry out a command here, which spares it its start."""
-    assert (words[0], Path(words[1]).name) == (demo.sys.executable, "sample_diffusion_ddim.py")
-    ended = sample_script(*words[2:])
+    assert words[0] == sys.executable
+    ended = script(Path(words[1]).name, *words[2:])
     assert ended.status == 0, ended.err
     return 0
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory) -> list:
-    """A tiny network, few pictures, few iterations."""
+    """Tiny networks, few pictures, few iterations."""
     folder = tmp_path_factory.mktemp("demo")
-    flags = {"config": write_tiny(folder), "out": folder / "out", **QUICK}
+    write_latent(CLASSES, folder / "latent")
+    flags = {"config": write_tiny(folder), "latent": folder / "latent", "out": folder / "out", **QUICK}
     return [word for name, value in flags.items() for word in (f"--{name}", value)]
 
 
@@ -61,40 +69,57 @@ def out(words, printed) -> Path:
 
 
 @pytest.fixture
-def results(out) -> list[dict]:
+def results(out) -> dict[str, list[dict]]:
     return json.loads((out / "results.json").read_text(encoding="utf-8"))["results"]
 
 
 def test_everything_is_written_and_named(out, printed):
     assert {p.name for p in out.iterdir()} == FILES | set(RUNS)
     assert all(str(out / name) in printed for name in FILES)
-    assert [(out / run / "quantized.safetensors").exists() for run in RUNS] == [False, True, True, True]
-    assert all(len(list((out / run / "img").glob("*.png"))) == IMAGES for run in RUNS)
-    assert Image.open(out / "comparison.png").width > 4 * 2 * 8
+    for model, runs in RUNS.items():
+        assert {p.name for p in (out / model).iterdir()} == set(runs)
+        for run in runs:
+            assert (out / model / run / "quantized.safetensors").exists() == (run != "fp")
+            assert len(list((out / model / run / "img").glob("*.png"))) == IMAGES
+    assert Image.open(out / "comparison_pixel.png").width > 4 * 2 * 8
+    assert Image.open(out / "comparison_latent.png").width > 5 * 2 * 32
 
 
 def test_results_say_what_the_files_say(out, results):
-    fp = results[0]
-    assert (fp["method"], fp["psnr"], fp["mae"], fp["size"]) == ("FP", None, 0, fp["fp32_size"])
-    for run, result in zip(RUNS[1:], results[1:], strict=True):
-        file = out / run / "quantized.safetensors"
-        facts = read_checkpoint(file).facts
-        assert (facts.weight_bits, facts.activations.bits, facts.split) == (4, 8, run == "qdiff_split")
-        assert (result["size"], result["fp32_size"]) == (file.stat().st_size, facts.fp32_bytes)
-        assert result["psnr"] > 0 and 0 < result["mae"] < 255 and result["frechet"] >= 0
+    for model, runs in RUNS.items():
+        fp = results[model][0]
+        assert (fp["method"], fp["psnr"], fp["mae"], fp["size"]) == ("FP", None, 0, fp["fp32_size"])
+        for run, result in zip(runs[1:], results[model][1:], strict=True):
+            file = out / model / run / "quantized.safetensors"
+            facts = read_checkpoint(file).facts
+            split = run == "qdiff_split" or (model == "latent" and "qdiff" in run)
+            bits = 8 if "w8" in run else 4
+            assert (facts.weight_bits, facts.activations.bits, facts.split) == (bits, 8, split)
+            assert (result["size"], result["fp32_size"]) == (file.stat().st_size, facts.fp32_bytes)
+            assert result["psnr"] > 0 and 0 < result["mae"] < 255 and result["frechet"] >= 0
+            assert (result["recognised"] is None) == (model == "pixel")
+
+
+def test_more_bits_are_closer(results):
+    error = {row["method"]: row["mae"] for row in results["latent"]}
+    assert error["linear W8A8"] < error["linear W4A8"]
 
 
 def test_the_commands_are_shown_and_share_seeds_and_data(out, results, printed):
-    commands = [result["command"].split() for result in results]
-    assert all(result["command"] in printed for result in results)
-    assert all("--seed" not in words for words in commands)
-    assert ["--cali_data_path" in words for words in commands] == [False, False, True, True]
-    assert [(out / run / "calibration_data.safetensors").exists() for run in RUNS] == [False, True, False, False]
+    for model, runs in RUNS.items():
+        commands = [result["command"].split() for result in results[model]]
+        assert all(result["command"] in printed for result in results[model])
+        assert {tuple(w[w.index("--seed") :][:2]) if "--seed" in w else () for w in commands} == {
+            () if model == "pixel" else ("--seed", "41")
+        }
+        assert ["--cali_data_path" in words for words in commands] == [False, False, *[True] * (len(runs) - 2)]
+        collected = [(out / model / run / "calibration_data.safetensors").exists() for run in runs]
+        assert collected == [False, True, *[False] * (len(runs) - 2)]
 
 
 def test_the_same_command_goes_on(words, out):
-    lost = [out / "qdiff" / "img" / f"{i:06d}.png" for i in range(IMAGES)]
-    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.glob("*/img/*.png")}
+    lost = [out / "pixel" / "qdiff" / "img" / f"{i:06d}.png" for i in range(IMAGES)]
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.glob("*/*/img/*.png")}
     results = (out / "results.json").read_bytes()
     for path in lost:
         path.unlink()
@@ -119,8 +144,8 @@ def test_a_command_that_fails_ends_the_demo(tmp_path):
 
 
 def test_a_command_is_a_process(words, capfd):
-    method = demo.methods(demo.parse(demo.demo_parser(), list(map(str, words))))[0]
-    demo.carry_out(demo.Method(method.name, method.folder, [*method.words, "--dry-run"]))
+    method = demo.pixel_space(demo.parse(demo.demo_parser(), list(map(str, words)))).runs[0]
+    experiments.Method(method.name, method.folder, [*method.words, "--dry-run"]).carry_out()
     shown = capfd.readouterr().out
     assert method.command in shown
     assert f"sampling: {IMAGES} images, 4 steps" in shown

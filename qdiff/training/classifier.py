@@ -9,15 +9,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Subset
 
-from qdiff.evaluate import Statistics, statistics
-from qdiff.features import FeatureNet
+from qdiff.evaluate import statistics
+from qdiff.features import SIZE, FeatureNet
 from qdiff.files.atomic import replacing
 from qdiff.files.statistics import write_statistics
 from qdiff.sampling import to_uint8
 from qdiff.training.pictures import Pictures
 from qdiff.training.trainer import fit
 
-SIZE = 32
 HELD_OUT = 0.1  # share of the names
 
 
@@ -57,13 +56,13 @@ def accuracy(model: FeatureNet, images: Tensor, labels: Tensor) -> float:
 
 
 def train(data_path: Path, run_dir: Path, out: Path, *, category: str, steps: int, lr: float, seed: int) -> float:
-    """Train, then write `out/classifier.safetensors` and `out/reference.safetensors`.
+    """Train, then write `out/classifier.safetensors` and the statistics of `write_references`.
 
     Args:
         data_path: an archive as `Pictures` wants it.
         run_dir: folder of the checkpoints.
         out: folder of the files.
-        category: the reference statistics are those of its pictures.
+        category: see `write_references`.
         steps, lr: of the optimiser.
         seed: of the split, the initial weights and the order of the pictures.
 
@@ -75,7 +74,6 @@ def train(data_path: Path, run_dir: Path, out: Path, *, category: str, steps: in
     """
     pl.seed_everything(seed)
     data = Pictures(data_path, SIZE, flip=True)
-    reference = Pictures(data_path, SIZE, [category])
     trained, tested = hold_out(data.names, seed)
     classifier = Classifier(FeatureNet(len(data.classes)), lr=lr, steps=steps)
     weights = fit(
@@ -92,9 +90,12 @@ def train(data_path: Path, run_dir: Path, out: Path, *, category: str, steps: in
     model = classifier.model.eval().cpu()
     with replacing(out / "classifier.safetensors") as partial:
         save_file(model.state_dict(), partial)
-    write_statistics(out / "reference.safetensors", _statistics(model, reference))
+    write_references(model, data_path, out, category)
     return accuracy(model, data.images[tested], data.labels[tested])
 
 
-def _statistics(model: FeatureNet, pictures: Pictures) -> Statistics:
-    return statistics(model.features(to_uint8(pictures.images)))
+def write_references(model: FeatureNet, data_path: Path, out: Path, category: str) -> None:
+    """Statistics of the features: `reference.safetensors` of one category, `reference_all.safetensors` of all."""
+    for name, categories in (("reference", [category]), ("reference_all", [])):
+        pictures = to_uint8(Pictures(data_path, SIZE, categories).images)
+        write_statistics(out / f"{name}.safetensors", statistics(model.features(pictures)))

@@ -1,6 +1,7 @@
 import base64
 import json
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,17 +10,21 @@ import torch
 from PIL import Image
 
 from qdiff.errors import UserError
-from qdiff.report import COLUMNS, Result, markdown_table, read_pictures, text_table, write_report
+from qdiff.report import COLUMNS, Result, Section, markdown_table, read_pictures, text_table, write_report
 
 RESULTS = [
     Result("FP", "python sample.py -l 'a b'", math.inf, 0.0, 1.234, 10_944_396, 10_944_396),
     Result("<W4> & A8", "python sample.py --ptq -l <x>", 23.456, 7.891, 12.345, 1_500_000, 10_944_396),
 ]
+GUIDED = [replace(result, recognised=share) for result, share in zip(RESULTS, (1.0, 0.25))]
 CELLS = [
     ["FP", "∞", "0.00", "1.23", "10.94 MB (1.000 x)"],
     ["<W4> & A8", "23.46", "7.89", "12.35", "1.50 MB (0.137 x)"],
 ]
-TITLES = [column.title for column in COLUMNS]
+ALL_TITLES = [column.title for column in COLUMNS]
+TITLES = [title for title in ALL_TITLES if title != "category recognised"]
+ONE = Section("one", "A model", RESULTS, {})
+TWO = Section("two", "Another model", GUIDED, {})
 VOID = {"meta", "img"}
 
 
@@ -58,21 +63,28 @@ def pictures(tmp_path):
 @pytest.fixture
 def written(pictures, tmp_path):
     settings = {"versions": "torch <2>", "machine": "abacus"}
-    return {p.name: p for p in write_report(tmp_path / "out", "Four & eight", RESULTS, pictures, settings)}
+    sections = [replace(ONE, pictures=pictures), replace(TWO, pictures=pictures)]
+    return {p.name: p for p in write_report(tmp_path / "out", "Four & eight", sections, settings)}
 
 
 def test_text_table_is_aligned():
-    lines = text_table(RESULTS).splitlines()
+    lines = text_table(ONE).splitlines()
     assert len(lines) == 3
-    for column in range(len(COLUMNS)):
+    for column in range(len(TITLES)):
         starts = {line.index(cell) for line, cell in zip(lines, [TITLES[column], *(row[column] for row in CELLS)])}
         assert len(starts) == 1
 
 
 def test_markdown_table():
-    rows = [line.strip("| ").split(" | ") for line in markdown_table(RESULTS).splitlines() if line.startswith("|")]
-    assert rows == [TITLES, ["---"] * len(COLUMNS), *CELLS]
-    assert "not FID" in markdown_table(RESULTS)
+    rows = [line.strip("| ").split(" | ") for line in markdown_table(ONE).splitlines() if line.startswith("|")]
+    assert rows == [TITLES, ["---"] * len(TITLES), *CELLS]
+    assert "not FID" in markdown_table(ONE)
+
+
+def test_categories_have_a_column_where_there_are_some():
+    assert [column.title for column in TWO.columns] == ALL_TITLES
+    lines = text_table(TWO).splitlines()
+    assert " 100% " in lines[1] and " 25% " in lines[2]
 
 
 def test_results_are_strict_json(written):
@@ -81,20 +93,21 @@ def test_results_are_strict_json(written):
 
     found = json.loads(written["results.json"].read_text(encoding="utf-8"), parse_constant=refuse)
     assert found["settings"]["machine"] == "abacus"
-    assert [row["psnr"] for row in found["results"]] == [None, 23.456]
-    assert found["results"][1]["command"] == RESULTS[1].command
+    assert [row["psnr"] for row in found["results"]["one"]] == [None, 23.456]
+    assert [row["recognised"] for row in found["results"]["two"]] == [1.0, 0.25]
+    assert found["results"]["one"][1]["command"] == RESULTS[1].command
 
 
 def test_page_shows_everything_and_needs_nothing(written, pictures):
     html = written["report.html"].read_text(encoding="utf-8")
     page = Page(html)
     embedded = [base64.b64decode(address.removeprefix("data:image/png;base64,")) for address in page.addresses]
-    assert embedded == [path.read_bytes() for path in pictures.values()]
+    assert embedded == [path.read_bytes() for path in pictures.values()] * 2
     assert "http" not in html and "url(" not in html and "@import" not in html
-    assert page.texts["figcaption"] == list(pictures)
-    assert page.texts["pre"] == [result.command for result in RESULTS]
-    assert page.texts["th"] == TITLES
-    assert page.texts["td"] == [cell for row in CELLS for cell in row]
+    assert page.texts["figcaption"] == list(pictures) * 2
+    assert page.texts["pre"] == [result.command for result in RESULTS] * 2
+    assert page.texts["th"] == TITLES + ALL_TITLES
+    assert page.texts["td"][: 2 * len(TITLES)] == [cell for row in CELLS for cell in row]
     assert dict(zip(page.texts["dt"], page.texts["dd"])) == {"versions": "torch <2>", "machine": "abacus"}
     assert page.texts["title"] == page.texts["h1"] == ["Four & eight"]
     assert "simulated" in " ".join(page.texts["p"])
@@ -103,7 +116,7 @@ def test_page_shows_everything_and_needs_nothing(written, pictures):
 
 
 def test_comparison_holds_every_picture_enlarged(written, pictures):
-    sheet = np.asarray(Image.open(written["comparison.png"]))
+    sheet = np.asarray(Image.open(written["comparison_one.png"]))
     for i, path in enumerate(pictures.values()):
         enlarged = np.asarray(Image.open(path)).repeat(2, 0).repeat(2, 1)
         top, left = sheet.shape[0] - 8 - 12, 8 + i * (18 + 8)

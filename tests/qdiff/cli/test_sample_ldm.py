@@ -3,6 +3,8 @@
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -162,6 +164,38 @@ def test_decoding_in_parts(averaged, tmp_path, monkeypatch):
     parts = run(averaged, tmp_path / "parts", f"{RUN} -n 3 --batch_size 3")
     assert sizes == [2, 1]
     same_pictures(pixels(parts), pixels(whole))
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from qdiff.cli.ldm_flags import ldm_parser
+from qdiff.cli.parser import parse
+from qdiff.cli.sample_ldm import LatentPipeline
+import torch.nn.modules.sparse, torch.testing
+torch.nn.Embedding(2, 2, device="meta")  # which loads what torch needs for it
+args = parse(ldm_parser(), ["-r", sys.argv[1], "--seed", "0", "--device", "cpu"])
+Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts anew
+status = lambda key: int(Path("/proc/self/status").read_text().partition(key)[2].split()[0])
+before = status("VmRSS:")
+pipeline = LatentPipeline(args)
+assert pipeline.load()
+print((status("VmHWM:") - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux")
+def test_loading_needs_little_more_memory_than_the_file(tmp_path):
+    model = write_latent(AVERAGED, tmp_path)
+    config = OmegaConf.load(tmp_path / "config.yaml")
+    config.model.params.unet_config.params.model_channels = 128
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    model = latent_diffusion.build(config)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "model.ckpt")
+    size = (tmp_path / "model.ckpt").stat().st_size
+    assert size > 50e6, "what else is loaded must not matter"
+    done = subprocess.run([sys.executable, "-c", LOAD, tmp_path], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1.3 * size
 
 
 # Quantized

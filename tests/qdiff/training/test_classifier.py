@@ -35,7 +35,7 @@ def test_what_is_easy_is_learned_and_files_fit(colours, tmp_path):
     with np.load(colours) as archive:
         red = torch.tensor(archive["images"][archive["category"] == "red"]).permute(0, 3, 1, 2)
     found, expected = read_statistics(out / "reference.safetensors"), statistics(net.features(red))
-    assert found.n == expected.n == 20
+    assert found.n == expected.n == 20 and read_statistics(out / "reference_all.safetensors").n == 60
     torch.testing.assert_close(found.mu, expected.mu)
     torch.testing.assert_close(found.sigma, expected.sigma)
 
