@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from qdiff.cli.flags import calibration, check_cali_st, quantization, running
+from qdiff.cli.flags import calibration, quantization, running
 from qdiff.cli.parser import Parser, choice, number
 from qdiff.errors import UserError
 
@@ -48,7 +48,7 @@ def ddim_parser() -> Parser:
     _ddim_sampling(parser)
     quantization(parser)
     calibration(parser)
-    parser.checks += [_check_sampler, check_cali_st("--timesteps")]
+    parser.checks += [_check_sampler, _check_cali_st]
     return parser
 
 
@@ -78,3 +78,9 @@ def _check_sampler(args: argparse.Namespace, given: set[str]) -> None:
     for flag, sampler in owner.items():
         if flag in given and args.sample_type != sampler:
             raise UserError(f"{flag} needs --sample_type {sampler}: add that, or leave {flag} out")
+
+
+def _check_cali_st(args: argparse.Namespace, given: set[str]) -> None:
+    """Data cannot come from more steps than are sampled."""
+    if args.cali_data_path is None and args.cali_st > args.timesteps:
+        raise UserError(f"--cali_st {args.cali_st} exceeds --timesteps {args.timesteps}: lower it")

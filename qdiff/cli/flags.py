@@ -2,7 +2,6 @@
 
 import argparse
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -125,17 +124,6 @@ def calibration(parser: Parser) -> None:
         needs=(*ACTIVATIONS, "--running_stat"),
         help="running averages only for attention after its softmax",
     )
-
-
-def check_cali_st(steps_flag: str) -> Callable[[argparse.Namespace, set[str]], None]:
-    """A check that data come from no more steps than are sampled, whose number that flag gives."""
-
-    def check(args: argparse.Namespace, given: set[str]) -> None:
-        steps = getattr(args, steps_flag.lstrip("-"))
-        if args.cali_data_path is None and args.cali_st > steps:
-            raise UserError(f"--cali_st {args.cali_st} exceeds {steps_flag} {steps}: lower it")
-
-    return check
 
 
 def _device(text: str) -> str:

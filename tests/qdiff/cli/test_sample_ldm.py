@@ -320,7 +320,7 @@ REFUSED = [
     (f"{RUN} --classes 1 --n_samples_per_class 2 -n 4", "exclude each other"),
     (f"{RUN} -v", "exclude each other"),
     ("--seed 1 --dpm -e 0.5", "--eta 0.5 does not go with --dpm"),
-    (f"{RUN} --ptq --cali_st 5", "--cali_st 5 exceeds --custom_steps 4"),
+    (f"{RUN} --ptq --cali_st 5", "--cali_st 5 asks for more timesteps than the 4 steps"),
     (f"{RUN} --ptq --quant_act --rs_sm_only", "--rs_sm_only needs --running_stat"),
 ]
 
