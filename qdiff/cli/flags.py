@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 from qdiff.cli.parser import Parser, choice, number
-from qdiff.errors import UserError
 
 PTQ = ("--ptq",)
 ACTIVATIONS = ("--ptq", "--quant_act")
