@@ -16,32 +16,26 @@ from pathlib import Path
 import torch
 
 from ddim.samplers import Step
-from qdiff.adapters.ddim_sampling import PixelSampler
-from qdiff.checkpoint import load_quantized, load_weights
-from qdiff.cli.config import build_network, load_config
-from qdiff.sampling import batch_noise
+from qdiff.checkpoint import load_quantized
+from qdiff.cli.ddim_flags import ddim_parser
+from qdiff.cli.parser import parse
+from qdiff.cli.sample_ddim import PixelPipeline
 
-CONFIG = Path("configs/emoji32.yml")
-SAMPLE = f"--config {CONFIG} --skip_type quad --timesteps 30 --eta 0.5 --max_images 1"
+SAMPLE = "--config configs/emoji32.yml --skip_type quad --timesteps 30 --eta 0.5 --max_images 1 --seed 0"
 CALIBRATE = "--ptq --weight_bit 4 --quant_act --split --cali_st 10 --cali_batch_size 8 --cali_lr_w 4e-3"
 
 
-def trajectory(images: int) -> list[Step]:
-    """Steps of the network in full precision."""
-    config = load_config(CONFIG)
-    network = build_network(config, CONFIG).eval()
-    load_weights(network, CONFIG.parent / config.model.weights)
-    shape = (config.data.channels, config.data.image_size, config.data.image_size)
-    x_T, noise = batch_noise(0, range(images), shape)
-    return list(
-        PixelSampler(config.diffusion, "generalized", 30, "quad", 0.5, 3, "singlestep").steps(network, x_T, noise)
-    )
+def pipeline() -> PixelPipeline:
+    """The model and its sampling, in full precision."""
+    found = PixelPipeline(parse(ddim_parser(), SAMPLE.split()))
+    found.load()
+    return found
 
 
 @torch.no_grad()
 def error(file: Path, steps: Iterable[Step]) -> float:
     """Of the quantized network of a file."""
-    network = load_quantized(build_network(load_config(CONFIG), CONFIG).eval(), file, act_bit=8, split=True)
+    network = load_quantized(pipeline().network, file, act_bit=8, split=True)
     found = [
         (network(s.x_t, torch.full((len(s.x_t),), s.t)) - s.eps).square().sum() / s.eps.square().sum() for s in steps
     ]
@@ -58,7 +52,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     args = parser.parse_args()
 
-    steps = trajectory(args.images)
+    steps = list(pipeline().steps(range(args.images)))
     print("samples per timestep  samples  relative squared error of eps, one value per seed")
     for n in args.cali_n:
         found = []
