@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from networks import inputs, is_latent, network, quantized
+from networks import inputs, network, quantized
 from safetensors.torch import save_file
 
 from qdiff.adapters import adapter_for
@@ -19,6 +19,7 @@ from qdiff.calibration_data import CalibrationSet
 from qdiff.capture import Store, capture
 from qdiff.checkpoint import save_quantized
 from qdiff.cli.latent_config import build_latent, load_latent_config
+from qdiff.cli.networks import is_latent
 from qdiff.compat import original_shapes
 from qdiff.fitting import legacy_owners, splits_of, state_shapes
 from qdiff.measuring import peak_bytes

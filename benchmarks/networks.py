@@ -6,33 +6,26 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from qdiff.adapters import adapter_for, adapter_of
-from qdiff.cli.config import build_network, load_config
+from qdiff.adapters import adapter_for
+from qdiff.cli.networks import is_latent, load_network
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_block import Observer
 from qdiff.quant_model import QuantModel
 
 
-def is_latent(config: Path) -> bool:
-    """Whether the configuration is one of a latent model."""
-    return "target" in OmegaConf.load(config).model
-
-
 def network(config: Path) -> nn.Module:
     """What predicts the noise, in full precision."""
     torch.manual_seed(0)
-    if is_latent(config):
-        return adapter_of("ldm").build(OmegaConf.load(config)).eval()
-    return build_network(load_config(config), config).eval()
+    return load_network(config)[1].eval()
 
 
 def inputs(config: Path, batch: int) -> tuple[Tensor, ...]:
     """Noise at spread timesteps, and conditions where the network takes one."""
     t = torch.linspace(0, 999, batch).long()
+    found = OmegaConf.load(config)
     if not is_latent(config):
-        data = load_config(config).data
-        return torch.randn(batch, data.channels, data.image_size, data.image_size), t
-    params = OmegaConf.load(config).model.params
+        return torch.randn(batch, found.data.channels, found.data.image_size, found.data.image_size), t
+    params = found.model.params
     x = torch.randn(batch, params.channels, params.image_size, params.image_size)
     if not isinstance(params.cond_stage_config, DictConfig):
         return x, t

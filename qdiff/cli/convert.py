@@ -52,16 +52,16 @@ def main(argv: Sequence[str]) -> None:
     from omegaconf import OmegaConf
 
     from qdiff.checkpoint import load_quantized, read_checkpoint, save_quantized
-    from qdiff.cli.config import build_network, load_config
     from qdiff.cli.inspect import describe
+    from qdiff.cli.networks import load_network
     from qdiff.files.pickles import format_of
     from qdiff.files.quantized import is_quantized
 
-    config = load_config(args.config)
+    config, network = load_network(args.config)
     if format_of(args.file) == "safetensors" and is_quantized(args.file):
         raise UserError(f"'{args.file}' is one of our files already: use it as it is")
     model = load_quantized(
-        build_network(config, args.config),
+        network,
         args.file,
         weight_bit=args.weight_bit,
         act_bit=args.act_bit if args.quant_act else None,

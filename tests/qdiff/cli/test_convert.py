@@ -13,7 +13,15 @@ from safetensors.torch import save_file
 from qdiff.checkpoint import load_quantized
 from qdiff.files.quantized import read_quantized
 from tests.command_line import qdiff, refusal
-from tests.original_checkpoints import W4A8_SPLIT, W8A8, original_checkpoint, output, relative_error
+from tests.ldm.golden import golden_model
+from tests.original_checkpoints import (
+    W4A8_SPLIT,
+    W8A8,
+    calibrated_state,
+    original_checkpoint,
+    output,
+    relative_error,
+)
 
 W4 = ("--weight_bit", 4, "--split")
 W4A8 = (*W4, "--quant_act", "--act_bit", 8, "--a_sym")
@@ -186,3 +194,19 @@ def test_files_that_are_missing(case, tmp_path, out):
     assert str(nowhere) in refusal("convert", case.pth, "--config", nowhere, *W4, "-o", out)
     assert "--out" in refusal("convert", case.pth, "--config", case.config, *W4)
     assert "--config" in refusal("convert", case.pth, *W4, "-o", out)
+
+
+def test_a_latent_model(tmp_path):
+    model, golden = golden_model("ldm_class_w4a8")
+    network, s = model.model.diffusion_model, golden.settings
+    torch.save(calibrated_state(network.state_dict(), golden, {}), tmp_path / "ckpt.pth")
+    OmegaConf.save(s.config, tmp_path / "config.yaml")
+    flags = ["--weight_bit", s.weight_bit, "--quant_act", "--act_bit", s.act_bit, "--sm_abit", s.sm_abit]
+    out = tmp_path / "q.safetensors"
+    ended = qdiff("convert", tmp_path / "ckpt.pth", "--config", tmp_path / "config.yaml", *flags, "-o", out)
+    assert (ended.status, ended.err) == (0, "")
+    quantized, t = load_quantized(network, out, act_bit=s.act_bit, sm_abit=s.sm_abit), golden.tensors
+    with torch.no_grad():
+        found = quantized(t["x"], t["t"], t["context"])
+    assert relative_error(found, t["wa_output"]) < 1e-5
+    assert read_quantized(out).config == OmegaConf.to_container(s.config)
