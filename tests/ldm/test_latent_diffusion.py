@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
@@ -114,6 +115,9 @@ def test_lightning_checkpoint_loads_and_its_outputs_come_out():
     tensors = load_file(AS_SAVED / "io.safetensors")
     with torch.no_grad(), model.ema_scope():
         assert_close(model.apply_model(tensors["x"], tensors["t"]), tensors["fp_output"])
+        x_T = tensors["x_T"]
+        samples, _ = DDIMSampler(model).sample(10, len(x_T), x_T.shape[1:], x_T=x_T, verbose=False)
+        assert_close(samples, tensors["ddim10_samples"])
     assert_close(model.decode_first_stage(tensors["z"]), tensors["decoded"])
 
 

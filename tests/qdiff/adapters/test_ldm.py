@@ -148,3 +148,7 @@ def test_checkpoints_as_the_original_saved_them():
         unet = load_quantized(model.model.diffusion_model, folder / "quantized_ckpt.pth", **flags)
         with torch.no_grad():
             assert relative_error(unet(io["x"], io["t"]), io[name]) < 1e-3, "a rare activation code may flip"
+    model.model.diffusion_model = unet
+    found, _ = DDIMSampler(model).sample(10, 2, io["x_T"].shape[1:], x_T=io["x_T"], verbose=False)
+    assert relative_error(found, io["resumed_wa_ddim10_samples"]) < 2e-2
+    assert relative_error(io["ddim10_samples"], io["resumed_wa_ddim10_samples"]) > 0.1
