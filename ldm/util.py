@@ -45,6 +45,7 @@ TARGETS: dict[str, Collection[str]] = {
     "ldm.models.autoencoder.IdentityFirstStage": {"vq_interface"},
     "ldm.modules.diffusionmodules.openaimodel.UNetModel": {"image_size", "legacy", "use_checkpoint"},
     "ldm.modules.encoders.modules.ClassEmbedder": (),
+    "ldm.modules.encoders.modules.FrozenCLIPEmbedder": {"device"},
 }
 # What published configurations name for training; nothing is built for it
 TRAINING_TARGETS = {

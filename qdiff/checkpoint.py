@@ -144,7 +144,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     file = read_checkpoint(path)
     if not isinstance(file, FullPrecisionFile):
-        raise UserError(f"'{path}' is calibrated, --ckpt takes full-precision weights: use --resume --cali_ckpt for it")
+        raise UserError(
+            f"'{path}' is calibrated, full-precision weights are needed here: use --resume --cali_ckpt for it"
+        )
     own = model.state_dict()
     compare(path, file.state, {key: tuple(x.shape) for key, x in own.items()})
     check_numbers(path, file.state)
@@ -154,7 +156,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def _read_calibrated(path: str | Path) -> QuantizedFile | OriginalFile:
     file = read_checkpoint(path)
     if isinstance(file, FullPrecisionFile):
-        raise UserError(f"'{path}' has no quantizers, it is a full-precision checkpoint: use --ckpt for it")
+        raise UserError(f"'{path}' has no quantizers, it is a full-precision checkpoint: use --ckpt or -r for it")
     return file
 
 

@@ -12,9 +12,10 @@ from qdiff.journal import Journal
 
 
 class SamplerStep(Protocol):
-    """What a sampler yields per call of the network; of it only this is used."""
+    """What a sampler yields after each call of the network; of it only this is used."""
 
     index: int
+    x_prev: Tensor
 
 
 def collect(
@@ -26,6 +27,7 @@ def collect(
     batch_size: int,
     journal: Journal,
     progress: Callable[[int], None] = lambda samples: None,
+    rows: int = 1,
 ) -> CalibrationSet:
     """Sample `cali_n` images and keep what the network is given at `cali_st` of the steps (Q-Diffusion, section 3.2).
 
@@ -37,10 +39,11 @@ def collect(
         batch_size: images at a time.
         journal: images that are done, batch by batch; those of an earlier run are taken from it.
         progress: called with the number of images of every step that is done.
+        rows: how many rows of the network's batch belong to an image, 2 with guidance: first one row of each image,
+            then the other one of each.
 
     Returns:
-        as many samples as the network was given at these steps: cali_st * cali_n, and twice as many with guidance;
-        grouped by step.
+        cali_st * cali_n * rows samples, grouped by step, then by row, whatever the batch size.
     """
     kept = kept_steps(steps, cali_st)
     batches: list[dict[str, Tensor]] = []
@@ -54,7 +57,12 @@ def collect(
             continue
         batches.append(_inputs_at(kept, network, trajectory(images), lambda: progress(len(images))))  # noqa: B023
         journal.write(unit, batches[-1])
-    return CalibrationSet(tuple(torch.cat([b[key] for b in batches], dim=1).flatten(0, 1) for key in batches[0]))
+
+    def joined(key: str) -> Tensor:
+        parts = [batch[key].unflatten(1, (rows, -1)) for batch in batches]  # (steps, rows, images, ...)
+        return torch.cat(parts, dim=2).flatten(0, 2)
+
+    return CalibrationSet(tuple(map(joined, batches[0])))
 
 
 def _inputs_at(

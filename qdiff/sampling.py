@@ -150,7 +150,7 @@ def write_array(pictures: Sequence[Path], folder: Path) -> Path:
     """Pictures of equal size as one array, `folder`/NxHxWx3-samples.npz, as the tools for FID read it.
 
     Its only member, `arr_0`, is uint8 of shape (N, H, W, 3). One picture at a time is in memory, and the file appears
-    whole or not at all. A file of that name is kept: a run never changes a picture.
+    whole or not at all. It replaces arrays of other numbers of pictures; one that is newer than its pictures stays.
 
     Returns:
         the path.
@@ -160,7 +160,8 @@ def write_array(pictures: Sequence[Path], folder: Path) -> Path:
     """
     shape = (len(pictures), *_read_png(pictures[0]).permute(1, 2, 0).shape)
     path = folder / f"{'x'.join(map(str, shape))}-samples.npz"
-    if path.exists():
+    newest = max(picture.stat().st_mtime_ns for picture in pictures)
+    if path.exists() and path.stat().st_mtime_ns > newest:
         return path
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with (
@@ -173,6 +174,9 @@ def write_array(pictures: Sequence[Path], folder: Path) -> Path:
         np.lib.format.write_array_header_1_0(member, header)
         for picture in pictures:
             member.write(_read_png(picture).permute(1, 2, 0).contiguous().numpy())
+    for other in folder.glob("*x*x*x3-samples.npz"):
+        if other != path:
+            other.unlink()
     return path
 
 

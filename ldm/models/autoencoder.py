@@ -20,6 +20,9 @@ def _settings(ddconfig: Mapping, double_z: bool) -> AutoencoderSettings:
 class AutoencoderKL(nn.Module):
     """Variational autoencoder (Rombach et al. 2022, appendix G).
 
+    Attributes:
+        factor: pixels of an image for each pixel of its latent, along an edge.
+
     Args:
         ddconfig: fields of `AutoencoderSettings`, with `double_z`.
         embed_dim: channels of the latent that diffusion sees.
@@ -31,6 +34,7 @@ class AutoencoderKL(nn.Module):
     def __init__(self, ddconfig: Mapping, embed_dim: int):
         super().__init__()
         settings = _settings(ddconfig, double_z=True)
+        self.factor = settings.factor
         self.encoder = Encoder(settings)
         self.decoder = Decoder(settings)
         self.quant_conv = nn.Conv2d(2 * settings.z_channels, 2 * embed_dim, 1)
@@ -48,6 +52,9 @@ class AutoencoderKL(nn.Module):
 class VQModelInterface(nn.Module):
     """Vector-quantized autoencoder as diffusion uses it: latents are quantized when they are decoded.
 
+    Attributes:
+        factor: pixels of an image for each pixel of its latent, along an edge.
+
     Args:
         embed_dim: channels of the latent that diffusion sees, and width of the codebook.
         ddconfig: fields of `AutoencoderSettings`, without `double_z`.
@@ -60,6 +67,7 @@ class VQModelInterface(nn.Module):
     def __init__(self, embed_dim: int, ddconfig: Mapping, n_embed: int):
         super().__init__()
         settings = _settings(ddconfig, double_z=False)
+        self.factor = settings.factor
         self.encoder = Encoder(settings)
         self.decoder = Decoder(settings)
         self.quantize = VectorQuantizer(n_embed, embed_dim)
@@ -77,6 +85,8 @@ class VQModelInterface(nn.Module):
 
 class IdentityFirstStage(nn.Module):
     """Diffusion in pixel space: images are their own latents."""
+
+    factor = 1
 
     def encode(self, x: Tensor) -> Tensor:
         """`x` itself."""

@@ -1,17 +1,21 @@
 """Latent diffusion models as the scripts use them."""
 
+import inspect
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from ldm.guidance import guided
+from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.diffusionmodules.util import diffusion_coefficients, make_beta_schedule
 from ldm.modules.encoders.modules import ClassEmbedder
 from ldm.util import instantiate_from_config
 
-__all__ = ["ClassEmbedder", "LatentDiffusion", "build", "decode"]
+__all__ = ["AutoencoderKL", "ClassEmbedder", "LatentDiffusion", "build", "decode", "guided", "probe", "schedule"]
 
-DECODED = 2**14  # elements of the latents that are decoded at a time, four of LDM-4 at 256 x 256
+DECODED = 2**18  # pixels of the images that are decoded at a time, four of 256 x 256
 
 
 def build(config: Mapping) -> LatentDiffusion:
@@ -22,7 +26,33 @@ def build(config: Mapping) -> LatentDiffusion:
     return model
 
 
+def schedule(config: Mapping) -> Tensor:
+    """abar_t as a configuration says, whatever a checkpoint says; float32, shape (T,)."""
+    defaults = {name: p.default for name, p in inspect.signature(LatentDiffusion).parameters.items()}
+    names = ("beta_schedule", "timesteps", "linear_start", "linear_end", "cosine_s")
+    betas = make_beta_schedule(*(config["model"]["params"].get(name, defaults[name]) for name in names))
+    return diffusion_coefficients(betas)["alphas_cumprod"]
+
+
+def probe(latent: LatentDiffusion) -> None:
+    """Predict and decode one latent of a model without conditions or with classes; on the meta device that is cheap.
+
+    Raises:
+        ValueError, RuntimeError, TypeError: the parts of the model do not fit each other.
+    """
+    conditioner = latent.cond_stage_model
+    if conditioner is not None and not isinstance(conditioner, ClassEmbedder):
+        return
+    z = torch.zeros(1, latent.channels, latent.image_size, latent.image_size)
+    t = torch.zeros(1, dtype=torch.long)
+    condition = conditioner and latent.get_learned_conditioning({conditioner.key: t})
+    eps = latent.apply_model(z, t, condition)
+    if eps.shape != z.shape:
+        raise ValueError(f"the UNet gives {eps.shape[1]} channels for latents of {z.shape[1]}")
+    latent.decode_first_stage(z)
+
+
 def decode(latent: LatentDiffusion, z: Tensor) -> Tensor:
     """Latents (B, C, h, w) -> images (B, 3, H, W), a few at a time: the decoder needs the most memory."""
-    at_a_time = max(1, DECODED // (z.shape[-1] * z.shape[-2]))
-    return torch.cat([latent.decode_first_stage(part) for part in z.split(at_a_time)])
+    pixels = z.shape[-1] * z.shape[-2] * latent.first_stage_model.factor**2
+    return torch.cat([latent.decode_first_stage(part) for part in z.split(max(1, DECODED // pixels))])

@@ -118,5 +118,5 @@ def _check(path: str | Path, name: str, given: DictConfig, section: DictConfig) 
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, in one line and without OmegaConf's details."""
-    return " ".join(str(error).partition("full_key:")[0].split())
+    """What an error says, in one line of at most 200 characters and without OmegaConf's details."""
+    return " ".join(str(error).partition("full_key:")[0].split())[:200]

@@ -69,7 +69,11 @@ def quantization(parser: Parser) -> None:
         needs=PTQ,
         help="quantize shortcut layers in two slices, channels from below and from the skip connection",
     )
-    add("--cond", action="store_true", help="calibrate with conditions; without effect on an unconditional model")
+    add(
+        "--cond",
+        action="store_true",
+        help="accepted as in the paper's commands; conditions always have part in calibration",
+    )
     add(
         "--resume",
         action="store_true",

@@ -39,7 +39,7 @@ def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile
         kinds = sorted({str(x.dtype).removeprefix("torch.") for x in file.state.values()})
         return _pairs(
             [
-                ("file", f"{path}: full-precision checkpoint, not quantized (goes with --ckpt)"),
+                ("file", f"{path}: full-precision checkpoint, not quantized (goes with --ckpt or -r)"),
                 ("tensors", f"{len(file.state)} of {', '.join(kinds)}, {parameters:,} parameters"),
                 ("size", _size(size, 4 * parameters)),
                 ("whole", f"yes, every tensor can be read{checked}"),

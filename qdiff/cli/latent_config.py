@@ -1,7 +1,8 @@
 """Configurations of latent diffusion models: YAML files with the published `target:` paths."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,32 +16,31 @@ from qdiff.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
+    from qdiff.adapters.latent_diffusion import LatentDiffusion
+
 CHECKPOINTS = ("model.ckpt", "model.safetensors")
 CONFIG = "config.yaml"
 
 
-def locate(base: Path, config: Path | None) -> tuple[Path, Path]:
-    """The files of a model.
-
-    Args:
-        base: a checkpoint, or the folder of one as published ones are laid out: `model.ckpt` (or `model.safetensors`)
-            and `config.yaml`.
-        config: the configuration, if it is not `config.yaml` beside the checkpoint.
-
-    Returns:
-        paths of the checkpoint and of the configuration.
+def find_config(base: Path, config: Path | None) -> Path:
+    """The configuration of a model: `config`, or the file `config.yaml` beside the checkpoint `base` or in the folder.
 
     Raises:
-        UserError: one of them is not there.
+        UserError: it is not there.
     """
-    folder = base if base.is_dir() else base.parent
-    found = [path for name in CHECKPOINTS if (path := folder / name).is_file()] if base.is_dir() else [base]
-    if not found or not found[0].is_file():
-        raise UserError(f"no model in -r {base}: give a checkpoint, or a folder with {' or '.join(CHECKPOINTS)}")
-    config = config or folder / CONFIG
+    config = config or (base if base.is_dir() else base.parent) / CONFIG
     if not config.is_file():
         raise UserError(f"no {config}: put the model's {CONFIG} there, or give it with --config")
-    return found[0], config
+    return config
+
+
+def find_checkpoint(base: Path) -> Path:
+    """The checkpoint `base`, or that in the folder `base`. Raises UserError where there is none."""
+    candidates = [base / name for name in CHECKPOINTS] if base.is_dir() else [base]
+    found = [path for path in candidates if path.is_file()]
+    if not found:
+        raise UserError(f"no model in -r {base}: give a checkpoint, or a folder with {' or '.join(CHECKPOINTS)}")
+    return found[0]
 
 
 def load_latent_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
@@ -57,18 +57,52 @@ def load_latent_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
     config = read_yaml(path)
     if not isinstance(config.get("model"), DictConfig) or "target" not in config.model:
         raise UserError(f"'{path}' has no section 'model' with a target: give the configuration of a latent model")
+    try:
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as e:
+        raise UserError(f"'{path}' lacks a value ({one_line(e)}): correct it") from e
+    OmegaConf.resolve(config)
     for word in overrides:
         _override(config, word, path)
     return config
 
 
-def build_latent(config: DictConfig, path: Path) -> "nn.Module":
-    """The model of a configuration, its parameters drawn at random. Raises UserError where there is none."""
-    from qdiff.adapters.latent_diffusion import build
+def build_latent(config: DictConfig, path: Path, *, empty: bool = False) -> "LatentDiffusion":
+    """The model of a configuration, its parameters drawn at random.
 
+    Args:
+        config: the configuration.
+        path: its file, for the error message.
+        empty: draw nothing: the model is on the meta device.
+
+    Raises:
+        UserError: there is no such model, or its parts do not fit each other.
+    """
+    import torch
+
+    from qdiff.adapters.latent_diffusion import build, probe
+
+    with _described(path):
+        with torch.device("meta"):
+            latent = build(config)
+            probe(latent)
+        return latent if empty else build(config)
+
+
+def build_unet(config: DictConfig, path: Path) -> "nn.Module":
+    """The UNet alone, its parameters drawn at random. Raises UserError where there is none."""
+    from qdiff.adapters import adapter_of
+
+    with _described(path):
+        return adapter_of("ldm").build(config)
+
+
+@contextmanager
+def _described(path: Path) -> Iterator[None]:
+    """One line for whatever a configuration that makes no sense leads to."""
     try:
-        return build(config)
-    except (ValueError, IndexError, ZeroDivisionError, RuntimeError, TypeError, AttributeError, KeyError) as e:
+        yield
+    except (ValueError, LookupError, ArithmeticError, RuntimeError, TypeError, AttributeError) as e:
         raise UserError(f"'{path}' describes no latent model ({one_line(e)}): correct its section 'model'") from e
 
 

@@ -17,8 +17,8 @@ EXAMPLES = """examples:
   sample with a checkpoint that is calibrated already
     python scripts/%(prog)s -r models/ldm/lsun_beds256/model.ckpt -n 20 --batch_size 10 -c 200 -e 1.0 --seed 41 \\
       --ptq --weight_bit 4 --quant_act --a_sym --resume --cali_ckpt FILE -l runs/bedrooms
-  any key of the model's configuration
-    python scripts/%(prog)s -r models/ldm/emoji64 --seed 41 model.params.linear_end=0.0205
+  with another key of the model's configuration: larger latents, so pictures of 96 x 96
+    python scripts/%(prog)s -r models/ldm/emoji64 -n 9 --seed 41 -l runs/large model.params.image_size=24
 """
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from qdiff.cli.config import build_network, load_config, read_yaml
-from qdiff.cli.latent_config import build_latent, load_latent_config
+from qdiff.cli.latent_config import build_unet, load_latent_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +22,6 @@ def load_network(path: Path) -> tuple[DictConfig, "nn.Module"]:
     """A configuration and its network, the parameters drawn at random. Raises UserError where there is none."""
     if is_latent(path):
         config = load_latent_config(path)
-        return config, build_latent(config, path).model.diffusion_model
+        return config, build_unet(config, path)
     config = load_config(path)
     return config, build_network(config, path)

@@ -4,22 +4,16 @@ from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from qdiff.cli.device import find_device
+from qdiff.collecting import SamplerStep
 
 CALIBRATION_IMAGES = 10**9  # numbers of the images that calibration data come from: none that is ever sampled
-
-
-class SamplerStep(Protocol):
-    """What a sampler yields after each call of the network."""
-
-    index: int
-    x_prev: Tensor
 
 
 class Pipeline(ABC):
@@ -36,7 +30,7 @@ class Pipeline(ABC):
         calls: how often the network is called for a picture.
         rows: how many rows of the network's batch belong to a picture, 2 with guidance.
         columns: of the overview; None makes it square.
-        free: flags beside those of `Run` that change no picture.
+        free: flags beside those of `Run` with which a run may be continued.
     """
 
     args: Namespace

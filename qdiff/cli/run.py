@@ -19,8 +19,8 @@ from qdiff.sampling import image_path, sample_images, write_grid
 GRID_IMAGES = 64
 MEASURED = 1  # pictures in the forward that a dry run measures; a batch takes time in proportion
 
-# Flags that change no picture, so that a run may be continued with others.
-FREE = ("batch_size", "device", "verbose", "dry_run", "cali_memory", "logdir")
+# Flags with which a run may be continued: they change no picture, or what they name is recorded itself.
+FREE = ("batch_size", "device", "verbose", "dry_run", "cali_memory", "logdir", "cond", "cali_ckpt", "cali_data_path")
 
 
 class Run:
@@ -49,7 +49,7 @@ class Run:
         total = a.cali_n * (kept_steps(p.calls, a.cali_st)[-1] + 1)
         with tqdm(total=total, unit="step", desc="collecting calibration data", disable=None) as bar:
             return collect(
-                p.network, p.calibration_steps, p.calls, a.cali_st, a.cali_n, p.batch_size, journal, bar.update
+                p.network, p.calibration_steps, p.calls, a.cali_st, a.cali_n, p.batch_size, journal, bar.update, p.rows
             )
 
     def quantization(self, folder: Path, batch_size: int) -> Quantization:

@@ -4,18 +4,25 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from qdiff.adapters.latent_diffusion import ClassEmbedder, decode
-from qdiff.adapters.latent_sampling import LatentSampling
+from qdiff.adapters.latent_diffusion import decode, guided, schedule
+from qdiff.adapters.latent_sampling import DDIM, DDPM, DPMSolver, Sampler
 from qdiff.checkpoint import load_weights
-from qdiff.cli.latent_config import build_latent, load_latent_config, locate
+from qdiff.cli.conditions import conditions_of
+from qdiff.cli.latent_config import build_latent, find_checkpoint, find_config, load_latent_config
 from qdiff.cli.pipeline import CALIBRATION_IMAGES, Pipeline
 from qdiff.cli.run import carry_out
 from qdiff.errors import UserError
 from qdiff.sampling import batch_noise, write_array
+
+
+def sampler_of(args: Namespace) -> Sampler:
+    """The sampler that the flags name."""
+    if args.dpm:
+        return DPMSolver(args.custom_steps)
+    return DDPM() if args.vanilla_sample else DDIM(args.custom_steps, args.eta)
 
 
 class LatentPipeline(Pipeline):
@@ -25,30 +32,24 @@ class LatentPipeline(Pipeline):
         UserError: what the flags or the configuration ask for cannot be.
     """
 
-    free = ("n_samples", "n_samples_per_class")
+    free = ("n_samples", "n_samples_per_class", "resume_base", "config", "overrides")
 
     def __init__(self, args: Namespace):
         super().__init__(args)
-        self.checkpoint, self.source = locate(args.resume_base, args.config)
+        self.checkpoint = None if args.dry_run else find_checkpoint(args.resume_base)
+        self.source = find_config(args.resume_base, args.config)
         self.config = load_latent_config(self.source, args.overrides)
         self.images, self.batch_size = args.n_samples, args.batch_size
-        # Weights come from the file, so none are drawn; a plan needs numbers to compute with.
-        with torch.device("cpu" if args.dry_run else "meta"):
-            self.latent = build_latent(self.config, self.source).eval().requires_grad_(False)
+        # Weights come from the file, so none are drawn; a plan needs numbers to compute with, and no file.
+        self.latent = build_latent(self.config, self.source, empty=not args.dry_run).eval().requires_grad_(False)
         if args.dry_run:
             self._settle()
-        self.classes = self._classes()
+        self.conditions = conditions_of(self.latent, args.classes, args.scale, args.seed)
         self.rows = 2 if args.scale != 1 else 1
-        self.columns = len(args.classes) if args.classes and len(args.classes) > 1 else None
-        self.sampling = LatentSampling(
-            self.latent.num_timesteps,
-            "dpm_solver" if args.dpm else "ddpm" if args.vanilla_sample else "ddim",
-            args.custom_steps,
-            args.eta,
-            args.scale,
-        )
+        self.columns = self.conditions.columns
+        self.sampler = sampler_of(args)
         try:
-            self.calls = len(self.sampling)
+            self.calls = self.sampler.calls(self.latent.num_timesteps)
         except ValueError as error:
             raise UserError(f"-c {args.custom_steps}: {error}") from None
         self.shape = (self.latent.channels, self.latent.image_size, self.latent.image_size)
@@ -61,6 +62,11 @@ class LatentPipeline(Pipeline):
     def load(self) -> Mapping[str, Tensor]:
         """All weights, also with `--resume`: the first stage and the vectors of the classes are not quantized."""
         load_weights(self.latent, self.checkpoint)
+        if not torch.allclose(self.latent.alphas_cumprod, schedule(self.config), rtol=1e-4, atol=0):
+            raise UserError(
+                f"'{self.checkpoint}' has another noise schedule than '{self.source}', overrides included, says: the "
+                "network was trained with its own, so leave its keys as they are"
+            )
         self._settle()
         return self.latent.state_dict()
 
@@ -69,28 +75,21 @@ class LatentPipeline(Pipeline):
         self.latent.to(self.device)
 
     def steps(self, images: Sequence[int]) -> Iterator:
-        return self._steps(images, [self.classes[i % len(self.classes)] for i in images] if self.classes else None)
+        return self._steps(images, self.conditions.of(images))
 
     def calibration_steps(self, images: Sequence[int]) -> Iterator:
-        """Of classes drawn from all that the model has, whatever `--classes` says."""
-        labels = None
-        if self.classes:
-            count = self._class_count
-            labels = [int(np.random.default_rng((self.args.seed, i)).integers(count)) for i in images]
-        return self._steps([CALIBRATION_IMAGES + i for i in images], labels)
+        return self._steps([CALIBRATION_IMAGES + i for i in images], self.conditions.for_calibration(images))
 
-    def _steps(self, images: Sequence[int], labels: Sequence[int] | None) -> Iterator:
+    def _steps(self, images: Sequence[int], c: Tensor | None) -> Iterator:
         x_T, noise = batch_noise(self.args.seed, images, self.shape, self.device)
-        c = uc = None
-        if labels is not None:
-            c = self._condition(labels)
-            uc = self._condition([self._class_count] * len(labels)) if self.args.scale != 1 else None
-        return self.sampling.run(self.latent, x_T, noise, c, uc)
+        model = guided(self.latent.apply_model, c, self.conditions.none(len(images)), self.args.scale)
+        return self.sampler.run(model, x_T, self.latent.alphas_cumprod, noise)
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         x, _ = batch_noise(self.args.seed, range(batch_size), self.shape, self.device)
         inputs = x, self.latest_timestep(batch_size, self.latent.num_timesteps)
-        return (*inputs, self._condition([0] * batch_size)) if self.classes else inputs
+        c = self.conditions.none(batch_size)
+        return inputs if c is None else (*inputs, c)
 
     def decode(self, x: Tensor) -> Tensor:
         return decode(self.latent, x)
@@ -98,33 +97,6 @@ class LatentPipeline(Pipeline):
     def finish(self, pictures: Sequence[Path], folder: Path) -> None:
         """The array that the field's tools for FID read."""
         write_array(pictures, folder)
-
-    @property
-    def _class_count(self) -> int:
-        """Classes without the last one, which stands for none."""
-        return self.latent.cond_stage_model.embedding.num_embeddings - 1
-
-    def _classes(self) -> Sequence[int]:
-        """The classes that pictures get in turn; none for an unconditional model."""
-        a, conditioner = self.args, self.latent.cond_stage_model
-        if conditioner is None:
-            if a.classes or a.scale != 1:
-                flag = "--classes" if a.classes else f"--scale {a.scale}"
-                raise UserError(f"{flag} needs a class-conditional model, that of {self.source} is not: leave it out")
-            return ()
-        if not isinstance(conditioner, ClassEmbedder):
-            raise UserError(f"'{self.source}' is not conditioned on classes: sample it with scripts/txt2img.py")
-        wrong = [i for i in a.classes or () if i > self._class_count]
-        if wrong:
-            raise UserError(
-                f"--classes {wrong[0]}: the model has the classes 0..{self._class_count}, the last for none"
-            )
-        return a.classes or range(self._class_count)
-
-    def _condition(self, labels: Sequence[int]) -> Tensor:
-        key = self.latent.cond_stage_model.key
-        with torch.no_grad():
-            return self.latent.get_learned_conditioning({key: torch.tensor(labels, device=self.device)})
 
 
 def sample(args: Namespace) -> None:

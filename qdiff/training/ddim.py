@@ -11,7 +11,7 @@ from qdiff.checkpoint import load_weights
 from qdiff.cli.config import build_network, load_config
 from qdiff.training.denoiser import Denoiser
 from qdiff.training.pictures import Pictures, Unlabelled
-from qdiff.training.sections import sections
+from qdiff.training.sections import PixelTraining, sections
 from qdiff.training.trainer import fit, save_half
 
 
@@ -24,7 +24,7 @@ def train(
         UserError: the configuration is none or has no settings of a training, or the pictures cannot be read.
     """
     config = load_config(config_path)
-    training, optim = sections(config, config_path)
+    training, optim = sections(config, PixelTraining, config_path, "configs/emoji32.yml")
     data = Pictures(data_path, config.data.image_size, list(training.categories), config.data.random_flip)
     pl.seed_everything(seed + rank_zero_only.rank)  # every process draws its own noise; weights come from the first
     network = build_network(config, config_path)

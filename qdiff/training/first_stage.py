@@ -7,12 +7,16 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
+from qdiff.adapters.latent_diffusion import AutoencoderKL
 from qdiff.checkpoint import load_weights
 from qdiff.cli.latent_config import build_latent, load_latent_config
+from qdiff.errors import UserError
 from qdiff.training.optimizer import warm_cosine
 from qdiff.training.pictures import Pictures
-from qdiff.training.sections import sections
+from qdiff.training.sections import FirstStageTraining, sections
 from qdiff.training.trainer import fit, save_half
+
+EXAMPLE = "configs/latent-diffusion/emoji64.yaml"
 
 
 def edges(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,11 +72,13 @@ def train(
         UserError: the configuration is none or has no settings of a training, or the pictures cannot be read.
     """
     config = load_latent_config(config_path)
-    training, optim = sections(config.get("first_stage"), config_path, "first_stage")
-    side = config.model.params.first_stage_config.params.ddconfig.resolution
-    data = Pictures(data_path, side, list(config.get("classes", [])), flip=True)
+    training, optim = sections(config.get("first_stage"), FirstStageTraining, config_path, EXAMPLE, "first_stage")
     pl.seed_everything(seed + rank_zero_only.rank)  # every process draws its own noise; weights come from the first
     first_stage = build_latent(config, config_path).first_stage_model
+    if not isinstance(first_stage, AutoencoderKL):
+        raise UserError(f"{config_path}: only a first stage of the class AutoencoderKL can be trained")
+    side = config.model.params.first_stage_config.params.ddconfig.resolution
+    data = Pictures(data_path, side, list(config.get("classes", [])), flip=True)
     if init:
         load_weights(first_stage, init)
     first_stage.to(memory_format=torch.channels_last)

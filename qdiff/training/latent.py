@@ -10,13 +10,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from qdiff.adapters.latent_diffusion import AutoencoderKL, ClassEmbedder
 from qdiff.checkpoint import load_weights
 from qdiff.cli.latent_config import build_latent, load_latent_config
+from qdiff.cli.quantize import digest
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
 from qdiff.training.denoiser import Denoiser
+from qdiff.training.first_stage import EXAMPLE
 from qdiff.training.pictures import Pictures
-from qdiff.training.sections import sections
+from qdiff.training.sections import LatentTraining, sections
 from qdiff.training.trainer import fit
 
 ENCODED = 256  # pictures that are encoded at a time
@@ -76,13 +79,16 @@ def train(
         UserError: the configuration is none or has no settings of a training, or a file cannot be read.
     """
     config = load_latent_config(config_path)
-    training, optim = sections(config, config_path)
+    training, optim = sections(config, LatentTraining, config_path, EXAMPLE)
     pl.seed_everything(seed + rank_zero_only.rank)  # every process draws its own noise; weights come from the first
-    latent = build_latent(config, config_path).eval()
+    latent = build_latent(config, config_path)
+    _check_kind(latent, config, config_path)
     if init:
         load_weights(latent, init)
     load_weights(latent.first_stage_model, first_stage)
+    latent.first_stage_model.eval()
     data = _latents(latent, data_path, config)
+    _same_latents(run_dir, data)
     denoiser = Denoiser(
         ClassConditional(latent, training.drop_class),
         latent.alphas_cumprod.double(),
@@ -103,8 +109,27 @@ def train(
         grad_clip=optim.grad_clip,
         devices=devices,
     )
-    latent.load_state_dict({key.removeprefix("model."): x for key, x in weights.items()}, strict=False)
+    trained = {key.removeprefix("model."): x for key, x in weights.items()}
+    latent.load_state_dict(latent.state_dict() | trained)
     write_folder(out, latent, config)
+
+
+def _check_kind(latent: nn.Module, config: DictConfig, path: Path) -> None:
+    """Raises UserError for a model that cannot be trained here."""
+    conditioner, classes = latent.cond_stage_model, list(config.get("classes", []))
+    wrong = {
+        "its first stage must be an AutoencoderKL": not isinstance(latent.first_stage_model, AutoencoderKL),
+        "its conditioner must be a ClassEmbedder": not isinstance(conditioner, ClassEmbedder),
+        "model.params.scale_by_std must be true": "scale_factor" not in latent.state_dict(),
+        "model.params.use_ema must be false, for the averages are written as the weights": latent.model_ema is not None,
+        "it must name its `classes`": not classes,
+    }
+    for what, is_wrong in wrong.items():
+        if is_wrong:
+            raise UserError(f"{path} describes no model that can be trained here: {what}")
+    known = conditioner.embedding.num_embeddings
+    if known != len(classes) + 1:
+        raise UserError(f"{path}: n_classes is {known}, make it {len(classes) + 1}: `classes`, and one for no class")
 
 
 def write_folder(folder: Path, latent: nn.Module, config: DictConfig) -> None:
@@ -119,11 +144,22 @@ def write_folder(folder: Path, latent: nn.Module, config: DictConfig) -> None:
         OmegaConf.save(OmegaConf.create(published), partial)
 
 
+def _same_latents(run_dir: Path, data: TensorDataset) -> None:
+    """Refuse to go on with a training whose latents were others. Raises UserError."""
+    note, found = run_dir / "latents.txt", digest({"z": data.tensors[0]})
+    if note.exists() and note.read_text() != found:
+        raise UserError(
+            f"the training in {run_dir} has other latents: give its --first_stage and --data, or another --run"
+        )
+    with replacing(note) as partial:
+        partial.write_text(found)
+
+
 def _latents(latent: nn.Module, path: Path, config: DictConfig) -> TensorDataset:
     """Latents of unit variance and labels; sets the model's `scale_factor`."""
-    classes = list(config.get("classes", []))
+    classes = list(config.classes)
     pictures = Pictures(path, config.model.params.first_stage_config.params.ddconfig.resolution, classes)
-    if classes and pictures.classes != classes:
+    if pictures.classes != classes:
         raise UserError(f"{path} has the categories {pictures.classes}, the configuration's `classes` are {classes}")
     z = encode(latent, torch.cat([pictures.images, pictures.images.flip(-1)]))
     latent.scale_factor.fill_(1 / z.std())

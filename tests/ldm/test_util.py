@@ -51,7 +51,6 @@ def test_words_for_nothing(word):
         "ldm.util.import_module",
         "ldm.models.autoencoder.VectorQuantizer",
         f"{EMBEDDER}.__init__",
-        "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
         "",
         None,
         ["os.system"],

@@ -98,17 +98,24 @@ def test_timesteps_between_the_whole_ones_stay(tmp_path):
 
 def test_with_guidance_every_call_gives_two_samples_an_image(tmp_path):
     """And a condition each: the network's third input."""
-    calls = (
-        [(torch.full((4, *SHAPE), step), torch.full((4,), 9), torch.arange(8.0).view(4, 2)) for step in range(2.0)]
-        if False
-        else [
-            (torch.full((4, *SHAPE), float(step)), torch.full((4,), 9), torch.arange(8.0).view(4, 2))
-            for step in range(2)
-        ]
-    )
-    xs, ts, contexts = collect(NETWORK, calling(*calls), 2, 2, 2, 2, Journal(tmp_path, {})).inputs
+    calls = [
+        (torch.full((4, *SHAPE), float(step)), torch.full((4,), 9), torch.arange(8.0).view(4, 2)) for step in range(2)
+    ]
+    xs, ts, contexts = collect(NETWORK, calling(*calls), 2, 2, 2, 2, Journal(tmp_path, {}), rows=2).inputs
     assert xs[:, 0, 0, 0].tolist() == [0] * 4 + [1] * 4 and len(ts) == 8
     assert torch.equal(contexts, torch.cat([calls[0][2]] * 2))
+
+
+def test_guided_samples_have_the_same_order_whatever_the_batch_size(tmp_path):
+    def trajectory(images):
+        x = torch.tensor([float(i) for i in images] * 2).view(-1, 1, 1, 1)
+        row = torch.tensor([0] * len(images) + [1] * len(images))
+        return calling((x, row), (x + 10, row))(images)
+
+    for size in (1, 2, 3):
+        xs, rows = collect(NETWORK, trajectory, 2, 2, 3, size, Journal(tmp_path / str(size), {}), rows=2).inputs
+        assert xs.flatten().tolist() == [0, 1, 2] * 2 + [10, 11, 12] * 2
+        assert rows.tolist() == [0, 0, 0, 1, 1, 1] * 2
 
 
 def test_collected_tensors_are_copies_without_gradient(tmp_path):

@@ -45,6 +45,11 @@ class AutoencoderSettings:
         """Channels of each level."""
         return [self.ch * mult for mult in self.ch_mult]
 
+    @property
+    def factor(self) -> int:
+        """Pixels of an image for each pixel of its latent, along an edge."""
+        return 2 ** (len(self.ch_mult) - 1)
+
     def level(self, i: int, cin: int, num_blocks: int) -> Level:
         """Level `i`, which is entered with `cin` channels."""
         width = self.widths[i]

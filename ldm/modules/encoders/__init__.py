@@ -1,1 +1,1 @@
-"""Conditioners: what turns a class into the context of the UNet."""
+"""Conditioners: what turns a class or a text into the context of the UNet."""

@@ -4,6 +4,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from ldm.modules.encoders.clip import FrozenCLIPEmbedder
+
+__all__ = ["ClassEmbedder", "FrozenCLIPEmbedder"]
+
 
 class ClassEmbedder(nn.Module):
     """A learned vector for each class, as a context of one token.

@@ -160,9 +160,9 @@ def test_decoding_in_parts(averaged, tmp_path, monkeypatch):
     whole = run(averaged, tmp_path / "whole", f"{RUN} -n 3 --batch_size 3")
     sizes, decode = [], LatentDiffusion.decode_first_stage
     monkeypatch.setattr(LatentDiffusion, "decode_first_stage", lambda m, z: sizes.append(len(z)) or decode(m, z))
-    monkeypatch.setattr(latent_diffusion, "DECODED", 2 * 16 * 16)
+    monkeypatch.setattr(latent_diffusion, "DECODED", 2 * 32 * 32)
     parts = run(averaged, tmp_path / "parts", f"{RUN} -n 3 --batch_size 3")
-    assert sizes == [2, 1]
+    assert sizes == [1, 2, 1], "the first one is empty and tries whether the parts fit"
     same_pictures(pixels(parts), pixels(whole))
 
 
@@ -217,7 +217,7 @@ def test_the_whole_job_with_guidance(learned, fp):
     model = quantized_model(learned / "quantized.safetensors", weight_bit=4, act_bit=8)
     assert (np.abs(pixels(learned) - pixels(fp)) > 3).mean() > 0.1
     found, wanted = pixels(learned), expected(model, [3, 7, 3, 7])
-    assert np.median(np.abs(found - wanted)) <= 2, "an activation code may flip in a batch of another size"
+    assert (np.abs(found - wanted) > 2).mean() < 0.05, "an activation code may flip in a batch of another size"
 
 
 def test_collected_data_are_what_guidance_gives_to_the_network(learned):
@@ -230,11 +230,33 @@ def test_collected_data_are_what_guidance_gives_to_the_network(learned):
     assert data["input_1"].tolist() == [751] * 6 + [251] * 6
     table = golden_model(CLASSES)[0].cond_stage_model.embedding.weight
     labels = [int((table == row).all(1).nonzero()) for row in data["input_2"][:, 0]]
-    assert labels[::6] == [10, 10] and labels.count(10) == 6, "half of them are without a class"
-    first = sorted(set(labels[:6]) - {10})
-    assert first and not set(first) <= {3, 7}, "classes are drawn from all, not from --classes"
-    x, t = data["input_0"], data["input_1"]
-    assert torch.equal(x[t == 751][:2], x[t == 751][2:4]), "the same x with and without a class, image batch by batch"
+    drawn = labels[3:6]
+    assert labels == [10, 10, 10, *drawn] * 2 and 10 not in drawn, "all three without a class, then with their own"
+    assert not set(drawn) <= {3, 7}, "classes are drawn from all, not from --classes"
+    x = data["input_0"].view(2, 2, 3, 3, 16, 16)
+    assert torch.equal(x[:, 0], x[:, 1]), "the same x with and without a class"
+    assert torch.equal(x[0, 0], batch_noise(5, [10**9, 10**9 + 1, 10**9 + 2], (3, 16, 16))[0]), (
+        "of images never sampled"
+    )
+
+
+def test_the_batch_size_has_no_part_in_calibration(classes, learned, tmp_path):
+    folder = run(classes, tmp_path, LEARN.replace("--batch_size 2", "--batch_size 3"))
+    found, wanted = (load_file(f / "calibration_data.safetensors") for f in (folder, learned))
+    for key in wanted:
+        torch.testing.assert_close(found[key], wanted[key], rtol=1e-4, atol=1e-4)
+
+
+def test_more_pictures_later(classes, fp, tmp_path):
+    folder = run(classes, tmp_path, TWO.replace("per_class 2", "per_class 1"))
+    assert len(pixels(folder)) == 2 and (folder / "2x32x32x3-samples.npz").exists()
+    run(classes / "model.safetensors", folder, TWO)
+    same_pictures(pixels(folder), pixels(fp))
+    assert [path.name for path in folder.glob("*.npz")] == ["4x32x32x3-samples.npz"]
+    (folder / "img" / "000001.png").unlink()
+    before = (folder / "4x32x32x3-samples.npz").stat().st_mtime_ns
+    run(classes, folder, TWO)
+    assert (folder / "4x32x32x3-samples.npz").stat().st_mtime_ns > before, "a picture was made again"
 
 
 def test_the_same_command_again_and_a_loaded_file(classes, learned, tmp_path):
@@ -254,8 +276,7 @@ def test_the_same_command_again_and_a_loaded_file(classes, learned, tmp_path):
 def test_data_of_the_original_with_conditions(classes, learned, tmp_path):
     data = load_file(learned / "calibration_data.safetensors")
     x, t, c = (data[f"input_{i}"].unflatten(0, (2, 6)) for i in range(3))
-    # batches of 2 and 1 images: uc, uc, c, c, uc, c
-    without, given = [0, 1, 4], [2, 3, 5]
+    without, given = [0, 1, 2], [3, 4, 5]
     original = {
         "xs": [part[given] for part in x],
         "ts": [part[given] for part in t],
@@ -311,6 +332,14 @@ REFUSED = [
     (f"{RUN} model.params.unet_config.params.channel_mult=[1,3]", "does not fit the network"),
     (f"{RUN} model.params.unet_config.target=os.system", "target 'os.system' is not available"),
     (f"{RUN} surplus", "unexpected word 'surplus'"),
+    (f"{RUN} model.params.linear_end=0.02", "has another noise schedule than"),
+    (f"{RUN} model.params.timesteps=500", "does not fit the network: 'betas' has shape (1000,)"),
+    (f"{RUN} model.params.channels=5", "describes no latent model"),
+    (f"{RUN} model.params.image_size=17", "describes no latent model"),
+    (f"{RUN} model.params.image_size=-1", "describes no latent model"),
+    (f"{RUN} model.params.conditioning_key=adm", "describes no latent model"),
+    (f"{RUN} model.params.cond_stage_config.params.n_classes=1 --dry-run", "single class"),
+    (f"{RUN} --cali_ckpt x --resume --ptq --classes 3,,7", "give numbers with commas"),
     ("--seed 1 -c 3", "-c 3: steps=3 leads to timestep 1000"),
     ("--seed 1 -c 1001", "-c 1001: steps=1001 must be in 1..1000"),
     ("-c 4", "--seed is missing"),
@@ -343,8 +372,25 @@ def test_models_that_are_not_there(classes, tmp_path):
     assert "give it with --config" in refusal(tmp_path / "empty", tmp_path / "run", RUN)
     line = f"{RUN} -n 1 --config {classes / 'config.yaml'}"
     assert pixels(run(tmp_path / "empty", tmp_path / "run", line)).shape == (1, 32, 32, 3)
-    OmegaConf.save({"model": {"target": "ldm.modules.encoders.modules.ClassEmbedder"}}, tmp_path / "empty/config.yaml")
+    other = {"target": "ldm.modules.encoders.modules.ClassEmbedder", "params": {"embed_dim": 4}}
+    OmegaConf.save({"model": other}, tmp_path / "empty/config.yaml")
     assert "describes no latent model" in refusal(tmp_path / "empty", tmp_path / "other", RUN)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("${oops}", "lacks a value"),
+        ("???", "lacks a value"),
+        (None, "describes no latent model"),
+        ([16, 16], "describes no latent model"),
+    ],
+)
+def test_values_that_are_none(value, said, classes, tmp_path):
+    config = OmegaConf.load(classes / "config.yaml")
+    config.model.params.image_size = value
+    OmegaConf.save(config, tmp_path / "c.yaml")
+    assert said in refusal(classes, tmp_path / "run", f"{RUN} --config {tmp_path / 'c.yaml'}")
 
 
 # Command lines that people already have

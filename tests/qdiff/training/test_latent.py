@@ -18,6 +18,7 @@ from qdiff.adapters.latent_diffusion import build
 from qdiff.errors import UserError
 from qdiff.training.first_stage import Autoencoder, edges, kl_to_standard_normal
 from qdiff.training.latent import ClassConditional, encode, train
+from qdiff.training.trainer import ema_weights
 from tests.command_line import SCRIPTS, script
 from tests.golden_networks import load_case
 
@@ -76,6 +77,9 @@ def test_a_first_stage_then_a_model_that_can_be_sampled(folder):
         x = torch.tensor(archive["images"]).permute(0, 3, 1, 2).float() / 127.5 - 1
     z = encode(model, torch.cat([x, x.flip(-1)])) * model.scale_factor
     assert z.std().item() == pytest.approx(1, abs=1e-3)
+    averaged = ema_weights(folder / "run_train_ldm.py" / "last.ckpt")
+    for key, x in averaged.items():
+        assert torch.equal(state[key.removeprefix("model.")], x.half()), "what was trained is what is written"
     again = folder / "again"
     start(folder, "train_ldm.py", "--first_stage first.safetensors --out again")
     assert (again / "model.safetensors").read_bytes() == (folder / "model" / "model.safetensors").read_bytes()
@@ -93,11 +97,40 @@ def test_categories_of_other_pictures_are_refused(folder):
     options = {"first_stage": folder / "first.pth", "init": None, "seed": 0, "devices": 1}
     with pytest.raises(UserError, match=r"has the categories \['blues', 'reds'\]"):
         train(folder / "c.yaml", folder / "data.npz", folder / "run", folder / "out", **options)
-    del config.training
-    OmegaConf.save(config, folder / "c.yaml")
-    with pytest.raises(UserError, match="has no section 'training'"):
-        train(folder / "c.yaml", folder / "data.npz", folder / "run", folder / "out", **options)
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("training", None, "has no section 'training'"),
+        ("training.drop_class", "much", "training.drop_class is wrong"),
+        ("training.n_iters", 0, "n_iters is 0"),
+        ("optim", {"lr": 1e-3}, "lacks optim.weight_decay"),
+        ("model.params.use_ema", True, "use_ema must be false"),
+        ("model.params.scale_by_std", False, "scale_by_std must be true"),
+        ("model.params.cond_stage_config.params.n_classes", 2, "n_classes is 2, make it 3"),
+        ("classes", [], "must name its `classes`"),
+    ],
+)
+def test_configurations_that_are_refused(key, value, said, folder):
+    config = OmegaConf.load(folder / "c.yaml")
+    OmegaConf.update(config, key, value, merge=False)
+    OmegaConf.save(config, folder / "c.yaml")
+    options = {"first_stage": folder / "f", "init": None, "seed": 0, "devices": 1}
+    with pytest.raises(UserError, match=said):
+        train(folder / "c.yaml", folder / "data.npz", folder / "run", folder / "out", **options)
+    assert not (folder / "out").exists() and not (folder / "run").exists()
+
+
+def test_a_training_does_not_go_on_with_other_latents(folder):
+    start(folder, "train_first_stage.py", "--out first.safetensors")
+    start(folder, "train_ldm.py", "--first_stage first.safetensors --out model")
+    changed = {key: 2 * x for key, x in load_file(folder / "first.safetensors").items()}
+    torch.save(changed, folder / "other.pth")
+    options = {"first_stage": folder / "other.pth", "init": None, "seed": 0, "devices": 1}
+    with pytest.raises(UserError, match="has other latents"):
+        train(folder / "c.yaml", folder / "data.npz", folder / "run_train_ldm.py", folder / "again", **options)
 
 
 def test_classes_are_dropped_in_training_alone(folder):

@@ -1,0 +1,118 @@
+"""The text encoder of Stable Diffusion v1: CLIP's (Radford et al. 2021)."""
+
+from collections.abc import Callable, Mapping, MutableMapping
+
+import torch
+from torch import Tensor, nn
+
+from ldm.util import construct
+
+# Architectures by the names under which their weights are published
+VERSIONS: dict[str, dict[str, int | float | str]] = {
+    "openai/clip-vit-large-patch14": {
+        "vocab_size": 49408,
+        "max_position_embeddings": 77,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "projection_dim": 768,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": 49407,
+    }
+}
+
+
+class FrozenCLIPEmbedder(nn.Module):
+    """Text -> the hidden states of CLIP's text transformer after its final layer norm.
+
+    Its parameters are drawn at random and do not require gradients. `state_dict` has the keys of the published
+    checkpoints, whatever the installed transformers calls them; `load_state_dict` also takes keys without their level
+    `text_model.`, as transformers 5 saves them, and files without `position_ids`: these are 0, 1, ... always, a file's
+    are not read.
+
+    Attributes:
+        tokenizer: prompts -> tokens, int64 of shape (B, max_length), each row begun, ended, truncated and padded as
+            the encoder was trained; None until somebody sets it, because its vocabulary comes from a file.
+        transformer: its `text_model` is the network of transformers.
+
+    Args:
+        version: a key of `VERSIONS`; without effect where there is a `config`.
+        max_length: tokens of a prompt, 2..max_position_embeddings.
+        config: another architecture: arguments of `transformers.CLIPTextConfig`.
+
+    Raises:
+        ValueError: an unknown version, an argument in `config` that is unknown or wrong, or `max_length` outside its
+            range.
+    """
+
+    def __init__(
+        self, version: str = "openai/clip-vit-large-patch14", max_length: int = 77, config: Mapping | None = None
+    ):
+        super().__init__()
+        if config is None and version not in VERSIONS:
+            raise ValueError(
+                f"version '{version}' is not available, only {', '.join(VERSIONS)}: describe it by `config`"
+            )
+        text_model = _text_model(VERSIONS[version] if config is None else config)
+        positions = text_model.config.max_position_embeddings
+        if not 2 <= max_length <= positions:
+            raise ValueError(f"max_length {max_length} is outside 2..{positions}, the positions of the text encoder")
+        text_model.embeddings.register_buffer("position_ids", torch.arange(positions)[None], persistent=True)
+        self.max_length = max_length
+        self.tokenizer: Callable[[list[str]], Tensor] | None = None
+        self.transformer = nn.ModuleDict({"text_model": text_model})
+        self.transformer.register_load_state_dict_pre_hook(_to_published)
+        self.requires_grad_(False)
+
+    def forward(self, prompts: list[str]) -> Tensor:
+        """B prompts -> (B, max_length, hidden_size). Raises ValueError without a tokenizer, or with another model's."""
+        if self.tokenizer is None:
+            raise ValueError("the text encoder has no tokenizer: set its attribute `tokenizer`, or use `encode_tokens`")
+        return self.encode_tokens(self.tokenizer(prompts))
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Tokens -> hidden states; causal, so that the first j tokens alone decide the first j states.
+
+        Args:
+            tokens: in 0..vocab_size - 1, int64, shape (B, max_length), on any device.
+
+        Returns:
+            shape (B, max_length, hidden_size), on the device and in the dtype of the parameters.
+
+        Raises:
+            ValueError: another shape, or tokens outside the vocabulary.
+        """
+        text_model = self.transformer["text_model"]
+        size = text_model.config.vocab_size
+        if tokens.dim() != 2 or tokens.shape[1] != self.max_length:
+            raise ValueError(f"tokens have the shape {tuple(tokens.shape)} instead of (B, {self.max_length})")
+        if ((tokens < 0) | (tokens >= size)).any():
+            raise ValueError(f"tokens go beyond the text encoder's {size}: they come from another model's tokenizer")
+        return text_model(input_ids=tokens.to(text_model.embeddings.position_ids.device)).last_hidden_state
+
+
+def _text_model(config: Mapping) -> nn.Module:
+    """The text transformer, which transformers 4 wraps once more and transformers 5 does not."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    try:
+        model = CLIPTextModel(construct(CLIPTextConfig, config, name="config of the text encoder"))
+    except (StrictDataclassError, TypeError, KeyError) as e:
+        raise ValueError(f"config of the text encoder: {' '.join(str(e).split())}") from e
+    return getattr(model, "text_model", model)
+
+
+def _to_published(transformer: nn.ModuleDict, state: MutableMapping[str, Tensor], prefix: str, *_: object) -> None:
+    """Give the keys of a state that is about to be loaded their published names, in place."""
+    level = f"{prefix}text_model."
+    if not any(key.startswith(level) for key in state):
+        for key in list(state):
+            state[level + key.removeprefix(prefix)] = state.pop(key)
+    own = transformer["text_model"].embeddings.position_ids
+    device = next(iter(state.values()), own).device  # `own` may be on the meta device
+    state[f"{level}embeddings.position_ids"] = torch.arange(own.shape[1], device=device)[None]

@@ -1,0 +1,198 @@
+"""The tokenizer of prompts, on a vocabulary of 256 bytes and a few merges."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import CLIPTokenizerFast
+
+from qdiff.errors import UserError
+from qdiff.files.tokenizer import load_tokenizer
+
+LENGTH = 10
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+OTHERS = [b for b in range(256) if b not in PRINTABLE]
+# Byte-level pairs write a byte as a character: itself if it is printable, else the next one from 256 on
+LETTER = {b: chr(b) for b in PRINTABLE} | {b: chr(256 + i) for i, b in enumerate(OTHERS)}
+BYTE = {letter: b for b, letter in LETTER.items()}
+MERGES = ["r e", "re d</w>", "a p", "ap p"]
+WORDS = [*LETTER.values(), *(f"{letter}</w>" for letter in LETTER.values()), *(m.replace(" ", "") for m in MERGES)]
+VOCABULARY = [*WORDS, "<|startoftext|>", "<|endoftext|>"]
+START, END = len(WORDS), len(WORDS) + 1
+
+
+def write(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(VOCABULARY)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES, ""]))
+    return folder
+
+
+def numbers(*words: str) -> list[int]:
+    return [VOCABULARY.index(word) for word in words]
+
+
+def padded(tokens: list[int], length: int = LENGTH) -> list[int]:
+    row = [START, *tokens][: length - 1]
+    return row + [END] * (length - len(row))
+
+
+def in_bytes(text: str) -> list[int]:
+    """Tokens of one word that no pair of `MERGES` occurs in."""
+    *body, last = text.encode()
+    return numbers(*(LETTER[b] for b in body), f"{LETTER[last]}</w>")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def tokenize(folder):
+    return load_tokenizer(folder, LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    [
+        ("", []),
+        (" \t\r\n ", []),
+        ("red apple", numbers("red</w>", "app", "l", "e</w>")),
+        ("  RED\n\nApple ", numbers("red</w>", "app", "l", "e</w>")),
+        ("redo", numbers("re", "d", "o</w>")),
+        ("b2", numbers("b</w>", "2</w>")),
+        ("é", in_bytes("é")),
+        ("e\u0301", in_bytes("é")),
+        ("🍎", in_bytes("🍎")),
+        ("\x00\x01", in_bytes("\x00\x01")),
+        ("\ud83d", in_bytes("?")),
+        ("red " * 3, numbers("red</w>") * 3),
+        ("red " * 50_000, numbers("red</w>") * 8),
+        ("x" * 100_000, numbers("x") * 8),
+    ],
+)
+def test_tokens_of_odd_prompts(tokenize, prompt, tokens):
+    found = tokenize([prompt])
+    assert found.dtype == torch.int64
+    assert found.tolist() == [padded(tokens)]
+
+
+def test_prompts_do_not_depend_on_their_neighbours(tokenize):
+    prompts = ["red", "", "red " * 20, "🍎"]
+    assert torch.equal(tokenize(prompts), torch.cat([tokenize([p]) for p in prompts]))
+
+
+STABLE = st.characters(exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp", "Cn"))
+
+
+@given(st.text(st.one_of(STABLE, st.just(" ")), max_size=12))
+def test_every_byte_comes_through(folder, text):
+    text = unicodedata.normalize("NFC", text.lower())
+    tokens = load_tokenizer(folder, 200)([text])[0].tolist()
+    assert tokens[0] == START
+    words = tokens[1 : tokens.index(END)]
+    letters = "".join(VOCABULARY[i] for i in words).replace("</w>", "")
+    assert bytes(BYTE[letter] for letter in letters).decode() == text.replace(" ", "")
+    assert set(tokens[len(words) + 1 :]) == {END}
+
+
+@pytest.mark.parametrize("length", [2, 3, 7, 77])
+def test_a_prompt_is_cut_before_its_end_token(folder, length):
+    whole = load_tokenizer(folder, 200)(["a red apple " * 9])[0].tolist()
+    cut = load_tokenizer(folder, length)(["a red apple " * 9])[0].tolist()
+    assert cut == padded(whole[1 : whole.index(END)], length)
+    assert len(cut) == length
+    assert cut[-1] == END
+
+
+def test_a_folder_that_transformers_saved(folder, tokenize, tmp_path):
+    CLIPTokenizerFast.from_pretrained(folder).save_pretrained(tmp_path)
+    for name in ("vocab.json", "merges.txt"):  # which version 4 saves too
+        (tmp_path / name).unlink(missing_ok=True)
+    prompts = ["A red apple", "", "🍎 " * 30]
+    assert torch.equal(load_tokenizer(tmp_path, LENGTH)(prompts), tokenize(prompts))
+
+
+def test_transformers_says_nothing(tmp_path, monkeypatch, caplog):
+    write(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1}')  # about which it warns
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [caplog.handler])
+    load_tokenizer(tmp_path, LENGTH)(["red apple " * 99])
+    assert caplog.messages == []
+    CLIPTokenizerFast.from_pretrained(tmp_path)("red apple")
+    assert "longer than" in caplog.text  # so its loggers are as loud as before
+
+
+def refusal(path: Path | None) -> str:
+    with pytest.raises(UserError) as error:
+        load_tokenizer(path, LENGTH)
+    said = str(error.value)
+    assert "\n" not in said
+    assert "--clip_path FOLDER" in said
+    return said
+
+
+@pytest.mark.parametrize("present", [(), ("vocab.json",), ("merges.txt",), ("tokenizer_config.json",)])
+def test_a_folder_without_a_tokenizer(tmp_path, present):
+    for name in present:
+        (tmp_path / name).write_text("{}")
+    assert refusal(tmp_path).startswith(f"no tokenizer in '{tmp_path}': give a folder with vocab.json and merges.txt")
+    assert refusal(tmp_path / "nowhere").startswith("no tokenizer in ")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer.json": "{"},
+        {"tokenizer.json": "null"},
+        {"tokenizer.json": "{}"},
+        {"vocab.json": "", "merges.txt": ""},
+        {"vocab.json": "[]", "merges.txt": "#version: 0.2\n"},
+        {"vocab.json": "{}", "merges.txt": "#version: 0.2\n"},
+        {"vocab.json": '{"a": 0}', "merges.txt": "#version: 0.2\na b\n"},
+    ],
+    ids=str,
+)
+def test_a_damaged_tokenizer(tmp_path, files):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    assert refusal(tmp_path).startswith(f"the tokenizer in '{tmp_path}' is damaged (")
+
+
+OFFLINE = """
+from qdiff.errors import UserError
+from qdiff.files.tokenizer import load_tokenizer
+try:
+    print(load_tokenizer(None, 5)(["red"]).tolist())
+except UserError as e:
+    print(e)
+"""
+
+
+def offline(cache: Path) -> str:
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
+    ended = subprocess.run([sys.executable, "-c", OFFLINE], capture_output=True, text=True, check=True, env=env)
+    assert ended.stderr == ""
+    return ended.stdout
+
+
+def test_offline_the_cache_of_the_hub_serves_or_the_error_names_the_flag(tmp_path):
+    said = offline(tmp_path)
+    assert said.startswith("cannot get the tokenizer of openai/clip-vit-large-patch14 from the Hugging Face hub (")
+    assert said.endswith("): give a folder with its vocab.json and merges.txt with --clip_path FOLDER\n")
+    assert said.count("\n") == 1
+    revision = "0" * 40
+    repository = tmp_path / "models--openai--clip-vit-large-patch14"
+    write(repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    assert offline(tmp_path) == f"{[padded(numbers('red</w>'), 5)]}\n"
