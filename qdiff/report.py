@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
+from qdiff.files.pictures import read_picture
 
 ENLARGED = 2  # screen pixels a side for a pixel of a picture, in the comparison
 MARGIN = 8
@@ -64,7 +64,7 @@ class Section:
     @property
     def columns(self) -> list["Column"]:
         """Those of `COLUMNS` that apply."""
-        return [c for c in COLUMNS if c.title != RECOGNISED or self.results[0].recognised is not None]
+        return [c for c in COLUMNS if c.applies(self.results[0])]
 
     @property
     def sheet(self) -> str:
@@ -73,14 +73,13 @@ class Section:
 
 
 class Column(NamedTuple):
-    """A column of the table: its title, what it means, and its cell for a result."""
+    """A column of the table: its title, what it means, its cell for a result, and whether results have it at all."""
 
     title: str
     meaning: str
     cell: Callable[[Result], str]
+    applies: Callable[[Result], bool] = lambda result: True
 
-
-RECOGNISED = "category recognised"
 
 COLUMNS = (
     Column("method", "", lambda r: r.method),
@@ -101,9 +100,10 @@ COLUMNS = (
         lambda r: f"{r.frechet:.2f}",
     ),
     Column(
-        RECOGNISED,
+        "category recognised",
         "share of the pictures whose category that classifier names right",
         lambda r: f"{r.recognised:.0%}",
+        lambda r: r.recognised is not None,
     ),
     Column(
         "file",
@@ -115,7 +115,7 @@ COLUMNS = (
 
 def read_pictures(paths: Sequence[Path]) -> Tensor:
     """PNGs of equal size as uint8 (N, 3, H, W). Raises UserError if one is missing or damaged."""
-    return torch.stack([torch.from_numpy(np.array(_read(path))).permute(2, 0, 1) for path in paths])
+    return torch.stack([torch.from_numpy(np.array(read_picture(path))).permute(2, 0, 1) for path in paths])
 
 
 def text_table(section: Section) -> str:
@@ -200,16 +200,8 @@ def write_report(folder: Path, title: str, sections: Sequence[Section], settings
     return [folder / name for name in [*(section.sheet for section in sections), *texts]]
 
 
-def _read(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError) as e:  # what Pillow raises for damaged files
-        raise UserError(f"'{path}' is not a whole picture ({e}): delete it and run the same command again") from e
-
-
 def _enlarged(path: Path) -> Image.Image:
-    picture = _read(path)
+    picture = read_picture(path)
     return picture.resize((ENLARGED * picture.width, ENLARGED * picture.height), Image.Resampling.NEAREST)
 
 

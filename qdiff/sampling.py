@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from qdiff.errors import UserError
 from qdiff.files.atomic import remove_leftovers, replacing
+from qdiff.files.pictures import read_picture
 
 logger = logging.getLogger(__name__)
 
@@ -203,8 +204,4 @@ def _write_png(path: Path, pixels: Tensor, text: Mapping[str, str]) -> None:
 
 def _read_png(path: Path) -> Tensor:
     """uint8 pixels (3, H, W)."""
-    try:
-        with Image.open(path) as picture:
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, SyntaxError) as e:  # what Pillow raises for damaged files
-        raise UserError(f"'{path}' is not a whole picture ({e}): delete it and run the same command again") from e
+    return torch.from_numpy(np.array(read_picture(path))).permute(2, 0, 1)

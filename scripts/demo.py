@@ -12,7 +12,7 @@ from qdiff.cli.parser import Parser, number, parse, run
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
 FEATURES = ROOT / "models/features/emoji32"
-TITLE = "Diffusion models with 4-bit weights and 8-bit activations"
+TITLE = "Diffusion models in 4 and 8 bits"
 LR_W = 4e-3  # four times the default, because the iterations are few; with more, roundings shift the colours
 ETA = 0.5  # noise on the way mends what a network that was trained for a short time gets wrong
 SCALE = 3

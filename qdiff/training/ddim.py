@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 
 from qdiff.adapters.ddim_sampling import schedule
 from qdiff.checkpoint import load_weights
@@ -12,7 +10,7 @@ from qdiff.cli.config import build_network, load_config
 from qdiff.training.denoiser import Denoiser
 from qdiff.training.pictures import Pictures, Unlabelled
 from qdiff.training.sections import PixelTraining, sections
-from qdiff.training.trainer import fit, save_half
+from qdiff.training.trainer import fit_as_configured, save_half, seed_process
 
 
 def train(
@@ -26,7 +24,7 @@ def train(
     config = load_config(config_path)
     training, optim = sections(config, PixelTraining, config_path, "configs/emoji32.yml")
     data = Pictures(data_path, config.data.image_size, list(training.categories), config.data.random_flip)
-    pl.seed_everything(seed + rank_zero_only.rank)  # every process draws its own noise; weights come from the first
+    seed_process(seed)
     network = build_network(config, config_path)
     if init:
         load_weights(network, init)
@@ -40,15 +38,7 @@ def train(
         weight_limit=training.weight_limit,
         scale_base=training.scale_base,
     )
-    weights = fit(
-        denoiser,
-        Unlabelled(data),
-        run_dir,
-        steps=training.n_iters,
-        batch_size=training.batch_size,
-        ema_decay=config.model.ema_rate,
-        save_every=training.snapshot_freq,
-        grad_clip=optim.grad_clip,
-        devices=devices,
+    weights = fit_as_configured(
+        denoiser, Unlabelled(data), run_dir, training, optim, ema_decay=config.model.ema_rate, devices=devices
     )
     save_half(out, {key.removeprefix("model."): x for key, x in weights.items()})

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from qdiff.adapters.latent_diffusion import AutoencoderKL
@@ -14,7 +13,7 @@ from qdiff.errors import UserError
 from qdiff.training.optimizer import warm_cosine
 from qdiff.training.pictures import Pictures
 from qdiff.training.sections import FirstStageTraining, sections
-from qdiff.training.trainer import fit, save_half
+from qdiff.training.trainer import fit_as_configured, save_half, seed_process
 
 EXAMPLE = "configs/latent-diffusion/emoji64.yaml"
 
@@ -73,7 +72,7 @@ def train(
     """
     config = load_latent_config(config_path)
     training, optim = sections(config.get("first_stage"), FirstStageTraining, config_path, EXAMPLE, "first_stage")
-    pl.seed_everything(seed + rank_zero_only.rank)  # every process draws its own noise; weights come from the first
+    seed_process(seed)
     first_stage = build_latent(config, config_path).first_stage_model
     if not isinstance(first_stage, AutoencoderKL):
         raise UserError(f"{config_path}: only a first stage of the class AutoencoderKL can be trained")
@@ -82,22 +81,15 @@ def train(
     if init:
         load_weights(first_stage, init)
     first_stage.to(memory_format=torch.channels_last)
-    weights = fit(
-        Autoencoder(
-            first_stage,
-            optim,
-            warmup=training.warmup,
-            steps=training.n_iters,
-            kl_weight=training.kl_weight,
-            edge_weight=training.edge_weight,
-        ),
-        data,
-        run_dir,
+    autoencoder = Autoencoder(
+        first_stage,
+        optim,
+        warmup=training.warmup,
         steps=training.n_iters,
-        batch_size=training.batch_size,
-        ema_decay=training.ema_rate,
-        save_every=training.snapshot_freq,
-        grad_clip=optim.grad_clip,
-        devices=devices,
+        kl_weight=training.kl_weight,
+        edge_weight=training.edge_weight,
+    )
+    weights = fit_as_configured(
+        autoencoder, data, run_dir, training, optim, ema_decay=training.ema_rate, devices=devices
     )
     save_half(out, {key.removeprefix("model."): x for key, x in weights.items()})

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -20,7 +18,7 @@ from qdiff.training.denoiser import Denoiser
 from qdiff.training.first_stage import EXAMPLE
 from qdiff.training.pictures import Pictures
 from qdiff.training.sections import LatentTraining, sections
-from qdiff.training.trainer import fit
+from qdiff.training.trainer import fit_as_configured, seed_process
 
 ENCODED = 256  # pictures that are encoded at a time
 
@@ -80,7 +78,7 @@ def train(
     """
     config = load_latent_config(config_path)
     training, optim = sections(config, LatentTraining, config_path, EXAMPLE)
-    pl.seed_everything(seed + rank_zero_only.rank)  # every process draws its own noise; weights come from the first
+    seed_process(seed)
     latent = build_latent(config, config_path)
     _check_kind(latent, config, config_path)
     if init:
@@ -98,17 +96,7 @@ def train(
         weight_limit=training.weight_limit,
         scale_base=training.scale_base,
     )
-    weights = fit(
-        denoiser,
-        data,
-        run_dir,
-        steps=training.n_iters,
-        batch_size=training.batch_size,
-        ema_decay=training.ema_rate,
-        save_every=training.snapshot_freq,
-        grad_clip=optim.grad_clip,
-        devices=devices,
-    )
+    weights = fit_as_configured(denoiser, data, run_dir, training, optim, ema_decay=training.ema_rate, devices=devices)
     trained = {key.removeprefix("model."): x for key, x in weights.items()}
     latent.load_state_dict(latent.state_dict() | trained)
     write_folder(out, latent, config)

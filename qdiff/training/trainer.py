@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -55,6 +56,28 @@ def fit(
     if not trainer.is_global_zero:
         raise SystemExit
     return ema_weights(last)
+
+
+def fit_as_configured(
+    module: pl.LightningModule, data: Dataset, run_dir: Path, training, optim, *, ema_decay: float, devices: int
+) -> dict[str, Tensor]:
+    """`fit` with the sections `training` and `optim` of a configuration."""
+    return fit(
+        module,
+        data,
+        run_dir,
+        steps=training.n_iters,
+        batch_size=training.batch_size,
+        ema_decay=ema_decay,
+        save_every=training.snapshot_freq,
+        grad_clip=optim.grad_clip,
+        devices=devices,
+    )
+
+
+def seed_process(seed: int) -> None:
+    """Seed this process: every one draws its own noise; weights come from the first."""
+    pl.seed_everything(seed + rank_zero_only.rank)
 
 
 def ema_weights(path: Path) -> dict[str, Tensor]:
