@@ -10,10 +10,20 @@ from ldm.guidance import guided
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.util import diffusion_coefficients, make_beta_schedule
-from ldm.modules.encoders.modules import ClassEmbedder
+from ldm.modules.encoders.modules import ClassEmbedder, FrozenCLIPEmbedder
 from ldm.util import instantiate_from_config
 
-__all__ = ["AutoencoderKL", "ClassEmbedder", "LatentDiffusion", "build", "decode", "guided", "probe", "schedule"]
+__all__ = [
+    "AutoencoderKL",
+    "ClassEmbedder",
+    "FrozenCLIPEmbedder",
+    "LatentDiffusion",
+    "build",
+    "decode",
+    "guided",
+    "probe",
+    "schedule",
+]
 
 DECODED = 2**18  # pixels of the images that are decoded at a time, four of 256 x 256
 

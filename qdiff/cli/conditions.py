@@ -91,6 +91,36 @@ class Classes(Conditions):
         return self.latent.get_learned_conditioning({conditioner.key: labels})
 
 
+class Prompts(Conditions):
+    """Texts that take turns: picture i gets the i-th, from the start again after the last; the empty one is none.
+
+    Args:
+        latent: the model; its text encoder has a tokenizer.
+        turns: prompts of the pictures.
+        for_calibration: prompts of calibration data.
+    """
+
+    def __init__(self, latent: LatentDiffusion, turns: Sequence[str], for_calibration: Sequence[str]):
+        self.latent, self.turns, self.calibrating = latent, turns, for_calibration
+
+    def prompt(self, image: int) -> str:
+        """What a picture is to show."""
+        return self.turns[image % len(self.turns)]
+
+    def of(self, images: Sequence[int]) -> Tensor:
+        return self._encoded([self.prompt(i) for i in images])
+
+    def for_calibration(self, images: Sequence[int]) -> Tensor:
+        return self._encoded([self.calibrating[i % len(self.calibrating)] for i in images])
+
+    def none(self, count: int) -> Tensor:
+        return self._encoded([""]).repeat(count, 1, 1)
+
+    @torch.no_grad()
+    def _encoded(self, prompts: Sequence[str]) -> Tensor:
+        return self.latent.get_learned_conditioning(list(prompts))
+
+
 def conditions_of(latent: LatentDiffusion, chosen: Sequence[int] | None, scale: float, seed: int) -> Conditions:
     """The conditions of a model without or with classes.
 

@@ -21,7 +21,12 @@ def running(parser: Parser, *folder_names: str, folder: Path, seed: int | None) 
     """
     add = parser.group("run")
     add(
-        *folder_names, type=Path, default=folder, metavar="DIR", help="folder of the run; the same command continues it"
+        *folder_names,
+        dest="logdir",
+        type=Path,
+        default=folder,
+        metavar="DIR",
+        help="folder of the run; the same command continues it",
     )
     add(
         "--seed",

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from qdiff.cli.device import find_device
 from qdiff.collecting import SamplerStep
+from qdiff.run_folder import RunFolder
+from qdiff.sampling import write_grid
 
+GRID_IMAGES = 64
 CALIBRATION_IMAGES = 10**9  # numbers of the images that calibration data come from: none that is ever sampled
 
 
@@ -30,6 +33,8 @@ class Pipeline(ABC):
         calls: how often the network is called for a picture.
         rows: how many rows of the network's batch belong to a picture, 2 with guidance.
         columns: of the overview; None makes it square.
+        files: flags that name files whose contents decide what the pictures are, beside those of `Run`.
+        folder_flag: the flag that names the run's folder.
         free: flags beside those of `Run` with which a run may be continued.
     """
 
@@ -43,6 +48,8 @@ class Pipeline(ABC):
     rows: int = 1
     columns: int | None = None
     free: ClassVar[tuple[str, ...]] = ()
+    files: ClassVar[tuple[str, ...]] = ()
+    folder_flag: ClassVar[str] = "-l"
 
     def __init__(self, args: Namespace):
         self.args = args
@@ -72,8 +79,13 @@ class Pipeline(ABC):
         """The keyword `watch` of `sample_images`, if the steps are to be watched; `folder` is the run's."""
         return {}
 
-    def finish(self, pictures: Sequence[Path], folder: Path) -> None:  # noqa: B027 - most leave nothing more
-        """What is to be done when all pictures are there."""
+    def metadata(self, image: int) -> Mapping[str, str]:
+        """The text chunks of a picture's PNG."""
+        return {}
+
+    def finish(self, pictures: Sequence[Path], folder: RunFolder) -> None:
+        """What is to be done when all pictures are there: an overview of the first ones."""
+        write_grid(pictures[:GRID_IMAGES], folder.grid, self.columns)
 
     def latest_timestep(self, batch_size: int, num_timesteps: int) -> Tensor:
         """(B,): the timestep at which noise is pure, for `example`."""

@@ -14,13 +14,13 @@ from qdiff.journal import Journal
 from qdiff.measuring import forward_seconds
 from qdiff.planning import clock
 from qdiff.run_folder import RunFolder
-from qdiff.sampling import image_path, sample_images, write_grid
+from qdiff.sampling import image_path, sample_images
 
-GRID_IMAGES = 64
 MEASURED = 1  # pictures in the forward that a dry run measures; a batch takes time in proportion
 
 # Flags with which a run may be continued: they change no picture, or what they name is recorded itself.
-FREE = ("batch_size", "device", "verbose", "dry_run", "cali_memory", "logdir", "cond", "cali_ckpt", "cali_data_path")
+FILES = ("cali_ckpt", "cali_data_path")
+FREE = (*FILES, "batch_size", "device", "verbose", "dry_run", "cali_memory", "logdir", "cond")
 
 
 class Run:
@@ -41,7 +41,7 @@ class Run:
     @property
     def free(self) -> tuple[str, ...]:
         """Flags with which a run may be continued."""
-        return (*FREE, *self.pipeline.free)
+        return (*FREE, *self.pipeline.free, *self.pipeline.files)
 
     def collect(self, journal: Journal) -> CalibrationSet:
         """Calibration data from the trajectory of the network in full precision; see `collecting.collect`."""
@@ -61,7 +61,7 @@ class Run:
     def settings(self, weights: dict[str, Tensor]) -> dict:
         """Everything that decides what the pictures are; `weights` are those that were loaded."""
         given = vars(self.args)
-        files = {name: file_digest(path) for name in ("cali_ckpt", "cali_data_path") if (path := given[name])}
+        files = {name: file_digest(path) for name in (*FILES, *self.pipeline.files) if (path := given[name])}
         return {
             "flags": {name: value for name, value in given.items() if name not in self.free},
             "free": {name: given[name] for name in self.free},
@@ -78,12 +78,12 @@ class Run:
             folder.images,
             p.batch_size,
             decode=p.decode,
+            metadata=p.metadata,
             **p.watch(folder.path),
         )
-        pictures = [image_path(folder.images, i) for i in wanted]
-        write_grid(pictures[:GRID_IMAGES], folder.grid, p.columns)
-        p.finish(pictures, folder.path)
-        print(f"{len(wanted)} images in {folder.images}, the first ones in {folder.grid}")
+        p.finish([image_path(folder.images, i) for i in wanted], folder)
+        overview = f", the first ones in {folder.grid}" if folder.grid.exists() else ""
+        print(f"{len(wanted)} images in {folder.images}{overview}")
 
     def dry_run(self) -> None:
         """Print what would be done; needs no weights and writes nothing."""
@@ -105,7 +105,7 @@ def carry_out(pipeline: Pipeline) -> None:
     run, args = Run(pipeline), pipeline.args
     if args.dry_run:
         return run.dry_run()
-    with RunFolder.open(args.logdir, verbose=args.verbose) as folder:
+    with RunFolder.open(args.logdir, flag=pipeline.folder_flag, verbose=args.verbose) as folder:
         settings = run.settings(pipeline.load())
         folder.settle(settings, free=[f"free.{name}" for name in run.free])
         if args.ptq:

@@ -30,7 +30,7 @@ def load_tokenizer(path: Path | None, max_length: int) -> Callable[[list[str]], 
         UserError: there is no tokenizer in the folder or it is damaged; the hub cannot be reached.
     """
     folder = _download() if path is None else path
-    if not (folder / WHOLE).is_file() and not all((folder / name).is_file() for name in VOCABULARY):
+    if not has_tokenizer(folder):
         wanted = f"{' and '.join(VOCABULARY)}, or {WHOLE}"
         raise UserError(f"no tokenizer in '{folder}': give a folder with {wanted} with --clip_path FOLDER")
     tokenizer = _read(folder)
@@ -41,6 +41,11 @@ def load_tokenizer(path: Path | None, max_length: int) -> Callable[[list[str]], 
         return tokens["input_ids"]
 
     return tokenize
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there are the files of a tokenizer."""
+    return (folder / WHOLE).is_file() or all((folder / name).is_file() for name in VOCABULARY)
 
 
 def _read(folder: Path) -> Callable:

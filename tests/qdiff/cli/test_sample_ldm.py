@@ -171,14 +171,14 @@ import sys
 from pathlib import Path
 from qdiff.cli.ldm_flags import ldm_parser
 from qdiff.cli.parser import parse
-from qdiff.cli.sample_ldm import LatentPipeline
+from qdiff.cli.sample_ldm import ClassPipeline
 import torch.nn.modules.sparse, torch.testing
 torch.nn.Embedding(2, 2, device="meta")  # which loads what torch needs for it
 args = parse(ldm_parser(), ["-r", sys.argv[1], "--seed", "0", "--device", "cpu"])
 Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts anew
 status = lambda key: int(Path("/proc/self/status").read_text().partition(key)[2].split()[0])
 before = status("VmRSS:")
-pipeline = LatentPipeline(args)
+pipeline = ClassPipeline(args)
 assert pipeline.load()
 print((status("VmHWM:") - before) * 1024)
 """

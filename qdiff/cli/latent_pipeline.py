@@ -1,0 +1,112 @@
+"""What the scripts of latent models share: one model, its weights, its sampler and its conditions."""
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qdiff.adapters.latent_diffusion import decode, guided, schedule
+from qdiff.adapters.latent_sampling import Sampler
+from qdiff.checkpoint import load_weights
+from qdiff.cli.conditions import Conditions
+from qdiff.cli.latent_config import build_latent, load_latent_config
+from qdiff.cli.pipeline import CALIBRATION_IMAGES, Pipeline
+from qdiff.errors import UserError
+from qdiff.sampling import batch_noise
+
+
+class LatentPipeline(Pipeline):
+    """A latent model; its scripts set what is not listed among the arguments.
+
+    Attributes:
+        latent: the model, on the meta device until `load`, or with random weights for a dry run.
+        conditions: of its pictures.
+        shape: (C, h, w) of a latent.
+
+    Args:
+        args: the flags.
+        source: the configuration.
+        checkpoint: the weights; None for a dry run.
+        overrides: words that change the configuration.
+        sampler: what samples it.
+        steps_flag: the flag that gives the number of steps, for error messages.
+
+    Raises:
+        UserError: what the flags or the configuration ask for cannot be.
+    """
+
+    conditions: Conditions
+    shape: tuple[int, int, int]
+
+    def __init__(
+        self,
+        args: Namespace,
+        source: Path,
+        checkpoint: Path | None,
+        overrides: Sequence[str],
+        sampler: Sampler,
+        steps_flag: str,
+    ):
+        super().__init__(args)
+        self.source, self.checkpoint, self.sampler = source, checkpoint, sampler
+        self.config = load_latent_config(source, overrides)
+        # Weights come from the file, so none are drawn; a plan needs numbers to compute with, and no file.
+        self.latent = build_latent(self.config, source, empty=not args.dry_run).eval().requires_grad_(False)
+        if args.dry_run:
+            self._settle()
+        self.rows = 2 if args.scale != 1 else 1
+        try:
+            self.calls = sampler.calls(self.latent.num_timesteps)
+        except ValueError as error:
+            raise UserError(f"{steps_flag}: {error}") from None
+        self.shape = (self.latent.channels, self.latent.image_size, self.latent.image_size)
+
+    @property
+    def network(self) -> nn.Module:
+        """The UNet."""
+        return self.latent.model.diffusion_model
+
+    def load(self) -> Mapping[str, Tensor]:
+        """All weights, also with `--resume`: what is not the UNet is not quantized."""
+        load_weights(self.latent, self.checkpoint)
+        if not torch.allclose(self.latent.alphas_cumprod, schedule(self.config), rtol=1e-4, atol=0):
+            raise UserError(
+                f"'{self.checkpoint}' has another noise schedule than '{self.source}', overrides included, says: the "
+                "network was trained with its own, so leave its keys as they are"
+            )
+        self._settle()
+        return self.latent.state_dict()
+
+    def _settle(self) -> None:
+        self.latent.adopt_ema()
+        self.latent.to(self.device)
+
+    def steps(self, images: Sequence[int]) -> Iterator:
+        return self._steps(self.noise_of(images), self.conditions.of(images))
+
+    def calibration_steps(self, images: Sequence[int]) -> Iterator:
+        return self._steps([CALIBRATION_IMAGES + i for i in images], self.conditions.for_calibration(images))
+
+    def noise_of(self, images: Sequence[int]) -> Sequence[int]:
+        """Numbers of the streams of noise that pictures are made from: their own."""
+        return images
+
+    def apply_model(self, x: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
+        """Predicted noise; see `LatentDiffusion.apply_model`."""
+        return self.latent.apply_model(x, t, c)
+
+    def _steps(self, streams: Sequence[int], c: Tensor | None) -> Iterator:
+        x_T, noise = batch_noise(self.args.seed, streams, self.shape, self.device)
+        model = guided(self.apply_model, c, self.conditions.none(len(streams)), self.args.scale)
+        return self.sampler.run(model, x_T, self.latent.alphas_cumprod, noise)
+
+    def example(self, batch_size: int) -> tuple[Tensor, ...]:
+        x, _ = batch_noise(self.args.seed, range(batch_size), self.shape, self.device)
+        inputs = x, self.latest_timestep(batch_size, self.latent.num_timesteps)
+        c = self.conditions.none(batch_size)
+        return inputs if c is None else (*inputs, c)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return decode(self.latent, x)

@@ -1,0 +1,116 @@
+"""`scripts/txt2img.py`: latent models with a text encoder."""
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import Tensor
+
+from qdiff.adapters.latent_diffusion import FrozenCLIPEmbedder
+from qdiff.adapters.latent_sampling import DDIM, PLMS, DPMSolver, Sampler
+from qdiff.cli.conditions import Prompts
+from qdiff.cli.latent_pipeline import LatentPipeline
+from qdiff.cli.precision import precision_of
+from qdiff.cli.run import carry_out
+from qdiff.errors import UserError
+from qdiff.files.tokenizer import has_tokenizer, load_tokenizer
+from qdiff.run_folder import RunFolder
+
+DEFAULT_PROMPTS = "prompts.txt"
+
+
+def sampler_of(args: Namespace) -> Sampler:
+    """The sampler that the flags name."""
+    if args.plms:
+        return PLMS(args.ddim_steps)
+    return DPMSolver(args.ddim_steps) if args.dpm else DDIM(args.ddim_steps, args.ddim_eta)
+
+
+def read_prompts(path: Path, flag: str) -> list[str]:
+    """The lines of a file that hold more than blanks, without their ends. Raises UserError if there are none."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read {flag} {path} ({e}): give a text file in UTF-8 with a prompt in each line") from e
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise UserError(f"{flag} {path} holds no prompt: write one in each line")
+    return prompts
+
+
+class TextPipeline(LatentPipeline):
+    """A text-to-image model as the flags describe it.
+
+    Raises:
+        UserError: what the flags or the configuration ask for cannot be.
+    """
+
+    folder_flag = "--outdir"
+    free = ("n_iter", "config", "ckpt", "clip_path", "n_rows", "skip_grid", "skip_save")
+    files = ("from_file", "cali_prompts")
+
+    def __init__(self, args: Namespace):
+        prompts = [args.prompt] * args.n_samples
+        if args.from_file:
+            prompts = read_prompts(args.from_file, "--from-file")
+        own = Path(str(resources.files("qdiff.cli") / DEFAULT_PROMPTS))
+        cali_prompts = read_prompts(args.cali_prompts or own, "--cali_prompts")
+        checkpoint, steps = None if args.dry_run else args.ckpt, f"--ddim_steps {args.ddim_steps}"
+        super().__init__(args, args.config, checkpoint, (), sampler_of(args), steps)
+        self.images, self.batch_size = len(prompts) * args.n_iter, args.n_samples
+        self.columns = args.n_rows or args.n_samples
+        self.shape = self._shape()
+        encoder = self.latent.cond_stage_model
+        if not isinstance(encoder, FrozenCLIPEmbedder):
+            raise UserError(f"the model of {args.config} takes no text: sample it with scripts/sample_diffusion_ldm.py")
+        encoder.tokenizer = load_tokenizer(self._tokenizer_folder(), encoder.max_length)
+        self.conditions = Prompts(self.latent, prompts, cali_prompts)
+        self.precision = precision_of(args.precision, self.device)
+
+    def _shape(self) -> tuple[int, int, int]:
+        a, latent = self.args, self.latent
+        for flag, given, own in (("--C", a.C, latent.channels), ("--f", a.f, latent.first_stage_model.factor)):
+            if given != own:
+                raise UserError(f"{flag} {given} is not what the model of {a.config} has: give {flag} {own}")
+        return latent.channels, a.H // a.f, a.W // a.f
+
+    def _tokenizer_folder(self) -> Path | None:
+        beside = self.args.ckpt.parent
+        return self.args.clip_path or (beside if has_tokenizer(beside) else None)
+
+    def noise_of(self, images: Sequence[int]) -> Sequence[int]:
+        return [i % self.args.n_samples for i in images] if self.args.fixed_code else images
+
+    def metadata(self, image: int) -> Mapping[str, str]:
+        """What a PNG says of itself."""
+        a = self.args
+        bits = f"W{a.weight_bit}{f'A{a.act_bit}' if a.quant_act else ''} {a.quant_mode}" if a.ptq else "full precision"
+        return {
+            "prompt": self.conditions.prompt(image),
+            "seed": f"{a.seed}, picture {image}",
+            "sampler": f"{self.sampler}, scale {a.scale}",
+            "bits": bits,
+            "Software": f"qdiff {version('qdiff')}",
+        }
+
+    def apply_model(self, x: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
+        with self.precision:
+            return super().apply_model(x, t, c).float()
+
+    def decode(self, x: Tensor) -> Tensor:
+        with self.precision:
+            return super().decode(x).float()
+
+    def finish(self, pictures: Sequence[Path], folder: RunFolder) -> None:
+        if not self.args.skip_grid:
+            super().finish(pictures, folder)
+        if self.args.skip_save:
+            for picture in pictures:
+                picture.unlink()
+
+
+def sample(args: Namespace) -> None:
+    """Run the script with its flags. Raises UserError for whatever the user can mend."""
+    carry_out(TextPipeline(args))

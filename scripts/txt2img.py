@@ -1,0 +1,17 @@
+#!/usr/bin/env python
+"""Sample a text-to-image model, in full precision or, with --ptq, quantized; see --help."""
+
+from qdiff.cli.parser import parse, run
+from qdiff.cli.txt2img_flags import txt2img_parser
+
+
+def main() -> None:
+    """Parse the flags, then load what is heavy."""
+    args = parse(txt2img_parser())
+    from qdiff.cli.sample_txt2img import sample
+
+    sample(args)
+
+
+if __name__ == "__main__":
+    run(main)
