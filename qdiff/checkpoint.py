@@ -1,6 +1,6 @@
 """Where files and networks meet: quantized networks of ours and of the original, and full-precision weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,12 +132,15 @@ def load_rounding(model: nn.Module, path: str | Path, policy: QuantPolicy) -> Qu
     return QuantModel.from_state(model, policy, adapter, state, keep_weights=True, activations=False)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(
+    model: nn.Module, path: str | Path, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+) -> None:
     """Give a network the full-precision weights of a file, on the CPU and where possible mapped instead of copied.
 
     Args:
         model: may be on the meta device; its parameters and buffers are replaced and keep their dtypes.
         path: the weights.
+        rename: gives keys that are written in several ways the network's names.
 
     Raises:
         UserError: damaged file, a calibrated file, or weights of another network.
@@ -147,10 +150,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise UserError(
             f"'{path}' is calibrated, full-precision weights are needed here: use --resume --cali_ckpt for it"
         )
-    own = model.state_dict()
-    compare(path, file.state, {key: tuple(x.shape) for key, x in own.items()})
-    check_numbers(path, file.state)
-    model.load_state_dict({key: x.to(own[key].dtype) for key, x in file.state.items()}, assign=True)
+    own, state = model.state_dict(), rename(file.state)
+    compare(path, state, {key: tuple(x.shape) for key, x in own.items()})
+    check_numbers(path, state)
+    model.load_state_dict({key: x.to(own[key].dtype) for key, x in state.items()}, assign=True)
 
 
 def _read_calibrated(path: str | Path) -> QuantizedFile | OriginalFile:

@@ -10,6 +10,7 @@ from ldm.guidance import guided
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.util import diffusion_coefficients, make_beta_schedule
+from ldm.modules.encoders.clip import to_published
 from ldm.modules.encoders.modules import ClassEmbedder, FrozenCLIPEmbedder
 from ldm.util import instantiate_from_config
 
@@ -22,6 +23,7 @@ __all__ = [
     "decode",
     "guided",
     "probe",
+    "published_keys",
     "schedule",
 ]
 
@@ -60,6 +62,17 @@ def probe(latent: LatentDiffusion) -> None:
     if eps.shape != z.shape:
         raise ValueError(f"the UNet gives {eps.shape[1]} channels for latents of {z.shape[1]}")
     latent.decode_first_stage(z)
+
+
+def published_keys(latent: LatentDiffusion, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The keys of a checkpoint as published, where a newer transformers has named those of the text encoder."""
+    prefix = "cond_stage_model.transformer."
+    if not isinstance(latent.cond_stage_model, FrozenCLIPEmbedder):
+        return dict(state)
+    encoder = {key: x for key, x in state.items() if key.startswith(prefix)}
+    rest = {key: x for key, x in state.items() if key not in encoder}
+    to_published(latent.cond_stage_model.transformer, encoder, prefix)
+    return rest | encoder
 
 
 def decode(latent: LatentDiffusion, z: Tensor) -> Tensor:

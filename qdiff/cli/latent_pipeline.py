@@ -2,12 +2,13 @@
 
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from qdiff.adapters.latent_diffusion import decode, guided, schedule
+from qdiff.adapters.latent_diffusion import decode, guided, published_keys, schedule
 from qdiff.adapters.latent_sampling import Sampler
 from qdiff.checkpoint import load_weights
 from qdiff.cli.conditions import Conditions
@@ -70,7 +71,7 @@ class LatentPipeline(Pipeline):
 
     def load(self) -> Mapping[str, Tensor]:
         """All weights, also with `--resume`: what is not the UNet is not quantized."""
-        load_weights(self.latent, self.checkpoint)
+        load_weights(self.latent, self.checkpoint, partial(published_keys, self.latent))
         if not torch.allclose(self.latent.alphas_cumprod, schedule(self.config), rtol=1e-4, atol=0):
             raise UserError(
                 f"'{self.checkpoint}' has another noise schedule than '{self.source}', overrides included, says: the "

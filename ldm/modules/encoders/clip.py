@@ -65,7 +65,7 @@ class FrozenCLIPEmbedder(nn.Module):
         self.max_length = max_length
         self.tokenizer: Callable[[list[str]], Tensor] | None = None
         self.transformer = nn.ModuleDict({"text_model": text_model})
-        self.transformer.register_load_state_dict_pre_hook(_to_published)
+        self.transformer.register_load_state_dict_pre_hook(to_published)
         self.requires_grad_(False)
 
     def forward(self, prompts: list[str]) -> Tensor:
@@ -107,7 +107,7 @@ def _text_model(config: Mapping) -> nn.Module:
     return getattr(model, "text_model", model)
 
 
-def _to_published(transformer: nn.ModuleDict, state: MutableMapping[str, Tensor], prefix: str, *_: object) -> None:
+def to_published(transformer: nn.ModuleDict, state: MutableMapping[str, Tensor], prefix: str, *_: object) -> None:
     """Give the keys of a state that is about to be loaded their published names, in place."""
     level = f"{prefix}text_model."
     if not any(key.startswith(level) for key in state):

@@ -1,0 +1,279 @@
+"""`scripts/txt2img.py` on a small text-to-image model; what scripts share is tested beside the others."""
+
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ldm.guidance import guided
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.samplers import ddim, dpm_solver, latent_timesteps, plms
+from qdiff.checkpoint import load_quantized
+from qdiff.sampling import batch_noise, to_uint8
+from tests.command_line import script
+from tests.ldm.tiny_text import write_text_model
+
+RUN = "--ddim_steps 4 --seed 5 --device cpu --H 32 --W 32 --f 2 --C 4 --scale 2"
+LEARN = "--ptq --weight_bit 4 --quant_act --sm_abit 16 --split --cali_st 2 --cali_n 3 --cali_batch_size 4"
+LEARN = f"{LEARN} --cali_iters 2 --cali_lr_w 1e-2 --cali_iters_a 2 --running_stat"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    write_text_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latent(tmp_path_factory) -> LatentDiffusion:
+    return write_text_model(tmp_path_factory.mktemp("again"))
+
+
+def words(model: Path, folder: Path, line: str) -> list:
+    return [
+        *("--config", model / "config.yaml", "--ckpt", model / "model.ckpt", "--outdir", folder),
+        *shlex.split(RUN),
+        *shlex.split(line),
+    ]
+
+
+def run(model: Path, folder: Path, line: str) -> Path:
+    ended = script("txt2img.py", *words(model, folder, line))
+    assert (ended.status, ended.err) == (0, ""), ended
+    return folder
+
+
+def refusal(model: Path, folder: Path, line: str) -> str:
+    ended = script("txt2img.py", *words(model, folder, line))
+    assert ended.status == 2 and ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended
+    assert not list(folder.glob("img/*"))
+    return ended.err
+
+
+def pixels(folder: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path)) for path in sorted((folder / "img").iterdir())]).astype(np.int16)
+
+
+def walk_ddim(network, x, abar, noise):
+    return ddim(network, x, latent_timesteps(1000, 4), abar, eta=0.0, noise=noise)
+
+
+@torch.no_grad()
+def expected(latent, prompts, sample=walk_ddim, streams=None, scale=2.0) -> np.ndarray:
+    """The pictures of prompts, made one by one."""
+    found = []
+    for i, prompt in enumerate(prompts):
+        c, uc = (latent.get_learned_conditioning([text]) for text in (prompt, ""))
+        x_T, noise = batch_noise(5, [i if streams is None else streams[i]], (4, 16, 16))
+        *_, last = sample(guided(latent.apply_model, c, uc, scale), x_T, latent.alphas_cumprod, noise)
+        found.append(to_uint8(latent.decode_first_stage(last.x_prev))[0].permute(1, 2, 0).numpy())
+    return np.stack(found).astype(np.int16)
+
+
+def same_pictures(found: np.ndarray, wanted: np.ndarray) -> None:
+    assert found.shape == wanted.shape
+    assert (np.abs(found - wanted) > 2).mean() < 0.01
+    assert ((wanted > 0) & (wanted < 255)).mean() > 0.2, "black and white pictures compare nothing"
+
+
+@pytest.fixture(scope="module")
+def fp(model, tmp_path_factory) -> Path:
+    line = '--prompt "red app" --n_samples 2 --n_iter 2'
+    return run(model, tmp_path_factory.mktemp("runs") / "fp", line)
+
+
+def test_pictures_are_those_of_the_prompt(fp, latent):
+    same_pictures(pixels(fp), expected(latent, ["red app"] * 4))
+    assert (np.abs(pixels(fp) - expected(latent, ["a"] * 4)) > 2).mean() > 0.1
+    size = pixels(fp).shape[1] + 2
+    assert Image.open(fp / "grid.png").size == (2 * size + 2, 2 * size + 2), "as wide as --n_samples"
+
+
+def test_a_picture_says_how_it_was_made(fp):
+    text = Image.open(fp / "img" / "000003.png").text
+    assert text["prompt"] == "red app" and text["seed"] == "5, picture 3" and text["bits"] == "full precision"
+    assert "DDIM" in text["sampler"] and "scale 2.0" in text["sampler"] and text["Software"].startswith("qdiff ")
+
+
+SAMPLERS = {
+    "--plms": lambda m, x, abar, noise: plms(m, x, latent_timesteps(1000, 4), abar),
+    "--dpm": lambda m, x, abar, noise: dpm_solver(m, x, abar, 4, order=2, method="multistep"),
+    "--ddim_eta 0.5": lambda m, x, abar, noise: ddim(m, x, latent_timesteps(1000, 4), abar, eta=0.5, noise=noise),
+}
+
+
+@pytest.mark.parametrize("line", SAMPLERS)
+def test_samplers(line, model, latent, tmp_path):
+    folder = run(model, tmp_path, f"--prompt red --n_samples 2 --n_iter 1 {line}")
+    same_pictures(pixels(folder), expected(latent, ["red"] * 2, SAMPLERS[line]))
+
+
+def test_prompts_of_a_file(model, latent, tmp_path):
+    """Every line is rendered, also those of a last group that is smaller; empty ones and ends of lines are not."""
+    (tmp_path / "p.txt").write_bytes("\ufeffred app\r\n\r\n  red \n\U0001f34e\n".encode() + b"x" * 5000 + b"\n\n")
+    prompts = ["red app", "red", "\U0001f34e", "x" * 5000]
+    line = f"--from-file {tmp_path / 'p.txt'} --n_samples 3 --n_iter 1"
+    folder = run(model, tmp_path / "run", line)
+    same_pictures(pixels(folder), expected(latent, prompts))
+    texts = [Image.open(path).text["prompt"] for path in sorted((folder / "img").iterdir())]
+    assert texts == prompts
+    run(model, folder, line.replace("--n_iter 1", "--n_iter 2"))
+    same_pictures(pixels(folder), expected(latent, prompts * 2))
+    (tmp_path / "p.txt").write_text("another")
+    ended = script("txt2img.py", *words(model, folder, line))
+    assert ended.status == 2 and "sha256.from_file" in ended.err
+
+
+def test_the_same_noise_again(model, latent, tmp_path):
+    folder = run(model, tmp_path, "--prompt red --n_samples 2 --n_iter 2 --fixed_code")
+    same_pictures(pixels(folder), expected(latent, ["red"] * 4, streams=[0, 1, 0, 1]))
+
+
+def test_larger_pictures_and_what_is_skipped(model, tmp_path):
+    line = "--prompt red --n_samples 1 --n_iter 1"
+    large = run(model, tmp_path / "large", f"{line} --H 48 --W 64 --skip_grid")
+    assert pixels(large).shape[1:] == (48, 64, 3) and not (large / "grid.png").exists()
+    grid = run(model, tmp_path / "grid", f"{line} --skip_save")
+    assert (grid / "grid.png").exists() and not list((grid / "img").iterdir())
+
+
+def test_a_checkpoint_as_safetensors_without_the_level_of_the_text_model(model, fp, tmp_path):
+    state = torch.load(model / "model.ckpt", weights_only=True)["state_dict"]
+    for name in ("config.yaml", "vocab.json", "merges.txt"):
+        shutil.copy(model / name, tmp_path)
+    renamed = {key.replace(".transformer.text_model.", ".transformer."): x.clone() for key, x in state.items()}
+    renamed = {key: x for key, x in renamed.items() if not key.endswith("position_ids")}
+    save_file(renamed, tmp_path / "model.safetensors")
+    line = f'--prompt "red app" --n_samples 2 --n_iter 2 --ckpt {tmp_path / "model.safetensors"}'
+    folder = run(model, tmp_path / "run", line)
+    assert np.array_equal(pixels(folder), pixels(fp))
+
+
+def test_half_precision_on_the_cpu_if_asked_for(model, fp, tmp_path):
+    line = '--prompt "red app" --n_samples 2 --n_iter 2'
+    found = pixels(run(model, tmp_path / "bf16", f"{line} --precision bf16"))
+    difference = np.abs(found - pixels(fp))
+    assert 0 < difference.mean() < 20
+    assert np.array_equal(pixels(run(model, tmp_path / "full", f"{line} --precision full")), pixels(fp))
+    assert "--precision fp16 needs CUDA" in refusal(model, tmp_path / "fp16", f"{line} --precision fp16")
+
+
+# Quantized
+
+
+@pytest.fixture(scope="module")
+def learned(model, tmp_path_factory) -> Path:
+    line = f'--prompt "red app" --n_samples 2 --n_iter 1 {LEARN}'
+    return run(model, tmp_path_factory.mktemp("runs") / "learned", line)
+
+
+def test_the_whole_job(learned, model, tmp_path):
+    latent = write_text_model(tmp_path)
+    file = learned / "quantized.safetensors"
+    latent.model.diffusion_model = load_quantized(
+        latent.model.diffusion_model, file, weight_bit=4, act_bit=8, split=True, sm_abit=16
+    )
+    found, wanted = pixels(learned), expected(latent, ["red app"] * 2)
+    assert (np.abs(found - wanted) > 2).mean() < 0.05, "an activation code may flip in a batch of another size"
+    data = load_file(learned / "calibration_data.safetensors")
+    assert tuple(data["input_2"].shape) == (12, 7, 64)
+    none = latent.get_learned_conditioning([""])
+    assert all(torch.allclose(row, none[0], atol=1e-5) for row in data["input_2"][:3])
+    assert len({tuple(row.flatten().tolist()) for row in data["input_2"][3:6]}) == 3, "a prompt each"
+    assert Image.open(learned / "img" / "000000.png").text["bits"] == "W4A8 qdiff"
+
+
+def test_prompts_for_calibration(model, tmp_path):
+    (tmp_path / "p.txt").write_text("red\n")
+    line = f"--prompt a --n_samples 1 --n_iter 1 {LEARN} --cali_prompts {tmp_path / 'p.txt'}".replace(
+        "--cali_iters 2", ""
+    )
+    line = line.replace("--cali_lr_w 1e-2 --cali_iters_a 2 --running_stat", "--quant_mode linear")
+    folder = run(model, tmp_path / "run", line)
+    rows = load_file(folder / "calibration_data.safetensors")["input_2"]
+    assert torch.equal(rows[3], rows[4]) and not torch.equal(rows[0], rows[3])
+
+
+def test_a_list_of_prompts_comes_with_the_program():
+    from qdiff.cli.sample_txt2img import DEFAULT_PROMPTS, resources
+
+    lines = (resources.files("qdiff.cli") / DEFAULT_PROMPTS).read_text().splitlines()
+    assert len(set(lines)) == len(lines) >= 128 and all(line.strip() for line in lines)
+
+
+REFUSED = [
+    ("", "give --prompt TEXT or --from-file FILE"),
+    ("--prompt a --H 33", "--H 33 is no multiple of --f 2: make it 32"),
+    ("--prompt a --f 4", "--f 4 is not what the model"),
+    ("--prompt a --C 3", "--C 3 is not what the model"),
+    ("--prompt a --plms --ddim_eta 0.5", "--ddim_eta 0.5 does not go with --plms"),
+    ("--prompt a --plms --dpm", "exclude each other"),
+    ("--prompt a --from-file x", "exclude each other"),
+    ("--from-file missing.txt", "cannot read --from-file missing.txt"),
+    ("--prompt a --clip_path nowhere", "no tokenizer in 'nowhere'"),
+    ("--prompt a --ddim_steps 3", "--ddim_steps 3: steps=3 leads to timestep 1000"),
+    ("--prompt a --cali_prompts x", "--cali_prompts needs --ptq"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), REFUSED)
+def test_refusals(line, said, model, tmp_path):
+    assert said in refusal(model, tmp_path / "run", line)
+
+
+def test_files_without_prompts(model, tmp_path):
+    (tmp_path / "p.txt").write_text("\n \r\n")
+    assert "holds no prompt" in refusal(model, tmp_path / "run", f"--from-file {tmp_path / 'p.txt'}")
+    (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00")
+    assert "give a text file in UTF-8" in refusal(model, tmp_path / "run", f"--from-file {tmp_path / 'p.txt'}")
+
+
+def test_a_model_without_text(tmp_path):
+    from tests.ldm.tiny import CLASSES, write_latent
+
+    write_latent(CLASSES, tmp_path)
+    line = f"--prompt a --C 3 --f 2 --ckpt {tmp_path / 'model.safetensors'}"
+    assert "takes no text" in refusal(tmp_path, tmp_path / "run", line)
+
+
+def test_published_defaults():
+    from qdiff.cli.parser import parse
+    from qdiff.cli.txt2img_flags import txt2img_parser
+
+    args = parse(txt2img_parser(), ["--prompt", "a"])
+    published = {
+        "ddim_steps": 50, "ddim_eta": 0.0, "n_iter": 2, "H": 512, "W": 512, "C": 4, "f": 8, "n_samples": 3, "n_rows": 0,
+        "scale": 7.5, "seed": 42, "precision": "autocast", "weight_bit": 8, "act_bit": 8, "quant_mode": "qdiff",
+        "cali_st": 1, "cali_batch_size": 32, "cali_n": 1024, "cali_iters": 20000, "cali_iters_a": 5000,
+        "cali_lr": 4e-4, "cali_p": 2.4, "sm_abit": 8,
+    }  # fmt: skip
+    assert {name: getattr(args, name) for name in published} == published
+    assert str(args.config) == "configs/stable-diffusion/v1-inference.yaml"
+    assert (
+        str(args.ckpt) == "models/ldm/stable-diffusion-v1/model.ckpt" and str(args.logdir) == "outputs/txt2img-samples"
+    )
+
+
+COMMANDS = [
+    "--plms --cond --ptq --weight_bit 4 --quant_mode qdiff --no_grad_ckpt --split --n_samples 2 --resume --cali_ckpt F",
+    "--plms --cond --ptq --weight_bit 4 --quant_mode qdiff --no_grad_ckpt --split --n_samples 2 --resume --quant_act "
+    "--act_bit 8 --sm_abit 16 --cali_ckpt F",
+    "--plms --cond --ptq --weight_bit 4 --quant_mode qdiff --quant_act --act_bit 8 --cali_st 2 --cali_batch_size 8 "
+    "--cali_n 3 --no_grad_ckpt --split --running_stat --sm_abit 16 --cali_iters 1 --cali_iters_a 1 --cali_data_path D",
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_published_commands(line, model, learned, tmp_path):
+    line = line.replace(" F", f" {learned / 'quantized.safetensors'}")
+    line = line.replace(" D", f" {learned / 'calibration_data.safetensors'}")
+    folder = run(model, tmp_path, f'--prompt "an astronaut" --n_iter 1 {line}')
+    assert pixels(folder).std() > 10
+    assert OmegaConf.load(folder / "config.yaml").flags.prompt == "an astronaut"
