@@ -23,7 +23,7 @@ class PixelPipeline(Pipeline):
         UserError: what the flags or the configuration ask for cannot be.
     """
 
-    free = ("max_images", "config", "ckpt", "use_pretrained")
+    free = ("max_images", "batch_size", "config", "ckpt", "use_pretrained")
 
     def __init__(self, args: Namespace):
         super().__init__(args)

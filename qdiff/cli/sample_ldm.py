@@ -27,7 +27,7 @@ class ClassPipeline(LatentPipeline):
         UserError: what the flags or the configuration ask for cannot be.
     """
 
-    free = ("n_samples", "n_samples_per_class", "resume_base", "config", "overrides")
+    free = ("n_samples", "batch_size", "n_samples_per_class", "resume_base", "config", "overrides")
 
     def __init__(self, args: Namespace):
         checkpoint = None if args.dry_run else find_checkpoint(args.resume_base)
