@@ -53,6 +53,7 @@ def _model(parser: Parser) -> None:
         help="autocast: bf16 or fp16 on CUDA, fp32 elsewhere; full: fp32; bf16 and fp16 by name",
         **choice("full", "autocast", "bf16", "fp16"),
     )
+    add("--laion400m", action="store_true", help="the model of LAION-400M; not available, because of its text encoder")
     add("--no_grad_ckpt", action="store_true", help="accepted as in the paper's commands; nothing is checkpointed here")
 
 
@@ -94,6 +95,8 @@ def _sampling(parser: Parser) -> None:
 
 
 def _check_prompt(args: argparse.Namespace, given: set[str]) -> None:
+    if args.laion400m:
+        raise UserError("--laion400m is not available, its text encoder is not CLIP's: leave it out, or give --ckpt")
     if args.prompt is None and args.from_file is None:
         raise UserError("nothing to show: give --prompt TEXT or --from-file FILE")
 

@@ -209,6 +209,7 @@ def test_a_list_of_prompts_comes_with_the_program():
 
 
 REFUSED = [
+    ("--prompt a --laion400m", "--laion400m is not available"),
     ("", "give --prompt TEXT or --from-file FILE"),
     ("--prompt a --H 33", "--H 33 is no multiple of --f 2: make it 32"),
     ("--prompt a --f 4", "--f 4 is not what the model"),
