@@ -72,7 +72,7 @@ def latent(args: argparse.Namespace) -> Experiment:
     """The effect of the bits, on a class-conditional model with guidance: a column of pictures for each category."""
     out = args.out / "latent"
     learned = learning(args, out / "linear_w4a8")
-    sampling = ["-r", args.latent, "--seed", 41, "-c", args.timesteps, "-e", 0, "--batch_size", 9, "--scale", SCALE]
+    sampling = ["-r", args.latent, "--seed", 41, "-c", args.timesteps, "-e", 1, "--batch_size", 9, "--scale", SCALE]
     kept = ["--quant_mode", "linear", "--cali_data_path", out / "linear_w4a8" / "calibration_data.safetensors"]
     return Experiment(
         "latent",

@@ -9,10 +9,10 @@ from qdiff.errors import UserError
 
 EXAMPLES = """examples:
   in full precision, two categories side by side
-    python scripts/%(prog)s -r models/ldm/emoji64 --classes 2,6 --n_samples_per_class 8 --scale 3 -c 50 -e 0 \\
+    python scripts/%(prog)s -r models/ldm/emoji64 --classes 2,6 --n_samples_per_class 8 --scale 3 -c 50 \\
       --seed 41 -l runs/latent
   calibrate, save and sample with 4-bit weights and 8-bit activations
-    python scripts/%(prog)s -r models/ldm/emoji64 -n 36 --scale 3 -c 50 -e 0 --seed 41 \\
+    python scripts/%(prog)s -r models/ldm/emoji64 -n 36 --scale 3 -c 50 --seed 41 \\
       --ptq --weight_bit 4 --quant_act --cali_st 10 --cali_n 32 -l runs/latent_w4a8
   sample with a checkpoint that is calibrated already
     python scripts/%(prog)s -r models/ldm/lsun_beds256/model.ckpt -n 20 --batch_size 10 -c 200 -e 1.0 --seed 41 \\
