@@ -4,6 +4,7 @@
 import argparse
 import os
 import platform
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,9 +36,9 @@ def demo_parser() -> Parser:
     return parser
 
 
-def quantization(args: argparse.Namespace, weight_bit: int, *words) -> list:
+def quantization(args: argparse.Namespace, weight_bit: int, *words, cali_n: int | None = None) -> list:
     """Words of a quantized run."""
-    data = ["--cali_st", args.cali_st, "--cali_n", args.cali_n, "--cali_batch_size", 8]
+    data = ["--cali_st", args.cali_st, "--cali_n", cali_n or args.cali_n, "--cali_batch_size", 8]
     return ["--ptq", "--weight_bit", weight_bit, "--quant_act", "--act_bit", 8, *data, *words]
 
 
@@ -73,6 +74,7 @@ def latent(args: argparse.Namespace) -> Experiment:
     out = args.out / "latent"
     learned = learning(args, out / "linear_w4a8")
     sampling = ["-r", args.latent, "--seed", 41, "-c", args.timesteps, "-e", 1, "--batch_size", 9, "--scale", SCALE]
+    half = partial(quantization, args, cali_n=max(1, args.cali_n // 2))  # guidance makes two samples of one
     kept = ["--quant_mode", "linear", "--cali_data_path", out / "linear_w4a8" / "calibration_data.safetensors"]
     return Experiment(
         "latent",
@@ -81,10 +83,10 @@ def latent(args: argparse.Namespace) -> Experiment:
         [*sampling, "--classes", ",".join(map(str, range(CATEGORIES))), "-n", args.max_images],
         {
             FP: (out / "fp", []),
-            "linear W4A8": (out / "linear_w4a8", quantization(args, 4, "--quant_mode", "linear")),
-            "Q-Diffusion W4A8": (out / "qdiff_w4a8", quantization(args, 4, "--split", *learned)),
-            "linear W8A8": (out / "linear_w8a8", quantization(args, 8, *kept)),
-            "Q-Diffusion W8A8": (out / "qdiff_w8a8", quantization(args, 8, "--split", *learned)),
+            "linear W4A8": (out / "linear_w4a8", half(4, "--quant_mode", "linear")),
+            "Q-Diffusion W4A8": (out / "qdiff_w4a8", half(4, "--split", *learned)),
+            "linear W8A8": (out / "linear_w8a8", half(8, *kept)),
+            "Q-Diffusion W8A8": (out / "qdiff_w8a8", half(8, "--split", *learned)),
         },
         args.max_images,
         FEATURES / "reference_all.safetensors",
