@@ -100,7 +100,8 @@ class LatentPipeline(Pipeline):
 
     def _steps(self, streams: Sequence[int], c: Tensor | None) -> Iterator:
         x_T, noise = batch_noise(self.args.seed, streams, self.shape, self.device)
-        model = guided(self.apply_model, c, self.conditions.none(len(streams)), self.args.scale)
+        uc = self.conditions.none(len(streams)) if self.rows > 1 else None
+        model = guided(self.apply_model, c, uc, self.args.scale)
         return self.sampler.run(model, x_T, self.latent.alphas_cumprod, noise)
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
