@@ -1,5 +1,6 @@
-"""Training of a class-conditional latent model: its UNet and the vectors of its classes, on a finished first stage."""
+"""Training of a conditional latent model: its UNet and its conditioner, on a finished first stage."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -8,12 +9,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from qdiff.adapters.latent_diffusion import AutoencoderKL, ClassEmbedder
+from qdiff.adapters.latent_diffusion import AutoencoderKL, LatentDiffusion
 from qdiff.checkpoint import load_weights
 from qdiff.cli.latent_config import build_latent, load_latent_config
 from qdiff.cli.quantize import digest
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
+from qdiff.training.conditions import TrainingCondition, condition_of
 from qdiff.training.denoiser import Denoiser
 from qdiff.training.first_stage import EXAMPLE
 from qdiff.training.pictures import Pictures
@@ -23,29 +25,30 @@ from qdiff.training.trainer import fit_as_configured, seed_process
 ENCODED = 256  # pictures that are encoded at a time
 
 
-class ClassConditional(nn.Module):
-    """The UNet of a latent model, called with class numbers.
+class Conditional(nn.Module):
+    """The UNet of a latent model, called with conditions as whole numbers.
 
-    While it is trained, a class becomes the last number, "no class", with probability `drop_class`: that is what
-    guidance needs (Ho and Salimans 2022, arXiv 2207.12598, algorithm 1).
+    While it is trained, a condition becomes none with probability `drop`: that is what guidance needs (Ho and
+    Salimans 2022, arXiv 2207.12598, algorithm 1).
 
     Args:
         latent: the model; its first stage has no part in this one.
-        drop_class: 0..1.
+        condition: what the pictures show.
+        drop: 0..1.
     """
 
-    def __init__(self, latent: nn.Module, drop_class: float):
+    def __init__(self, latent: LatentDiffusion, condition: TrainingCondition, drop: float):
         super().__init__()
-        self.model, self.cond_stage_model = latent.model, latent.cond_stage_model
-        self.drop_class = drop_class
+        self.model, self.cond_stage_model = latent.model, condition.conditioner
+        self.condition, self.drop = condition, drop
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """x: z_t (B, C, H, W); t, label: (B,) -> predicted noise."""
+    def forward(self, x: Tensor, t: Tensor, numbers: Tensor) -> Tensor:
+        """x: z_t (B, C, H, W); t: (B,); numbers: (B, ...) -> predicted noise."""
         if self.training:
-            none = self.cond_stage_model.embedding.num_embeddings - 1
-            label = label.where(torch.rand(len(label), device=label.device) >= self.drop_class, none)
-        context = self.cond_stage_model({self.cond_stage_model.key: label})
-        return self.model(x, t, c_crossattn=[context])
+            dropped = torch.rand(len(numbers), device=numbers.device) < self.drop
+            numbers = numbers.clone()
+            numbers[dropped] = self.condition.none.to(numbers.device)
+        return self.model(x, t, c_crossattn=[self.condition.embed(numbers)])
 
 
 @torch.no_grad()
@@ -66,12 +69,12 @@ def train(
     seed: int,
     devices: int,
 ) -> None:
-    """Train on the latents of the pictures and of their mirror images; write a folder as published ones are laid out.
+    """Train on the latents of the pictures; write a folder as published ones are laid out.
 
     Args:
         out: the folder, of `config.yaml` and `model.safetensors` with EMA weights in half precision.
         first_stage: weights of the first stage.
-        init: weights of a whole model to start from; its first stage has no part in this.
+        init: weights of a model with such a UNet, which this one's starts as.
 
     Raises:
         UserError: the configuration is none or has no settings of a training, or a file cannot be read.
@@ -80,15 +83,19 @@ def train(
     training, optim = sections(config, LatentTraining, config_path, EXAMPLE)
     seed_process(seed)
     latent = build_latent(config, config_path)
-    _check_kind(latent, config, config_path)
+    _check_kind(latent, config_path)
+    pictures = Pictures(
+        data_path, config.model.params.first_stage_config.params.ddconfig.resolution, list(config.get("classes", []))
+    )
+    condition = condition_of(latent, pictures, config, config_path, run_dir)
     if init:
-        load_weights(latent, init)
+        load_weights(latent.model, init, _unet)
     load_weights(latent.first_stage_model, first_stage)
     latent.first_stage_model.eval()
-    data = _latents(latent, data_path, config)
+    data = _latents(latent, condition, pictures)
     _same_latents(run_dir, data)
     denoiser = Denoiser(
-        ClassConditional(latent, training.drop_class),
+        Conditional(latent, condition, training.drop_condition),
         latent.alphas_cumprod.double(),
         optim,
         warmup=training.warmup,
@@ -100,24 +107,25 @@ def train(
     trained = {key.removeprefix("model."): x for key, x in weights.items()}
     latent.load_state_dict(latent.state_dict() | trained)
     write_folder(out, latent, config)
+    for file in condition.files:
+        shutil.copyfile(file, out / file.name)
 
 
-def _check_kind(latent: nn.Module, config: DictConfig, path: Path) -> None:
+def _check_kind(latent: nn.Module, path: Path) -> None:
     """Raises UserError for a model that cannot be trained here."""
-    conditioner, classes = latent.cond_stage_model, list(config.get("classes", []))
     wrong = {
         "its first stage must be an AutoencoderKL": not isinstance(latent.first_stage_model, AutoencoderKL),
-        "its conditioner must be a ClassEmbedder": not isinstance(conditioner, ClassEmbedder),
         "model.params.scale_by_std must be true": "scale_factor" not in latent.state_dict(),
         "model.params.use_ema must be false, for the averages are written as the weights": latent.model_ema is not None,
-        "it must name its `classes`": not classes,
     }
     for what, is_wrong in wrong.items():
         if is_wrong:
             raise UserError(f"{path} describes no model that can be trained here: {what}")
-    known = conditioner.embedding.num_embeddings
-    if known != len(classes) + 1:
-        raise UserError(f"{path}: n_classes is {known}, make it {len(classes) + 1}: `classes`, and one for no class")
+
+
+def _unet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a whole model's weights those of the UNet."""
+    return {key.removeprefix("model."): x for key, x in state.items() if key.startswith("model.")}
 
 
 def write_folder(folder: Path, latent: nn.Module, config: DictConfig) -> None:
@@ -134,7 +142,7 @@ def write_folder(folder: Path, latent: nn.Module, config: DictConfig) -> None:
 
 def _same_latents(run_dir: Path, data: TensorDataset) -> None:
     """Refuse to go on with a training whose latents were others. Raises UserError."""
-    note, found = run_dir / "latents.txt", digest({"z": data.tensors[0]})
+    note, found = run_dir / "latents.txt", digest(dict(zip(("z", "condition"), data.tensors)))
     if note.exists() and note.read_text() != found:
         raise UserError(
             f"the training in {run_dir} has other latents: give its --first_stage and --data, or another --run"
@@ -143,12 +151,11 @@ def _same_latents(run_dir: Path, data: TensorDataset) -> None:
         partial.write_text(found)
 
 
-def _latents(latent: nn.Module, path: Path, config: DictConfig) -> TensorDataset:
-    """Latents of unit variance and labels; sets the model's `scale_factor`."""
-    classes = list(config.classes)
-    pictures = Pictures(path, config.model.params.first_stage_config.params.ddconfig.resolution, classes)
-    if pictures.classes != classes:
-        raise UserError(f"{path} has the categories {pictures.classes}, the configuration's `classes` are {classes}")
-    z = encode(latent, torch.cat([pictures.images, pictures.images.flip(-1)]))
+def _latents(latent: nn.Module, condition: TrainingCondition, pictures: Pictures) -> TensorDataset:
+    """Latents of unit variance and conditions; sets the model's `scale_factor`."""
+    images, numbers = pictures.images, condition.of(pictures)
+    if condition.mirrored:
+        images, numbers = torch.cat([images, images.flip(-1)]), torch.cat([numbers, numbers])
+    z = encode(latent, images)
     latent.scale_factor.fill_(1 / z.std())
-    return TensorDataset(z * latent.scale_factor, pictures.labels.repeat(2))
+    return TensorDataset(z * latent.scale_factor, numbers)

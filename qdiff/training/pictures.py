@@ -26,6 +26,7 @@ class Pictures(Dataset):
     """
 
     def __init__(self, path: str | Path, size: int, categories: list[str] = (), flip: bool = False):
+        self.path = path
         images, names, category = _read(path)
         kept = np.isin(category, list(categories)) if categories else np.full(len(category), True)
         if not kept.any():

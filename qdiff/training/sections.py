@@ -40,7 +40,7 @@ class LatentTraining(DenoiserTraining):
     """Those of a latent model."""
 
     ema_rate: float
-    drop_class: float
+    drop_condition: float
 
 
 @dataclass

@@ -1,7 +1,5 @@
-"""Training of a first stage and of a latent model: the losses against their formulas, the scripts in processes."""
+"""Training of a first stage and of a latent model: the losses against their formulas, the scripts."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +14,14 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from qdiff.adapters.latent_diffusion import build
 from qdiff.errors import UserError
+from qdiff.training.conditions import Categories, Names
 from qdiff.training.first_stage import Autoencoder, edges, kl_to_standard_normal
-from qdiff.training.latent import ClassConditional, encode, train
+from qdiff.training.latent import Conditional, encode, train
+from qdiff.training.pictures import Pictures
 from qdiff.training.trainer import ema_weights
-from tests.command_line import SCRIPTS, script
+from tests.command_line import script
 from tests.golden_networks import load_case
+from tests.ldm.tiny_text import ENCODER, TOKENS
 
 OPTIM = {"lr": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "eps": 1e-8, "grad_clip": 1.0}
 COMMON = {"batch_size": 4, "n_iters": 4, "snapshot_freq": 2, "warmup": 1, "ema_rate": 0.5}
@@ -28,8 +29,7 @@ CATEGORIES = ["blues", "reds"]
 NO_CLASS = 2
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
+def write_inputs(folder: Path) -> Path:
     """Pictures of two categories, and a small latent model of three classes, the last of which is none."""
     config = load_case("ldm_class_w4a8").settings.config
     params = config.model.params
@@ -42,26 +42,40 @@ def folder(tmp_path) -> Path:
     ddconfig.double_z, ddconfig.resolution = True, 16
     config.classes = CATEGORIES
     config.first_stage = {"training": COMMON | {"kl_weight": 1e-4, "edge_weight": 1.0}, "optim": OPTIM}
-    config.training = COMMON | {"weight_limit": 2, "scale_base": 1, "drop_class": 0.5}
+    config.training = COMMON | {"weight_limit": 2, "scale_base": 1, "drop_condition": 0.5}
     config.optim = OPTIM
-    OmegaConf.save(config, tmp_path / "c.yaml")
+    OmegaConf.save(config, folder / "c.yaml")
     images = np.zeros((8, 16, 16, 3), dtype=np.uint8)
     images[::2, 4:12, :, 0] = 255
     images[1::2, 2:6, 4:, 2] = 255
     category = np.array(["reds", "blues"] * 4)
-    np.savez(tmp_path / "data.npz", images=images, names=category, category=category)
-    return tmp_path
+    np.savez(folder / "data.npz", images=images, names=category, category=category)
+    return folder
 
 
-def start(folder: Path, script: str, words: str) -> None:
-    command = [sys.executable, SCRIPTS / script, *f"--config c.yaml --data data.npz --run run_{script} {words}".split()]
-    ended = subprocess.run(command, cwd=folder, capture_output=True, check=False)
-    assert ended.returncode == 0, ended.stderr.decode()
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return write_inputs(tmp_path)
 
 
-def test_a_first_stage_then_a_model_that_can_be_sampled(folder):
-    start(folder, "train_first_stage.py", "--out first.safetensors")
-    start(folder, "train_ldm.py", "--first_stage first.safetensors --out model")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The same with a first stage and a model that the scripts have trained."""
+    folder = write_inputs(tmp_path_factory.mktemp("trained"))
+    first = folder / "first.safetensors"
+    start(folder, "train_first_stage.py", "--out", first)
+    start(folder, "train_ldm.py", "--first_stage", first, "--out", folder / "model")
+    return folder
+
+
+def start(folder: Path, name: str, *words: object) -> None:
+    inputs = "--config", folder / "c.yaml", "--data", folder / "data.npz", "--run", folder / f"run_{name}"
+    ended = script(name, *inputs, *words)
+    assert ended.status == 0, ended.err
+
+
+def test_a_first_stage_then_a_model_that_can_be_sampled(trained, tmp_path):
+    folder = trained
     first, state = load_file(folder / "first.safetensors"), load_file(folder / "model" / "model.safetensors")
     assert {x.dtype for x in first.values()} == {torch.float16}
     for key, x in first.items():
@@ -80,12 +94,12 @@ def test_a_first_stage_then_a_model_that_can_be_sampled(folder):
     averaged = ema_weights(folder / "run_train_ldm.py" / "last.ckpt")
     for key, x in averaged.items():
         assert torch.equal(state[key.removeprefix("model.")], x.half()), "what was trained is what is written"
-    again = folder / "again"
-    start(folder, "train_ldm.py", "--first_stage first.safetensors --out again")
+    again = tmp_path / "again"
+    train_again(folder, again, folder / "first.safetensors")
     assert (again / "model.safetensors").read_bytes() == (folder / "model" / "model.safetensors").read_bytes()
-    line = f"-r {folder / 'model'} -l {folder / 'out'} --seed 1 -n 2 -c 2 --scale 2"
+    line = f"-r {folder / 'model'} -l {tmp_path / 'out'} --seed 1 -n 2 -c 2 --scale 2"
     assert script("sample_diffusion_ldm.py", *line.split()).status == 0
-    assert len(list((folder / "out" / "img").iterdir())) == 2
+    assert len(list((tmp_path / "out" / "img").iterdir())) == 2
 
 
 def test_categories_of_other_pictures_are_refused(folder):
@@ -104,7 +118,7 @@ def test_categories_of_other_pictures_are_refused(folder):
     ("key", "value", "said"),
     [
         ("training", None, "has no section 'training'"),
-        ("training.drop_class", "much", "training.drop_class is wrong"),
+        ("training.drop_condition", "much", "training.drop_condition is wrong"),
         ("training.n_iters", 0, "n_iters is 0"),
         ("optim", {"lr": 1e-3}, "lacks optim.weight_decay"),
         ("model.params.use_ema", True, "use_ema must be false"),
@@ -123,22 +137,88 @@ def test_configurations_that_are_refused(key, value, said, folder):
     assert not (folder / "out").exists() and not (folder / "run").exists()
 
 
-def test_a_training_does_not_go_on_with_other_latents(folder):
-    start(folder, "train_first_stage.py", "--out first.safetensors")
-    start(folder, "train_ldm.py", "--first_stage first.safetensors --out model")
-    changed = {key: 2 * x for key, x in load_file(folder / "first.safetensors").items()}
-    torch.save(changed, folder / "other.pth")
-    options = {"first_stage": folder / "other.pth", "init": None, "seed": 0, "devices": 1}
+def test_a_training_does_not_go_on_with_other_latents(trained, tmp_path):
+    changed = {key: 2 * x for key, x in load_file(trained / "first.safetensors").items()}
+    torch.save(changed, tmp_path / "other.pth")
     with pytest.raises(UserError, match="has other latents"):
-        train(folder / "c.yaml", folder / "data.npz", folder / "run_train_ldm.py", folder / "again", **options)
+        train_again(trained, tmp_path / "again", tmp_path / "other.pth")
+
+
+def test_a_model_starts_as_the_unet_of_another(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("qdiff.training.latent.fit_as_configured", lambda denoiser, *a, **kw: denoiser.state_dict())
+    written = trained / "model" / "model.safetensors"
+    options = {"first_stage": trained / "first.safetensors", "seed": 5, "devices": 1}
+    config, data = text_inputs(tmp_path)
+    train(config, data, tmp_path / "run", tmp_path / "out", init=written, **options)
+    before, after = load_file(written), load_file(tmp_path / "out" / "model.safetensors")
+    unet = [key for key in before if key.startswith("model.")]
+    assert unet and all(torch.equal(before[key], after[key]) for key in unet)
+
+
+def test_a_text_model_is_trained_with_its_encoder_and_vocabulary(trained, tmp_path):
+    config, data = text_inputs(tmp_path)
+    options = {"first_stage": trained / "first.safetensors", "init": None, "seed": 0, "devices": 1}
+    train(config, data, tmp_path / "run", tmp_path / "out", **options)
+    out = tmp_path / "out"
+    assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "merges.txt", "model.safetensors", "vocab.json"]
+    state = load_file(out / "model.safetensors")
+    torch.manual_seed(0)
+    drawn = build(OmegaConf.load(config)).state_dict()
+    encoder = "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+    assert not torch.equal(state[encoder], drawn[encoder].half())
+    line = f"--config {out / 'config.yaml'} --ckpt {out / 'model.safetensors'} --prompt reds --outdir {tmp_path / 's'} "
+    line += "--plms --H 16 --W 16 --f 2 --C 3 --ddim_steps 2 --n_samples 2 --n_iter 1"
+    ended = script("txt2img.py", *line.split())
+    assert ended.status == 0, ended.err
+    assert len(list((tmp_path / "s" / "img").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("size", "said"), [(514, "make vocab_size 5"), (9999, "make vocab_size 5")])
+def test_vocabularies_that_are_refused(size, said, tmp_path):
+    config, data = text_inputs(tmp_path, size)
+    options = {"first_stage": tmp_path / "f", "init": None, "seed": 0, "devices": 1}
+    with pytest.raises(UserError, match=said):
+        train(config, data, tmp_path / "run", tmp_path / "out", **options)
+
+
+def text_inputs(folder: Path, size: int = 517) -> tuple[Path, Path]:
+    """The model with a text encoder instead of classes, and its data."""
+    write_inputs(folder)
+    config = OmegaConf.load(folder / "c.yaml")
+    width = config.model.params.unet_config.params.context_dim
+    config.model.params.cond_stage_config = {
+        "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
+        "params": {"max_length": TOKENS, "config": ENCODER | {"hidden_size": width, "vocab_size": size}},
+    }
+    del config.classes
+    OmegaConf.save(config, folder / "c.yaml")
+    return folder / "c.yaml", folder / "data.npz"
+
+
+def train_again(folder: Path, out: Path, first_stage: Path) -> None:
+    options = {"first_stage": first_stage, "init": None, "seed": 0, "devices": 1}
+    train(folder / "c.yaml", folder / "data.npz", folder / "run_train_ldm.py", out, **options)
+
+
+def test_names_are_tokens_and_the_empty_name_is_none(tmp_path):
+    config, data = text_inputs(tmp_path)
+    latent, pictures = build(OmegaConf.load(config)), Pictures(data, 16)
+    names = Names(latent.cond_stage_model, pictures, tmp_path / "vocabulary")
+    tokens = names.of(pictures)
+    start_of_text, end = 515, 516
+    assert tokens.shape == (8, TOKENS) and (tokens[:, 0] == start_of_text).all()
+    assert torch.equal(tokens[0], tokens[2]) and not torch.equal(tokens[0], tokens[1])
+    assert names.none.tolist() == [start_of_text] + [end] * (TOKENS - 1)
+    assert torch.equal(names.embed(tokens), latent.get_learned_conditioning(pictures.names))
 
 
 def test_classes_are_dropped_in_training_alone(folder):
     torch.manual_seed(0)
-    latent: LatentDiffusion = build(OmegaConf.load(folder / "c.yaml"))
+    config = OmegaConf.load(folder / "c.yaml")
+    latent: LatentDiffusion = build(config)
     given = []
     latent.cond_stage_model.register_forward_pre_hook(lambda module, args: given.append(args[0]["class_label"]))
-    model = ClassConditional(latent, drop_class=0.25)
+    model = Conditional(latent, Categories(latent.cond_stage_model, config, folder / "c.yaml"), drop=0.25)
     x, t, label = torch.randn(400, 3, 8, 8), torch.zeros(400).long(), torch.ones(400).long()
     with torch.no_grad():
         model(x, t, label)

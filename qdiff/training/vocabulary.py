@@ -1,0 +1,64 @@
+"""Vocabularies of byte pairs, made from the texts that a model is trained on."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from qdiff.errors import UserError
+from qdiff.files.atomic import replacing
+from qdiff.files.tokenizer import VOCABULARY
+
+END_OF_WORD = "</w>"
+SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
+
+
+def write_vocabulary(texts: Sequence[str], size: int, folder: Path) -> None:
+    """Make a vocabulary laid out as CLIP's and write its `vocab.json` and `merges.txt`.
+
+    Tokens in their order: 256 bytes, 256 bytes that end a word, merges from the most frequent one on, the start and
+    the end of a text. No text is foreign to it, because any byte has a token.
+
+    Args:
+        texts: not empty.
+        size: number of tokens, at least 515.
+        folder: is made if it is not there.
+
+    Raises:
+        UserError: there are too few texts for so many tokens.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    letters += [letter + END_OF_WORD for letter in letters]
+    wanted = size - len(letters) - len(SPECIAL)
+    merges = _merges(texts, size, letters)[: max(wanted, 0)]
+    if len(merges) < max(wanted, 1):
+        most = len(letters) + len(SPECIAL) + len(merges)
+        raise UserError(f"a vocabulary of {size} tokens cannot be made from these names: make vocab_size {most}")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, letters, merges)
+
+
+def _merges(texts: Sequence[str], size: int, letters: list[str]) -> list[str]:
+    """Pairs by falling frequency, split and normalised as CLIP does it, as many as would make `size` tokens."""
+    from transformers import CLIPTokenizerFast
+
+    with TemporaryDirectory() as scratch:
+        _write(Path(scratch), letters, [])
+        bytewise = CLIPTokenizerFast.from_pretrained(scratch, local_files_only=True)
+        # Pairs that are as frequent follow their letters' numbers, which only special tokens have from the beginning.
+        trained = bytewise.train_new_from_iterator([texts], size, new_special_tokens=letters, show_progress=False)
+        trained.backend_tokenizer.model.save(scratch)
+        return (Path(scratch) / VOCABULARY[1]).read_text(encoding="utf-8").splitlines()[1:]
+
+
+def _write(folder: Path, letters: list[str], merges: list[str]) -> None:
+    words = [*letters, *(merge.replace(" ", "") for merge in merges), *SPECIAL]
+    contents = (
+        json.dumps({word: i for i, word in enumerate(words)}, ensure_ascii=False),
+        "\n".join(["#version: 0.2", *merges, ""]),
+    )
+    for name, text in zip(VOCABULARY, contents):
+        with replacing(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
