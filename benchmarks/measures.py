@@ -24,6 +24,7 @@ from qdiff.compat import original_shapes
 from qdiff.fitting import legacy_owners, splits_of, state_shapes
 from qdiff.measuring import peak_bytes
 from qdiff.policy import QuantPolicy, QuantSpec
+from qdiff.replay import Replay
 
 REPEATS = 7
 
@@ -75,16 +76,16 @@ def calibration(config: Path, batch: int, iterations: int = 10) -> list[Row]:
     """
     model, size = quantized(config, True, batch), 4 * batch
     samples = 4 * size
-    data = CalibrationSet(inputs(config, samples))
-    rows = []
     blocks = model.blocks()
+    way = Replay(model, [block.module for block in blocks], CalibrationSet(inputs(config, samples)), batch, 0)
+    rows = []
     residual = model.adapter.blocks[0]
     first = next(b for b in blocks if type(b.module) is residual)
     middle = next(b for b in blocks if ".mid" in b.path and type(b.module) in model.adapter.blocks[1:])
     for block in (first, middle, blocks[-2]):
         with tempfile.TemporaryDirectory() as folder:
             store, found, start = Store(2**34, Path(folder)), [], time.perf_counter()
-            peak = peak_bytes(lambda: found.append(capture(model, block.module, data, batch, store)))  # noqa: B023
+            peak = peak_bytes(lambda: found.append(capture(way, block.module, store)))  # noqa: B023
             rows.append(Row(f"capture {block.path}", time.perf_counter() - start, "s", f"{samples} samples"))
             rows.append(Row(f"capture {block.path}, peak memory", peak / 2**20, "MiB"))
             captured = found[0]

@@ -1,7 +1,9 @@
 """The whole job: weights block by block, activation ranges, step sizes block by block; journaled, so it resumes."""
 
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -12,6 +14,7 @@ from qdiff.errors import UserError
 from qdiff.journal import Journal
 from qdiff.quant_block import ActSite, Observer, QuantBlock, RunningObserver
 from qdiff.quant_model import QuantModel, quantizer_from
+from qdiff.replay import Replay
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def calibrate(
         data: inputs of the network.
         settings: what to learn and how long.
         journal: finished blocks; those that it holds are taken from it.
-        memory: bytes for captured activations; what exceeds them goes to files beside the journal.
+        memory: bytes for captured activations; a block's that exceed them go to files beside the journal, and where
+            there is room, outputs of finished blocks are kept.
         reporter: is told of the progress.
 
     Raises:
@@ -81,16 +85,14 @@ def calibrate(
     """
     model.eval()
     job = _Job(model, data, settings, journal, memory, reporter or Reporter())
-    blocks = model.blocks()
+    blocks = dict(enumerate(model.blocks()))
     if settings.rounding:
-        for i, block in enumerate(blocks):
-            job.learn(f"weights-{i:03d}", block, LearnedRounding(block), settings.rounding)
+        job.learn("weights", blocks, LearnedRounding, settings.rounding)
     if model.policy.act:
         job.find_ranges()
         if settings.steps:
-            for i, block in enumerate(blocks):
-                if any(site.spec.step_is_learned for site in block.sites):
-                    job.learn(f"steps-{i:03d}", block, LearnedSteps(block, settings.p), settings.steps)
+            stepping = {i: b for i, b in blocks.items() if any(site.spec.step_is_learned for site in b.sites)}
+            job.learn("steps", stepping, partial(LearnedSteps, p=settings.p), settings.steps)
 
 
 @dataclass(frozen=True)
@@ -102,24 +104,31 @@ class _Job:
     memory: int
     reporter: Reporter
 
-    def learn(self, unit: str, block: QuantBlock, objective: Objective, schedule: Schedule) -> None:
-        stage = unit.partition("-")[0]
-        self.reporter.start(block.path, stage)
-        found = self.journal.read(unit)
-        if found:
-            tensors, info = found
-            objective.load(tensors)
-            outcome = Outcome(**info)
-        else:
-            outcome = self._reconstruct(unit, block, objective, schedule)
-            self.journal.write(unit, objective.state(), {"before": outcome.before, "after": outcome.after})
-        self.reporter.finish(block.path, stage, outcome, resumed=found is not None)
+    def learn(
+        self, stage: str, blocks: Mapping[int, QuantBlock], make: Callable[[QuantBlock], Objective], schedule: Schedule
+    ) -> None:
+        """A stage of the job: the blocks by their numbers, one after the other."""
+        modules = [block.module for block in blocks.values()]
+        replay = Replay(self.model, modules, self.data, self.settings.batch_size, self.memory)
+        for i, block in blocks.items():
+            self.reporter.start(block.path, stage)
+            unit, objective = f"{stage}-{i:03d}", make(block)
+            found = self.journal.read(unit)
+            if found:
+                tensors, info = found
+                objective.load(tensors)
+                outcome = Outcome(**info)
+            else:
+                outcome = self._reconstruct(unit, block, objective, schedule, replay)
+                self.journal.write(unit, objective.state(), {"before": outcome.before, "after": outcome.after})
+            replay.settle(block.module)
+            self.reporter.finish(block.path, stage, outcome, resumed=found is not None)
 
-    def _reconstruct(self, unit: str, block: QuantBlock, objective: Objective, schedule: Schedule) -> Outcome:
-        size = self.settings.batch_size
-        store = Store(self.memory, self.journal.folder)
-        captured = capture(self.model, block.module, self.data, size, store)
-        generator = self._generator(unit)
+    def _reconstruct(
+        self, unit: str, block: QuantBlock, objective: Objective, schedule: Schedule, replay: Replay
+    ) -> Outcome:
+        captured = capture(replay, block.module, Store(self.memory - replay.bytes, self.journal.folder))
+        generator, size = self._generator(unit), self.settings.batch_size
         return block_reconstruction(block, captured, objective, schedule, size, generator, self.reporter.advance)
 
     def find_ranges(self) -> None:

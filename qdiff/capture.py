@@ -2,56 +2,14 @@
 
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from qdiff.calibration_data import CalibrationSet
-from qdiff.quant_model import QuantModel
-
-
-class _Reached(Exception):
-    """The block has been reached: what comes after it need not be computed."""
-
-
-@contextmanager
-def _stopping(handle):
-    try:
-        yield
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-
-
-def block_inputs(block: nn.Module, run: Callable[[], object]) -> tuple[Tensor, ...]:
-    """The positional arguments that `block` gets within `run()`, which is cut short there."""
-    seen: list[tuple[Tensor, ...]] = []
-
-    def hook(module, args):
-        seen.append(tuple(x.detach() for x in args))
-        raise _Reached
-
-    with _stopping(block.register_forward_pre_hook(hook)):
-        run()
-    return seen[0]
-
-
-def block_output(block: nn.Module, run: Callable[[], object]) -> Tensor:
-    """What `block` returns within `run()`, which is cut short there."""
-    seen: list[Tensor] = []
-
-    def hook(module, args, output):
-        seen.append(output.detach())
-        raise _Reached
-
-    with _stopping(block.register_forward_hook(hook)):
-        run()
-    return seen[0]
+from qdiff.reaching import block_inputs, block_output
+from qdiff.replay import Replay
 
 
 class Store:
@@ -91,29 +49,27 @@ class Captured:
         return len(self.target)
 
 
-def capture(model: QuantModel, block: nn.Module, data: CalibrationSet, batch_size: int, store: Store) -> Captured:
+def capture(replay: Replay, block: nn.Module, store: Store) -> Captured:
     """Run the calibration set: inputs from the network quantized so far, targets from the FP network.
 
-    Every sample counts, a last batch smaller than `batch_size` included, and the network is left at the block.
+    Every sample counts, a last smaller batch included, and the network is left at the block.
 
     Args:
-        model: in evaluation mode; its parameters' device is used.
+        replay: the calibration set on its way.
         block: a module that the network calls once per forward with positional tensors.
-        data: N samples.
-        batch_size: samples per forward.
         store: where the result lives.
     """
-    device = next(model.parameters()).device
     kept: list[Tensor] = []
-    done = 0
+    done, samples = 0, len(replay.data)
+    replay.advance()
     with torch.no_grad():
-        for cpu_batch in data.batches(batch_size):
-            batch = [x.to(device) for x in cpu_batch]
-            found = block_inputs(block, lambda: model(*batch))  # noqa: B023 - called at once
-            with model.full_precision():
-                target = block_output(block, lambda: model(*batch))  # noqa: B023
+        for i, batch in replay.batches():
+            with replay.towards(block, i, original=False):
+                found = block_inputs(block, lambda: replay.model(*batch))  # noqa: B023 - called at once
+            with replay.towards(block, i, original=True):
+                target = block_output(block, lambda: replay.model(*batch))  # noqa: B023
             tensors = (*found, target)
-            kept = kept or [store.empty((len(data), *x.shape[1:]), x.dtype) for x in tensors]
+            kept = kept or [store.empty((samples, *x.shape[1:]), x.dtype) for x in tensors]
             for place, x in zip(kept, tensors):
                 place[done : done + len(x)] = x.cpu()
             done += len(target)

@@ -18,6 +18,7 @@ from qdiff.planning import BlockPlan, Plan
 from qdiff.quant_block import ActSite, QuantBlock
 from qdiff.quant_layer import fit_quantizer
 from qdiff.quant_model import QuantModel
+from qdiff.replay import kept_bytes, replayed_samples, route
 
 
 def now(x: Tensor) -> float:
@@ -130,7 +131,9 @@ def _some_quantizer(sites: Sequence[ActSite], device: torch.device):
             site.set(None)
 
 
-def make_plan(model: QuantModel, batch: Sequence[Tensor], samples: int, settings: CalibrationSettings) -> Plan:
+def make_plan(
+    model: QuantModel, batch: Sequence[Tensor], samples: int, settings: CalibrationSettings, memory: int
+) -> Plan:
     """Measure a forward of a batch, block by block, and the memory of a forward and of every block's iteration.
 
     Args:
@@ -138,14 +141,17 @@ def make_plan(model: QuantModel, batch: Sequence[Tensor], samples: int, settings
         batch: inputs as in calibration, on the model's device.
         samples: size of the calibration set.
         settings: of the calibration.
+        memory: bytes for captured activations.
     """
     blocks = model.blocks()
+    stops = route(model, [block.module for block in blocks], [x[:1] for x in batch])
+    replayed = replayed_samples(stops, samples, settings.batch_size, memory)
     seen = _look(model, blocks, batch)
     scale = settings.batch_size / len(batch[0])
     with _some_quantizer(model.sites(), batch[0].device), torch.no_grad():
         forward_bytes = batch_peak(model, batch, min(samples, settings.forward_samples(model.policy.act is not None)))
     plans = [_block_plan(block, seen[block.path], settings, scale) for block in blocks]
-    return Plan(plans, samples, settings, forward_bytes)
+    return Plan(plans, samples, settings, forward_bytes, replayed, replayed * kept_bytes(stops))
 
 
 def _block_plan(block: QuantBlock, seen: _Seen, settings: CalibrationSettings, scale: float) -> BlockPlan:

@@ -45,12 +45,16 @@ class Plan:
         samples: size of the calibration set.
         settings: of the calibration.
         forward_bytes: tensors alive at the peak of the network's largest forward.
+        replayed: samples of which the outputs of finished blocks are kept (see `qdiff.replay`).
+        replayed_bytes: what is kept, at its peak.
     """
 
     blocks: list[BlockPlan]
     samples: int
     settings: CalibrationSettings
     forward_bytes: int
+    replayed: int = 0
+    replayed_bytes: int = 0
 
     @property
     def captured(self) -> int:
@@ -72,11 +76,17 @@ class Plan:
         return max(self.forward_bytes, self.learning + max(b.iteration_bytes for b in self.blocks))
 
     def block_seconds(self, index: int, stage: str) -> float:
-        """Estimated time of one block's reconstruction: capture on the way to it, then the iterations."""
+        """Estimated time of one block's reconstruction: capture on the way to it, then the iterations.
+
+        The way is gone by the quantized and by the FP network; where outputs are kept, it is the block before alone.
+        """
         schedule = self.settings.rounding if stage == "weights" else self.settings.steps
-        batches = -(-self.samples // self.settings.batch_size)
-        way = sum(b.seconds for b in self.blocks[: index + 1])
-        return 2 * batches * way + (1 + BACKWARD) * schedule.iterations * self.blocks[index].seconds
+        size, way = self.settings.batch_size, [b.seconds for b in self.blocks[: index + 1]]
+        whole, short = -(-(self.samples - self.replayed) // size), -(-self.replayed // size)
+        return (
+            2 * (whole * sum(way) + short * sum(way[-2:]))
+            + (1 + BACKWARD) * schedule.iterations * self.blocks[index].seconds
+        )
 
     @property
     def units(self) -> list[tuple[str, int]]:
@@ -101,7 +111,7 @@ class Plan:
         Raises:
             UserError: too little memory or disk, with the flag to change.
         """
-        free, needed = psutil.virtual_memory().available, min(self.captured, budget)
+        free, needed = psutil.virtual_memory().available, min(self.captured, budget) + self.replayed_bytes
         if free_on_gpu is None:
             needed += self.working
         else:
@@ -128,6 +138,8 @@ class Plan:
                 f"{len(self.blocks)} blocks, {self.samples} calibration samples",
                 f"memory for captured activations: {min(self.captured, budget) / GIB:.2f} GiB, "
                 f"on disk up to {self.on_disk(budget) / GIB:.2f} GiB; for computing {self.working / GIB:.2f} GiB",
+                f"memory for outputs of finished blocks: {self.replayed_bytes / GIB:.2f} GiB, those of {self.replayed} "
+                "samples",
                 f"estimated time: {clock(self.seconds)}",
             ]
         )

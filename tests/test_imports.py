@@ -20,12 +20,13 @@ TREES = {p.relative_to(ROOT).as_posix(): ast.parse(p.read_text(encoding="utf-8")
 
 # Rooms of qdiff from the mathematics up to the command line: each imports itself and what stands on lines above it.
 FLOW = (
-    ("errors", "functional", "evaluate", "features"),
+    ("errors", "functional", "evaluate", "features", "reaching"),
     ("policy",),
     ("quant_layer", "files"),
     ("adaptive_rounding", "quant_block", "adapters", "compat", "journal", "run_folder", "sampling", "report"),
     ("quant_model", "fitting", "calibration_data"),
-    ("capture", "checkpoint", "collecting"),
+    ("replay", "checkpoint", "collecting"),
+    ("capture",),
     ("block_recon",),
     ("calibration",),
     ("planning",),

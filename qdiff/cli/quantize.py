@@ -123,7 +123,9 @@ class Quantization:
             self._load(self.args.cali_ckpt)
             return None
         model, settings = self.starting_point(), settings_of(self.args)
-        return make_plan(model, self.example, self.samples, settings) if settings.rounding or settings.steps else None
+        if not (settings.rounding or settings.steps):
+            return None
+        return make_plan(model, self.example, self.samples, settings, memory_budget(self.args))
 
     def run(self) -> QuantModel:
         """The quantized network, loaded or calibrated.
@@ -201,7 +203,7 @@ class Quantization:
     def _calibrate(self, model: QuantModel, data: CalibrationSet, job: Mapping) -> None:
         journal = Journal(self.folder / "journal", job)
         settings, budget = settings_of(self.args), memory_budget(self.args)
-        plan = make_plan(model, self.example, len(data), settings)
+        plan = make_plan(model, self.example, len(data), settings, budget)
         log.info("plan\n%s", plan.table(budget))
         plan.check(self.folder, budget, free_memory(self.example[0].device))
         with CalibrationBar(plan) as bar:

@@ -8,10 +8,13 @@ from torch import Tensor, nn
 
 from qdiff.adapters import adapter_for
 from qdiff.calibration_data import CalibrationSet
-from qdiff.capture import Store, block_inputs, block_output, capture
+from qdiff.capture import Captured, Store
+from qdiff.capture import capture as capture_on_the_way
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_block import Observer, QuantBlock
 from qdiff.quant_model import QuantModel
+from qdiff.reaching import block_inputs, block_output
+from qdiff.replay import Replay
 from tests.tiny import tiny_network
 
 W4 = QuantSpec(4, per_channel=True, range_search="minmax")
@@ -47,6 +50,11 @@ def model(data) -> QuantModel:
 
 def block_of(model: QuantModel, path: str) -> QuantBlock:
     return next(block for block in model.blocks() if block.path == path)
+
+
+def capture(model: QuantModel, block: nn.Module, data: CalibrationSet, batch_size: int, store: Store) -> Captured:
+    """Without outputs of finished blocks, for which there is no memory."""
+    return capture_on_the_way(Replay(model, [block], data, batch_size, 0), block, store)
 
 
 def full_run(network: nn.Module, path: str, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:

@@ -7,11 +7,11 @@ from torch import nn
 from qdiff.adapters import adapter_for
 from qdiff.block_recon import LearnedRounding, Schedule
 from qdiff.calibration import CalibrationSettings
-from qdiff.capture import block_inputs
 from qdiff.functional import lp_loss
 from qdiff.measuring import batch_peak, forward_seconds, make_plan, peak_bytes
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
+from qdiff.reaching import block_inputs
 from tests.tiny import tiny_network
 
 KB = 4 * 256  # of a tensor of 256 float32
@@ -87,7 +87,7 @@ def test_measured_on_a_network():
     batch = torch.randn(2, 3, 8, 8), torch.tensor([0, 5])
     slow = model.get_submodule("model.mid.attn_1.q")
     slow.register_forward_pre_hook(lambda module, args: time.sleep(0.2))
-    made = make_plan(model, batch, 9, CalibrationSettings(6, Schedule(1, 1), None))
+    made = make_plan(model, batch, 9, CalibrationSettings(6, Schedule(1, 1), None), 10**9)
     assert [b.path for b in made.blocks] == [b.path for b in model.blocks()]
     found = {b.path: b for b in made.blocks}
     for path, block in found.items():
@@ -98,6 +98,7 @@ def test_measured_on_a_network():
     assert found["model.up.1.block.0"].sample_bytes == 4 * ((128 + 64) * 4 * 4 + 128)
     assert (found["model.conv_in"].sites, found["model.mid.attn_1"].sites) == (1, 8)
     assert found["model.mid.block_1"].sites == 3 and found["model.up.1.block.0"].sites == 4
+    assert made.replayed == 9, "memory has room for all samples"
     per_batch = 6 / 2 * 0.2  # the batch of calibration is three times as large
     assert per_batch < found["model.mid.attn_1"].seconds < 3 * per_batch
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules() if m is not slow)
@@ -118,18 +119,18 @@ def test_memory_of_a_network():
     model = network(act=False)
     with torch.no_grad():
         alone = peak_bytes(lambda: model(torch.zeros(6, 3, 8, 8), torch.zeros(6)))
-    estimate = make_plan(model, ONE, 100, settings).forward_bytes
+    estimate = make_plan(model, ONE, 100, settings, 0).forward_bytes
     assert math.isclose(estimate, alone, rel_tol=0.01)
-    searched = make_plan(network(), ONE, 100, settings).forward_bytes
+    searched = make_plan(network(), ONE, 100, settings, 0).forward_bytes
     assert searched > 11 / 6 * estimate, "eleven samples, and their quantized selves"
-    few = make_plan(network(), ONE, 8, settings).forward_bytes
+    few = make_plan(network(), ONE, 8, settings, 0).forward_bytes
     assert few < searched, "there are no more samples than that"
 
 
 def test_memory_of_an_iteration_grows_with_the_batch_and_with_what_is_learned():
     def iteration(batch_size: int, rounding: bool, steps: bool) -> dict[str, int]:
         schedules = [Schedule(1, 1e-3) if learned else None for learned in (rounding, steps)]
-        made = make_plan(network(), ONE, 10, CalibrationSettings(batch_size, *schedules))
+        made = make_plan(network(), ONE, 10, CalibrationSettings(batch_size, *schedules), 0)
         return {b.path: b.iteration_bytes for b in made.blocks}
 
     nothing, few, many = iteration(2, False, False), iteration(2, True, True), iteration(20, True, True)
@@ -144,7 +145,7 @@ def test_memory_of_an_iteration_grows_with_the_batch_and_with_what_is_learned():
 def test_memory_of_the_largest_iteration():
     """The plan is made from at most a quarter of the batch; the truth is the whole one."""
     model, batch = network(act=False), [x.repeat_interleave(32, 0) for x in ONE]
-    made = make_plan(model, ONE, 10, CalibrationSettings(32, Schedule(1, 1e-3), None))
+    made = make_plan(model, ONE, 10, CalibrationSettings(32, Schedule(1, 1e-3), None), 0)
     largest = max(made.blocks, key=lambda b: b.iteration_bytes)
     block = next(b for b in model.blocks() if b.path == largest.path)
     inputs = block_inputs(block.module, lambda: model(*batch))
@@ -160,7 +161,7 @@ def test_memory_of_the_largest_iteration():
 def test_planning_leaves_the_network_as_it_was():
     model = network()
     before = {key: x.clone() for key, x in model.state_dict().items()}
-    make_plan(model, ONE, 10, CalibrationSettings(2, Schedule(1, 1e-3), Schedule(1, 1e-3)))
+    make_plan(model, ONE, 10, CalibrationSettings(2, Schedule(1, 1e-3), Schedule(1, 1e-3)), 0)
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert all(site.quantizer is None for site in model.sites())
