@@ -15,7 +15,7 @@ from qdiff.block_recon import LearnedRounding, LearnedSteps, Objective
 from qdiff.calibration import CalibrationSettings
 from qdiff.functional import lp_loss
 from qdiff.planning import BlockPlan, Plan
-from qdiff.quant_block import ActSite, QuantBlock
+from qdiff.quant_block import ActSite, QuantBlock, minmax
 from qdiff.quant_layer import fit_quantizer
 from qdiff.quant_model import QuantModel
 from qdiff.replay import kept_bytes, replayed_samples, route
@@ -123,7 +123,8 @@ def _look(model: QuantModel, blocks: Iterable[QuantBlock], batch: Sequence[Tenso
 def _some_quantizer(sites: Sequence[ActSite], device: torch.device):
     """Activations quantized with any step, as memory goes; without quantizers afterwards, as before."""
     for site in sites:
-        site.set(fit_quantizer(torch.ones(1, sum(site.split or (1,)), device=device), site.spec, site.split))
+        some = torch.ones(1, sum(site.split or (1,)), device=device)
+        site.set(fit_quantizer(some, minmax(site.spec), site.split))
     try:
         yield
     finally:

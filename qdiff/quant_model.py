@@ -43,6 +43,7 @@ class QuantModel(nn.Module):
                 specs = kind.specs(policy) if policy.act else None
                 _replace(model, path, QuantProduct(module, kind.operands, specs))
         self.model = model
+        self._leaves = [m for m in self.modules() if isinstance(m, QuantModule | QuantProduct)]
         self.requires_grad_(False)
         self.train(model.training)
 
@@ -75,16 +76,15 @@ class QuantModel(nn.Module):
     @contextmanager
     def full_precision(self) -> Iterator[None]:
         """Quantizers off inside, as they were afterwards. Raises ValueError for a model without its FP weights."""
-        leaves = [m for m in self.modules() if isinstance(m, QuantModule | QuantProduct)]
-        if any(isinstance(m, QuantModule) and m.weight is None for m in leaves):
+        if any(isinstance(m, QuantModule) and m.weight is None for m in self._leaves):
             raise ValueError("this model holds integer weights only; full precision needs the original checkpoint")
-        before = [m.quantizing for m in leaves]
+        before = [m.quantizing for m in self._leaves]
         try:
-            for m in leaves:
+            for m in self._leaves:
                 m.quantizing = False
             yield
         finally:
-            for m, value in zip(leaves, before):
+            for m, value in zip(self._leaves, before):
                 m.quantizing = value
 
     def quantized_state(self) -> dict[str, Tensor]:

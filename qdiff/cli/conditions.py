@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -114,7 +115,11 @@ class Prompts(Conditions):
         return self._encoded([self.calibrating[i % len(self.calibrating)] for i in images])
 
     def none(self, count: int) -> Tensor:
-        return self._encoded([""]).repeat(count, 1, 1)
+        return self._empty.expand(count, -1, -1)
+
+    @cached_property
+    def _empty(self) -> Tensor:
+        return self._encoded([""])
 
     @torch.no_grad()
     def _encoded(self, prompts: Sequence[str]) -> Tensor:

@@ -1,6 +1,5 @@
 """Configurations of latent diffusion models: YAML files with the published `target:` paths."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from qdiff.cli.config import one_line, read_yaml
+from qdiff.cli.parser import suggestion
 from qdiff.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ def _override(config: DictConfig, word: str, path: Path) -> None:
     key = word.partition("=")[0]
     known = _keys(config)
     if key not in known:
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "give one of its keys"
+        hint = suggestion(key, known) or "give one of its keys"
         raise UserError(f"'{word}': '{path}' has no key '{key}': {hint}")
     try:
         value = OmegaConf.select(OmegaConf.from_dotlist([word]), key)

@@ -87,7 +87,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unexpected word {surplus[0]!r}: leave it out, or put it behind the flag it belongs to")
         name = unknown.partition("=")[0]
         known = [spelling for flag in self.flags for spelling in flag.action.option_strings]
-        self.error(f"unknown flag {name}: {_suggestion(name, known) or 'see --help'}")
+        self.error(f"unknown flag {name}: {suggestion(name, known) or 'see --help'}")
 
 
 def parse(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -142,7 +142,7 @@ def choice(*values: str) -> dict[str, Any]:
 
     def convert(text: str) -> str:
         if text not in values:
-            hint = _suggestion(text, values) or f"use {' or '.join(values)}"
+            hint = suggestion(text, values) or f"use {' or '.join(values)}"
             raise argparse.ArgumentTypeError(f"{text!r} is unknown: {hint}")
         return text
 
@@ -170,6 +170,7 @@ def _refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _suggestion(word: str, known: Iterable[str]) -> str | None:
+def suggestion(word: str, known: Iterable[str]) -> str | None:
+    """A question whether the known word was meant that is most like this one; None where none is like it."""
     close = difflib.get_close_matches(word.lower(), known, n=1)
     return f"did you mean {close[0]}?" if close else None

@@ -102,9 +102,8 @@ def test_a_checkpoint_that_is_missing(elsewhere):
     )
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_calibrating(bits, elsewhere):
-    plan = plan_of(CALIBRATE, bits)
+def test_calibrating(elsewhere):
+    plan = plan_of(CALIBRATE, 4)
     common(plan)
     assert "calibration data: data.pt" in plan
     rows = re.findall(r"^(model\.\S+) +([\d,]+) +([\d.]+) MiB +\d+:\d\d:\d\d$", plan, re.MULTILINE)
