@@ -24,7 +24,7 @@ from qdiff.compat import original_shapes
 from qdiff.fitting import legacy_owners, splits_of, state_shapes
 from qdiff.measuring import peak_bytes
 from qdiff.policy import QuantPolicy, QuantSpec
-from qdiff.replay import Replay
+from qdiff.replay import Replay, kept_bytes
 
 REPEATS = 7
 
@@ -96,6 +96,23 @@ def calibration(config: Path, batch: int, iterations: int = 10) -> list[Row]:
                 each = (time.perf_counter() - start) / iterations * 1e3
                 rows.append(Row(f"{name} {block.path}", each, "ms/iteration", f"batch {size}"))
     return rows
+
+
+def captures(config: Path, batch: int) -> list[Row]:
+    """The inputs and outputs of all blocks, one block after another, without and with outputs of finished blocks."""
+    model, rows = quantized(config, True, batch), []
+    data = CalibrationSet(inputs(config, 4 * batch))
+    for name, memory in (("without", 0), ("with", 2**34)):
+        start = time.perf_counter()
+        way = Replay(model, [block.module for block in model.blocks()], data, batch, memory)
+        for block in model.blocks():
+            with tempfile.TemporaryDirectory() as folder:
+                capture(way, block.module, Store(2**34, Path(folder)))
+            way.settle(block.module)
+        seconds = time.perf_counter() - start
+        rows.append(Row(f"capture of all blocks {name} replay", seconds, "s", f"{len(data)} samples"))
+    kept = kept_bytes(way.stops) / 2**20
+    return [*rows, Row("kept for replay", kept, "MiB/sample", "float32, of both networks")]
 
 
 MEMORY = """
@@ -199,5 +216,6 @@ MEASURES: dict[str, Callable[[Path, int], list[Row]]] = {
     "startup": startup,
     "forward": forward,
     "calibration": calibration,
+    "captures": captures,
     "loading": loading,
 }

@@ -72,15 +72,16 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return live.peak
 
 
-def batch_peak(run: Callable[..., object], inputs: Sequence[Tensor], size: int) -> int:
+def batch_peak(run: Callable[..., object], inputs: Sequence[Tensor], size: int, most: int | None = None) -> int:
     """`peak_bytes` of `run(*inputs)` on a batch of `size`, continued from batches of an eighth and a quarter of it.
 
-    Smaller ones would not tell: what does not depend on the batch, such as gradients of weights, hides its part there.
+    Smaller ones would not tell where something does not depend on the batch, such as gradients of weights, and hides
+    its part there; elsewhere the smaller of the two need not have more than `most` samples.
     """
-    eighth = max(1, size // 8)
-    batches = [[x[:1].repeat_interleave(n, 0) for x in inputs] for n in (eighth, 2 * eighth)]
+    few = max(1, min(size // 8, most or size))
+    batches = [[x[:1].repeat_interleave(n, 0) for x in inputs] for n in (few, 2 * few)]
     less, more = (peak_bytes(lambda: run(*batch)) for batch in batches)  # noqa: B023 - called at once
-    return less + (more - less) * (size - eighth) // eighth
+    return less + (more - less) * (size - few) // few
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ def make_plan(
     seen = _look(model, blocks, batch)
     scale = settings.batch_size / len(batch[0])
     with _some_quantizer(model.sites(), batch[0].device), torch.no_grad():
-        forward_bytes = batch_peak(model, batch, min(samples, settings.forward_samples(model.policy.act is not None)))
+        size = min(samples, settings.forward_samples(model.policy.act is not None))
+        forward_bytes = batch_peak(model, batch, size, most=2)
     plans = [_block_plan(block, seen[block.path], settings, scale) for block in blocks]
     return Plan(plans, samples, settings, forward_bytes, replayed, replayed * kept_bytes(stops))
 

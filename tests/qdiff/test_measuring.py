@@ -125,6 +125,10 @@ def test_memory_of_a_network():
     assert searched > 11 / 6 * estimate, "eleven samples, and their quantized selves"
     few = make_plan(network(), ONE, 8, settings, 0).forward_bytes
     assert few < searched, "there are no more samples than that"
+    with torch.no_grad():
+        many = peak_bytes(lambda: model(torch.zeros(60, 3, 8, 8), torch.zeros(60)))
+    settings = CalibrationSettings(60, None, None)
+    assert math.isclose(make_plan(model, ONE, 100, settings, 0).forward_bytes, many, rel_tol=0.01)
 
 
 def test_memory_of_an_iteration_grows_with_the_batch_and_with_what_is_learned():
