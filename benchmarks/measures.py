@@ -1,53 +1,21 @@
-"""What is measured. Times are medians after a warm-up; each process-wide figure has its own process."""
+"""What is measured. Times are medians after a warm-up."""
 
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from networks import inputs, network, quantized
-from safetensors.torch import save_file
+from processes import loading, sampling, startup
+from row import REPEATS, Row, median_seconds
 
-from qdiff.adapters import adapter_for
 from qdiff.block_recon import LearnedRounding, LearnedSteps, Schedule, block_reconstruction
 from qdiff.calibration_data import CalibrationSet
 from qdiff.capture import Store, capture
-from qdiff.checkpoint import save_quantized
-from qdiff.cli.latent_config import build_latent, load_latent_config
-from qdiff.cli.networks import is_latent
-from qdiff.compat import original_shapes
-from qdiff.fitting import legacy_owners, splits_of, state_shapes
 from qdiff.measuring import peak_bytes
-from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.replay import Replay, kept_bytes
-
-REPEATS = 7
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure."""
-
-    name: str
-    value: float
-    unit: str
-    note: str = ""
-
-
-def median_seconds(function: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median wall time of a call, after one that does not count."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def forward(config: Path, batch: int) -> list[Row]:
@@ -115,107 +83,11 @@ def captures(config: Path, batch: int) -> list[Row]:
     return [*rows, Row("kept for replay", kept, "MiB/sample", "float32, of both networks")]
 
 
-MEMORY = """
-import sys, time
-from pathlib import Path
-status = lambda key: int(Path("/proc/self/status").read_text().partition(key)[2].split()[0])
-def measure(load):
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts anew
-    before, start = status("VmRSS:"), time.perf_counter()
-    load()
-    print(time.perf_counter() - start, (status("VmHWM:") - before) / 1024)
-"""
-LOAD = f"""{MEMORY}
-from qdiff.cli.config import build_network, load_config
-from qdiff.checkpoint import load_quantized, load_weights
-config = Path(sys.argv[2])
-model = build_network(load_config(config), config)
-measure(lambda: load_weights(model, sys.argv[1]) if sys.argv[3] == "fp" else load_quantized(
-    model, sys.argv[1], weight_bit=4, act_bit=8, split=True
-))
-"""
-LOAD_LATENT = f"""{MEMORY}
-from qdiff.cli.ldm_flags import ldm_parser
-from qdiff.cli.parser import parse
-from qdiff.cli.sample_ldm import ClassPipeline
-args = parse(ldm_parser(), ["-r", sys.argv[1], "--config", sys.argv[2], "--seed", "0"])
-measure(lambda: ClassPipeline(args).load())
-"""
-
-
-def original_state(config: Path) -> dict[str, torch.Tensor]:
-    """A calibrated checkpoint as the original lays it out; its numbers mean nothing."""
-    model, policy = network(config), QuantPolicy(act=QuantSpec(8), split=True)
-    adapter = adapter_for(model)
-    shapes = state_shapes(model, policy, adapter), splits_of(model, policy, adapter), legacy_owners(model, adapter)
-    values = {"delta": torch.ones, "zero_point": torch.ones}  # of weights from -1 to 14
-    return {
-        key: values.get(key.rpartition(".")[2], lambda shape: 15 * torch.rand(shape) - 1)(shape)
-        for key, shape in original_shapes(*shapes).items()
-    }
-
-
-def loading(config: Path, batch: int) -> list[Row]:
-    """Time and added peak memory of loading each format, each in a process of its own."""
-    rows = []
-    if is_latent(config):
-        return _loading_of_latent(config)
-    with tempfile.TemporaryDirectory() as folder:
-        files = {"FP safetensors": ("fp", f"{folder}/fp.safetensors"), "W4A8, ours": ("q", f"{folder}/q.safetensors")}
-        save_file(network(config).state_dict(), files["FP safetensors"][1])
-        files["FP pickle"] = ("fp", f"{folder}/fp.ckpt")
-        torch.save(network(config).state_dict(), files["FP pickle"][1])
-        files["W4A8, the original's"] = ("q", f"{folder}/original.pth")
-        torch.save(original_state(config), files["W4A8, the original's"][1])
-        save_quantized(files["W4A8, ours"][1], quantized(config, True, batch), config={}, provenance={})
-        for name, (kind, path) in files.items():
-            rows += _load(name, path, LOAD, str(config), kind)
-    return rows
-
-
-def _loading_of_latent(config: Path) -> list[Row]:
-    """The whole model as the script loads it, from a file of the published size."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/model.ckpt"
-        torch.save({"state_dict": build_latent(load_latent_config(config), config).state_dict()}, path)
-        return _load("whole model, FP pickle", path, LOAD_LATENT, str(config))
-
-
-def _load(name: str, path: str, code: str, *args: str) -> list[Row]:
-    runs = [_child(code, path, *args) for _ in range(3)]
-    seconds, mib = (statistics.median(column) for column in zip(*runs))
-    size = Path(path).stat().st_size / 1e6
-    return [
-        Row(f"load {name}", seconds, "s", f"{size:.1f} MB"),
-        Row(f"load {name}, peak memory added", mib, "MiB", f"{mib * 2**20 / 1e6 / size:.2f} x the file"),
-    ]
-
-
-def _child(code: str, *args: str) -> list[float]:
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
-    return [float(word) for word in done.stdout.split()]
-
-
-def startup(config: Path, batch: int) -> list[Row]:
-    """Import of qdiff beyond torch, and `--help`."""
-    clock = "import time; start = time.perf_counter()\n{}\nprint(time.perf_counter() - start)"
-    rows = []
-    for name, before, what in (
-        ("import torch", "", "import torch"),
-        ("import qdiff", "", "import qdiff"),
-        ("import qdiff.QuantModel, beyond torch", "import torch\n", "from qdiff import QuantModel, load_quantized"),
-    ):
-        seconds = statistics.median(_child(before + clock.format(what))[0] for _ in range(5))
-        rows.append(Row(name, seconds, "s"))
-    script = [sys.executable, "scripts/sample_diffusion_ddim.py", "--help"]
-    help_time = median_seconds(lambda: subprocess.run(script, capture_output=True, check=True), 5)
-    return [*rows, Row("sample_diffusion_ddim.py --help", help_time, "s")]
-
-
 MEASURES: dict[str, Callable[[Path, int], list[Row]]] = {
     "startup": startup,
     "forward": forward,
     "calibration": calibration,
     "captures": captures,
     "loading": loading,
+    "sampling": sampling,
 }

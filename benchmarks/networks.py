@@ -29,7 +29,9 @@ def inputs(config: Path, batch: int) -> tuple[Tensor, ...]:
     x = torch.randn(batch, params.channels, params.image_size, params.image_size)
     if not isinstance(params.cond_stage_config, DictConfig):
         return x, t
-    return x, t, torch.randn(batch, 1, params.unet_config.params.context_dim)
+    condition = params.cond_stage_config
+    tokens = condition.get("params", {}).get("max_length", 77) if "CLIP" in condition.target else 1
+    return x, t, torch.randn(batch, tokens, params.unet_config.params.context_dim)
 
 
 def quantized(config: Path, act: bool, batch: int, split: bool = True) -> QuantModel:

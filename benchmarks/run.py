@@ -14,7 +14,8 @@ import platform
 from pathlib import Path
 
 import torch
-from measures import MEASURES, Row
+from measures import MEASURES
+from row import Row
 
 
 def table(rows: list[Row]) -> str:

@@ -158,7 +158,7 @@ class _Job:
             site.observe(observer)
         drawn = self.data.draw(samples, self._generator("ranges"))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.model.adapter.at_once():
                 for inputs in drawn.batches(batch_size):
                     self.model(*(x.to(device) for x in inputs))
         except ValueError as error:

@@ -16,6 +16,7 @@ from qdiff.files.quantized import QuantizedFile, is_quantized, read_quantized, w
 from qdiff.fitting import check_numbers, compare, legacy_owners, splits_of, state_shapes
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_block import Observer
+from qdiff.quant_layer import PackedModule, QuantModule
 from qdiff.quant_model import QuantModel
 
 
@@ -69,6 +70,8 @@ def save_quantized(
     for layer, module in model.layers().items():
         if module.rounding is not None:
             raise ValueError(f"the rounding of {layer} is still being learned")
+        if isinstance(module, PackedModule):
+            raise ValueError(f"{layer} was loaded with low memory: copy its file instead")
     for site in model.sites():
         if site.quantizer is None or any(isinstance(part, Observer) for part in site.quantizer.modules()):
             raise ValueError(f"{site.path}.{site.name} is not calibrated")
@@ -86,6 +89,7 @@ def load_quantized(
     a_sym: bool = False,
     split: bool = False,
     sm_abit: int = 8,
+    low_memory: bool = False,
 ) -> QuantModel:
     """The quantized network of a file, ours or the original's; no data, no forward pass and no other file is needed.
 
@@ -95,6 +99,7 @@ def load_quantized(
         weight_bit: 2..8; None takes the file's.
         act_bit: bits of the activations, 2..16; None leaves them in floating point.
         a_sym, split, sm_abit: as the file was calibrated; `a_sym` and `sm_abit` count only with `act_bit`.
+        low_memory: keep the codes packed and compute their values in every forward.
 
     Returns:
         a network on the device of `model`, in the mode it was in, without full-precision weights.
@@ -111,7 +116,8 @@ def load_quantized(
         weight = QuantSpec(file.facts.weight_bits, per_channel=True, range_search="max")
         policy = QuantPolicy(weight, act, sm_abit, split)
     adapter = adapter_for(model)
-    return QuantModel.from_state(model, policy, adapter, _state_for(path, file, model, policy, adapter))
+    state = _state_for(path, file, model, policy, adapter)
+    return QuantModel.from_state(model, policy, adapter, state, layer_type=PackedModule if low_memory else QuantModule)
 
 
 def load_rounding(model: nn.Module, path: str | Path, policy: QuantPolicy) -> QuantModel:
@@ -133,7 +139,10 @@ def load_rounding(model: nn.Module, path: str | Path, policy: QuantPolicy) -> Qu
 
 
 def load_weights(
-    model: nn.Module, path: str | Path, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+    model: nn.Module,
+    path: str | Path,
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+    without: tuple[str, ...] = (),
 ) -> None:
     """Give a network the full-precision weights of a file, on the CPU and where possible mapped instead of copied.
 
@@ -141,6 +150,7 @@ def load_weights(
         model: may be on the meta device; its parameters and buffers are replaced and keep their dtypes.
         path: the weights.
         rename: gives keys that are written in several ways the network's names.
+        without: how the keys begin that are not loaded, and of whose numbers nothing is read.
 
     Raises:
         UserError: damaged file, a calibrated file, or weights of another network.
@@ -152,8 +162,9 @@ def load_weights(
         )
     own, state = model.state_dict(), rename(file.state)
     compare(path, state, {key: tuple(x.shape) for key, x in own.items()})
-    check_numbers(path, state)
-    model.load_state_dict({key: x.to(own[key].dtype) for key, x in state.items()}, assign=True)
+    loaded = {key: x for key, x in state.items() if not key.startswith(without)}
+    check_numbers(path, loaded)
+    model.load_state_dict({key: x.to(own[key].dtype) for key, x in loaded.items()}, assign=True, strict=not without)
 
 
 def _read_calibrated(path: str | Path) -> QuantizedFile | OriginalFile:
@@ -165,8 +176,8 @@ def _read_calibrated(path: str | Path) -> QuantizedFile | OriginalFile:
 
 def _state_for(
     path: str | Path, file: QuantizedFile | OriginalFile, model: nn.Module, policy: QuantPolicy, adapter: Adapter
-) -> dict[str, Tensor]:
-    """The file's tensors as our state on the device of `model`, all of them checked against the network."""
+) -> Mapping[str, Tensor]:
+    """The file's tensors as our state, all of them checked against the network."""
     held = replace(policy, act=QuantSpec(8) if file.facts.activations else None)
     shapes, splits = state_shapes(model, held, adapter), splits_of(model, held, adapter)
     owners = legacy_owners(model, adapter)
@@ -177,6 +188,4 @@ def _state_for(
         raise UserError(
             f"'{path}' splits its shortcuts at other channels than the network: give the --config of its network"
         )
-    state = file.state if ours else compat.from_original(file.state, shapes, policy.weight, owners)
-    device = next(model.parameters()).device
-    return {key: x.to(device) for key, x in state.items()}
+    return file.state if ours else compat.from_original(file.state, shapes, policy.weight, owners)

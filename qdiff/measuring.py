@@ -3,7 +3,7 @@
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -150,7 +150,8 @@ def make_plan(
     replayed = replayed_samples(stops, samples, settings.batch_size, memory)
     seen = _look(model, blocks, batch)
     scale = settings.batch_size / len(batch[0])
-    with _some_quantizer(model.sites(), batch[0].device), torch.no_grad():
+    whole = model.adapter.at_once if model.policy.act else nullcontext  # as ranges are found
+    with _some_quantizer(model.sites(), batch[0].device), torch.no_grad(), whole():
         size = min(samples, settings.forward_samples(model.policy.act is not None))
         forward_bytes = batch_peak(model, batch, size, most=2)
     plans = [_block_plan(block, seen[block.path], settings, scale) for block in blocks]

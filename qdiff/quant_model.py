@@ -102,15 +102,17 @@ class QuantModel(nn.Module):
         *,
         keep_weights: bool = False,
         activations: bool = True,
+        layer_type: type[QuantModule] = QuantModule,
     ) -> "QuantModel":
         """Rebuild from `quantized_state`; no data and no forward pass are needed.
 
         Args:
             model: the network; its quantized weights may hold anything unless `keep_weights`.
             policy, adapter: as when it was made. Without `policy.act`, activations stay in floating point.
-            state: as `quantized_state` gives it.
+            state: as `quantized_state` gives it, on any device.
             keep_weights: keep the model's own weights and biases, so that `full_precision` works.
             activations: take the activation quantizers too; otherwise they are still to be calibrated.
+            layer_type: of the layers.
 
         Raises:
             KeyError: `state` lacks a tensor.
@@ -120,16 +122,17 @@ class QuantModel(nn.Module):
         def restore(path: str, layer: nn.Module, split: tuple[int, ...] | None) -> QuantModule:
             prefix = f"model.{path}"
             quantizer = quantizer_from(state, f"{prefix}.weight_quantizer", policy.weight, split)
-            return QuantModule(layer, quantizer, state[f"{prefix}.codes"])
+            return layer_type(layer, quantizer.to(device), state[f"{prefix}.codes"])
 
+        device = next(model.parameters()).device
         quantized = cls(model, policy, adapter, make_layer=restore)
         for site in quantized.sites() if activations else []:
-            site.set(quantizer_from(state, f"{site.path}.{site.name}", site.spec, site.split))
+            site.set(quantizer_from(state, f"{site.path}.{site.name}", site.spec, site.split).to(device))
         if not keep_weights:
             for layer in quantized.layers().values():
                 layer.forget_full_precision()
-            own = quantized.state_dict()
-            quantized.load_state_dict({key: state[key] for key in own})
+            others = [key for key in quantized.state_dict() if not key.endswith(".codes")]
+            quantized.load_state_dict({key: state[key] for key in others}, strict=False)
         return quantized
 
 

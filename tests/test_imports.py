@@ -20,7 +20,7 @@ TREES = {p.relative_to(ROOT).as_posix(): ast.parse(p.read_text(encoding="utf-8")
 
 # Rooms of qdiff from the mathematics up to the command line: each imports itself and what stands on lines above it.
 FLOW = (
-    ("errors", "functional", "evaluate", "features", "reaching"),
+    ("errors", "functional", "evaluate", "features", "packing", "reaching"),
     ("policy",),
     ("quant_layer", "files"),
     ("adaptive_rounding", "quant_block", "adapters", "compat", "journal", "run_folder", "sampling", "report"),

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.util import GROUPS, zero_module
+from ldm.modules.slices import in_slices
 
 
 class GEGLU(nn.Module):
@@ -36,8 +37,7 @@ class FeedForward(nn.Module):
 class CrossQKMatMul(nn.Module):
     """Attention scores. A module of its own, without parameters, so that it can be replaced.
 
-    Batch entries and queries do not see each other, so a caller may hand them over in slices to bound the scores'
-    memory.
+    Batch entries do not see each other, so they may come in slices.
     """
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
@@ -77,11 +77,14 @@ class CrossAttention(nn.Module):
         """(B, N, heads * d) -> (B * heads, N, d)."""
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
 
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.smv_matmul(v, self.qk_matmul(q, k).softmax(dim=-1))
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: (B, N, query_dim), context: (B, M, context_dim), by default `x` -> (B, N, query_dim)."""
         context = x if context is None else context
         q, k, v = (self._split(y) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        h = self.smv_matmul(v, self.qk_matmul(q, k).softmax(dim=-1))
+        h = in_slices(self._attend, q, k, v, scores=q.shape[1] * k.shape[1])
         return self.to_out(h.unflatten(0, (len(x), -1)).transpose(1, 2).flatten(2))
 
 

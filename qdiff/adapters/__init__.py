@@ -1,6 +1,7 @@
 """What quantization must know of a family of networks; the only importers of `ddim` and `ldm`."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -35,6 +36,7 @@ class Adapter:
         products: the attention products, by exact type.
         plain: exact types of modules that own parameters and stay as they are (normalisation).
         splits: path of every shortcut layer that sees two concatenated tensors -> their channels, from below first.
+        at_once: scope in which attention sees all scores together, as the search of their range must.
     """
 
     family: str
@@ -43,6 +45,7 @@ class Adapter:
     products: Mapping[type, ProductKind]
     plain: tuple[type, ...]
     splits: Callable[[nn.Module], dict[str, tuple[int, int]]]
+    at_once: Callable[[], AbstractContextManager] = nullcontext
 
 
 def shortcut_splits(model: nn.Module, block: type, shortcut: str) -> dict[str, tuple[int, int]]:

@@ -99,6 +99,12 @@ def quantization(parser: Parser) -> None:
         needs=(*PTQ, "--resume or --resume_w"),
         help="calibrated checkpoint, ours or as the original saved it",
     )
+    add(
+        "--low_memory",
+        action="store_true",
+        needs=(*PTQ, "--resume"),
+        help="keep weights packed and compute their values in every call: slower, at 4 bits an eighth of the memory",
+    )
 
 
 def calibration(parser: Parser) -> None:
@@ -117,7 +123,8 @@ def calibration(parser: Parser) -> None:
     add("--cali_lr_w", default=1e-3, help="learning rate, rounding of the weights", **number(float, 1e-8, 1))
     add(
         "--cali_memory",
-        help="GiB for the captured inputs and outputs of a block (default: half of the free memory)",
+        help="GiB for the captured inputs and outputs of a block, and for outputs of finished ones where there is room "
+        "(default: half of the free memory)",
         **number(float, 0.01, 65536),
     )
     add_act = partial(add, needs=ACTIVATIONS)

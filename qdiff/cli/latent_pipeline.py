@@ -17,6 +17,8 @@ from qdiff.cli.pipeline import CALIBRATION_IMAGES, Pipeline
 from qdiff.errors import UserError
 from qdiff.sampling import batch_noise
 
+UNET = ("model.", "model_ema.")  # how its keys begin
+
 
 class LatentPipeline(Pipeline):
     """A latent model; its scripts set what is not listed among the arguments.
@@ -70,15 +72,19 @@ class LatentPipeline(Pipeline):
         return self.latent.model.diffusion_model
 
     def load(self) -> Mapping[str, Tensor]:
-        """All weights, also with `--resume`: what is not the UNet is not quantized."""
-        load_weights(self.latent, self.checkpoint, partial(published_keys, self.latent))
+        """All weights, but not those of the UNet with `--resume`: a calibrated file has them."""
+        loaded_without = UNET if self.args.resume else ()
+        load_weights(self.latent, self.checkpoint, partial(published_keys, self.latent), loaded_without)
         if not torch.allclose(self.latent.alphas_cumprod, schedule(self.config), rtol=1e-4, atol=0):
             raise UserError(
                 f"'{self.checkpoint}' has another noise schedule than '{self.source}', overrides included, says: the "
                 "network was trained with its own, so leave its keys as they are"
             )
+        if self.args.resume:
+            self.latent.model_ema = None
+            self.network.to_empty(device="cpu")  # which takes no memory before something is written to it
         self._settle()
-        return self.latent.state_dict()
+        return {key: x for key, x in self.latent.state_dict().items() if not key.startswith(loaded_without)}
 
     def _settle(self) -> None:
         self.latent.adopt_ema()

@@ -155,7 +155,14 @@ class Quantization:
         a = self.args
         act_bit = a.act_bit if a.quant_act else None
         model = load_quantized(
-            self.model, path, weight_bit=a.weight_bit, act_bit=act_bit, a_sym=a.a_sym, split=a.split, sm_abit=a.sm_abit
+            self.model,
+            path,
+            weight_bit=a.weight_bit,
+            act_bit=act_bit,
+            a_sym=a.a_sym,
+            split=a.split,
+            sm_abit=a.sm_abit,
+            low_memory=a.low_memory,
         )
         return model.eval()
 

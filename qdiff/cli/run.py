@@ -20,7 +20,7 @@ MEASURED = 1  # pictures in the forward that a dry run measures; a batch takes t
 
 # Flags with which a run may be continued: they change no picture, or what they name is recorded itself.
 FILES = ("cali_ckpt", "cali_data_path")
-FREE = (*FILES, "device", "verbose", "dry_run", "cali_memory", "logdir", "cond")
+FREE = (*FILES, "device", "verbose", "dry_run", "cali_memory", "low_memory", "logdir", "cond")
 
 
 class Run:

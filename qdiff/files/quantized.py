@@ -8,7 +8,7 @@ the same bytes.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
 from qdiff.files.facts import Activations, Facts, Layer
-from qdiff.files.packing import pack, unpack
+from qdiff.packing import pack, packed_size, unpack
 from qdiff.policy import QuantPolicy
 
 FORMAT, VERSION = "qdiff-quantized", 1
@@ -39,7 +39,8 @@ class QuantizedFile:
         family: of networks, a key of `qdiff.adapters.FAMILIES`.
         config: of the network, JSON values.
         splits: path of each split layer -> input channels of its slices.
-        state: as `QuantModel.quantized_state` gives it; codes as uint8 in the weight's shape.
+        state: as `QuantModel.quantized_state` gives it; codes as uint8 in the weight's shape, those of a file that was
+            read unpacked whenever they are asked for.
         provenance: where the numbers come from (settings, digests), JSON values.
         versions: of the software that wrote the file; filled in by `write_quantized`.
     """
@@ -136,19 +137,34 @@ def read_quantized(path: str | Path) -> QuantizedFile:
         raise UserError(f"'{path}' is damaged ({cause}): copy or make it again") from e
 
 
+class _State(Mapping[str, Tensor]):
+    """The tensors of a file. Codes are unpacked when they are asked for: together they would take twice the memory."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], codes: Sequence[Mapping[str, Any]]):
+        self.packed = {c["layer"] + CODES: (tensors[c["layer"] + CODES], c["bits"], tuple(c["shape"])) for c in codes}
+        zero_points = {key: x.float() for key, x in tensors.items() if key.endswith(".zero_point")}
+        self.others = {key: x for key, x in tensors.items() if key not in self.packed} | zero_points
+        for packed, bits, shape in self.packed.values():
+            if packed.shape != (packed_size(torch.Size(shape).numel(), bits),):
+                raise ValueError(f"codes of shape {shape} and {bits} bits do not take {len(packed)} bytes")
+
+    def __getitem__(self, key: str) -> Tensor:
+        return unpack(*self.packed[key]) if key in self.packed else self.others[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self.packed, *self.others))
+
+    def __len__(self) -> int:
+        return len(self.packed) + len(self.others)
+
+
 def _content(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantizedFile:
-    state = {}
-    for code in header["codes"]:
-        key = code["layer"] + CODES
-        state[key] = unpack(tensors[key], code["bits"], tuple(code["shape"]))
-    for key, x in tensors.items():
-        state.setdefault(key, x.float() if key.endswith(".zero_point") else x)
     return QuantizedFile(
         policy=QuantPolicy.from_dict(header["policy"]),
         family=header["family"],
         config=header["config"],
         splits={code["layer"]: tuple(code["split"]) for code in header["codes"] if code["split"]},
-        state=state,
+        state=_State(tensors, header["codes"]),
         provenance=header["provenance"],
         versions=header["versions"],
     )

@@ -91,6 +91,20 @@ def test_saving_what_was_loaded_gives_the_same_bytes(files, tmp_path):
     assert (tmp_path / "again").read_bytes() == files.ours.read_bytes()
 
 
+def test_low_memory_changes_no_number_and_keeps_no_weight(files, tmp_path):
+    for path in (files.pth, files.ours):
+        expected = files.load(path, act=True)
+        packed = load_quantized(files.original.network(), path, **files.original.flags(), low_memory=True)
+        tensors = files.original.case.tensors
+        assert torch.equal(output(packed, tensors), output(expected, tensors))
+        held = sum(x.nbytes for module in packed.layers().values() for x in module.buffers())
+        weights = sum(layer.codes.numel() for layer in expected.layers().values())
+        assert held < 1.1 * weights * files.original.case.settings.weight_bit / 8
+        with pytest.raises(ValueError, match="low memory"):
+            save_quantized(tmp_path / "f", packed, config={}, provenance={})
+    assert not (tmp_path / "f").exists()
+
+
 def test_the_file_is_enough_to_build_the_network(files):
     stored = read_quantized(files.ours)
     assert OmegaConf.create(stored.config) == files.original.config

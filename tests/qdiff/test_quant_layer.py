@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qdiff.policy import QuantSpec
-from qdiff.quant_layer import QuantModule, SplitQuantizer, UniformAffineQuantizer, fit_quantizer
+from qdiff.quant_layer import PackedModule, QuantModule, SplitQuantizer, UniformAffineQuantizer, fit_quantizer
 from tests.golden_networks import GOLDEN
 
 CASES = json.loads((GOLDEN / "quantizers.json").read_text())
@@ -266,6 +267,28 @@ def test_without_its_weight_a_layer_still_runs_and_is_smaller():
     assert torch.equal(quantized(x), before)
     assert quantized.weight is None
     assert "weight" not in quantized.state_dict()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("name", "sizes"), [("linear", None), ("conv", None), ("conv", (2, 1))])
+def test_packed_codes_give_the_same_numbers_in_less_memory(name, sizes, bits):
+    layer, x = layer_and_input(name)
+    quantizer = fit_quantizer(layer.weight, replace(W4, bits=bits), sizes)
+    codes = quantizer.codes(layer.weight)
+    expected = QuantModule(layer, quantizer, codes)
+    packed = PackedModule(layer, quantizer, codes)
+    packed.forget_full_precision()
+    assert torch.equal(packed(x), expected(x)) and torch.equal(packed.codes, expected.codes)
+    assert sum(b.nbytes for b in packed.buffers() if b.dtype == torch.uint8) == -(
+        -codes.numel() * (bits if bits != 3 else 4) // 8
+    )
+    weights = [b for b in packed.state_dict().values() if b.numel() >= codes.numel()]
+    assert weights == [], "nothing as large as the weight is left"
+    packed.set_codes(codes ^ 1)
+    expected.set_codes(codes ^ 1)
+    assert torch.equal(packed(x), expected(x))
+    twin = copy.deepcopy(packed).to(torch.bfloat16)
+    assert twin(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_padding_other_than_zeros_is_refused():

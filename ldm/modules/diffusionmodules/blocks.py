@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.util import normalization, zero_module
+from ldm.modules.slices import in_slices
 
 
 class TimestepEmbedSequential(nn.Sequential):
@@ -100,7 +101,7 @@ class ResBlock(nn.Module):
 class QKMatMul(nn.Module):
     """Attention scores. A module of its own, without parameters, so that it can be replaced.
 
-    Batch entries do not see each other, so a caller may hand them over in slices to bound the scores' memory.
+    Batch entries do not see each other, so they may come in slices.
     """
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
@@ -131,8 +132,11 @@ class QKVAttentionLegacy(nn.Module):
         d = width // (3 * self.n_heads)
         q, k, v = qkv.reshape(batch * self.n_heads, 3 * d, length).chunk(3, dim=1)  # (B * heads, d, N) each
         scale = d**-0.25  # on both operands, as the published networks have it: it decides what is quantized
-        w = self.qkv_matmul(q * scale, k * scale).softmax(dim=-1)
-        return self.smv_matmul(v, w).reshape(batch, -1, length)
+        h = in_slices(self._attend, q * scale, k * scale, v, scores=length**2)
+        return h.reshape(batch, -1, length)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.smv_matmul(v, self.qkv_matmul(q, k).softmax(dim=-1))
 
 
 class AttentionBlock(nn.Module):

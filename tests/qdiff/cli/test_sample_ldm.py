@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm.guidance import guided
@@ -271,6 +271,24 @@ def test_the_same_command_again_and_a_loaded_file(classes, learned, tmp_path):
     again = run(classes, tmp_path / "resumed", line)
     assert np.array_equal(pixels(again), pixels(learned))
     assert not (again / "quantized.safetensors").exists()
+
+
+def test_low_memory_changes_no_picture_and_no_weight_of_the_unet_is_read(classes, learned, tmp_path):
+    model = shutil.copytree(classes, tmp_path / "model")
+    state = load_file(model / "model.safetensors")
+    broken = {key: torch.full_like(x, torch.nan) if key.startswith("model.") else x for key, x in state.items()}
+    save_file(broken, model / "model.safetensors")
+    file = learned / "quantized.safetensors"
+    line = f"{TWO} --ptq --weight_bit 4 --quant_act --resume --cali_ckpt {file} --low_memory"
+    assert np.array_equal(pixels(run(model, tmp_path / "low", line)), pixels(learned))
+
+
+def test_averages_are_not_read_either_with_a_calibrated_file(averaged, tmp_path):
+    line = f"{RUN} -n 2 --ptq --weight_bit 8 --quant_mode linear"
+    calibrated = run(averaged, tmp_path / "calibrated", line)
+    line += f" --resume --cali_ckpt {calibrated / 'quantized.safetensors'}"
+    line = line.replace(" --quant_mode linear", "")
+    assert np.array_equal(pixels(run(averaged, tmp_path / "resumed", line)), pixels(calibrated))
 
 
 def test_data_of_the_original_with_conditions(classes, learned, tmp_path):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdiff.files.packing import pack, packed_size, unpack
+from qdiff.packing import pack, packed_size, unpack
 
 BITS = st.integers(2, 8)
 SHAPES = st.lists(st.integers(0, 5), min_size=1, max_size=4)

@@ -7,9 +7,9 @@ from torch import Tensor
 PER_BYTE = {2: 4, 3: 2, 4: 2, 5: 1, 6: 1, 7: 1, 8: 1}  # bits -> codes in a byte; 3 bits take the room of 4
 
 
-def _shifts(bits: int) -> Tensor:
+def _shifts(bits: int, device: torch.device) -> Tensor:
     per_byte = PER_BYTE[bits]
-    return torch.arange(per_byte, dtype=torch.uint8) * (8 // per_byte)
+    return torch.arange(per_byte, dtype=torch.uint8, device=device) * (8 // per_byte)
 
 
 def packed_size(numel: int, bits: int) -> int:
@@ -33,7 +33,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if codes.numel() and int(codes.max()) >> bits:
         raise ValueError(f"code {int(codes.max())} does not fit into {bits} bits")
     rows = F.pad(codes.flatten(), (0, -codes.numel() % PER_BYTE[bits])).view(-1, PER_BYTE[bits])
-    return (rows << _shifts(bits)).sum(1, dtype=torch.uint8)
+    return (rows << _shifts(bits, codes.device)).sum(1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
@@ -46,4 +46,4 @@ def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     if packed.dtype != torch.uint8 or packed.shape != (packed_size(numel, bits),):
         raise ValueError(f"{numel} codes of {bits} bits are not {packed.dtype} of shape {tuple(packed.shape)}")
     mask = 2 ** (8 // PER_BYTE[bits]) - 1
-    return ((packed[:, None] >> _shifts(bits)) & mask).flatten()[:numel].reshape(shape)
+    return ((packed[:, None] >> _shifts(bits, packed.device)) & mask).flatten()[:numel].reshape(shape)
