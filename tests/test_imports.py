@@ -123,7 +123,7 @@ QDIFF = {m: needed for m, needed in NEEDS.items() if m.startswith("qdiff.")}
 
 def test_there_is_something_to_check():
     assert {"ddim.models.diffusion", "qdiff.quant_model", "qdiff.adapters.ddim"} <= MODULES.keys()
-    assert QDIFF["qdiff.quant_layer"] == {"qdiff.functional", "qdiff.policy"}
+    assert QDIFF["qdiff.quant_layer"] == {"qdiff.functional", "qdiff.packing", "qdiff.policy"}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -148,7 +148,7 @@ def test_arrows_point_from_the_job_down_to_the_mathematics(module):
 @pytest.mark.parametrize("module", [m for m in QDIFF if room(m) in KNOW_NO_NETWORK])
 def test_files_know_no_network(module):
     known = {room(other) for other in QDIFF[module] if other.startswith("qdiff.")}
-    assert known <= KNOW_NO_NETWORK | {"errors", "functional", "evaluate", "policy"}
+    assert known <= KNOW_NO_NETWORK | {"errors", "functional", "evaluate", "packing", "policy"}
 
 
 def test_no_import_goes_round_in_a_circle():

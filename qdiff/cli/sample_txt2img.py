@@ -14,6 +14,7 @@ from qdiff.cli.conditions import Prompts
 from qdiff.cli.latent_pipeline import LatentPipeline
 from qdiff.cli.precision import precision_of
 from qdiff.cli.run import carry_out
+from qdiff.cli.watermark import watermark
 from qdiff.errors import UserError
 from qdiff.files.tokenizer import has_tokenizer, load_tokenizer
 from qdiff.run_folder import RunFolder
@@ -38,6 +39,10 @@ def read_prompts(path: Path, flag: str) -> list[str]:
     if not prompts:
         raise UserError(f"{flag} {path} holds no prompt: write one in each line")
     return prompts
+
+
+def _as_it_is(images: Tensor) -> Tensor:
+    return images
 
 
 class TextPipeline(LatentPipeline):
@@ -68,6 +73,7 @@ class TextPipeline(LatentPipeline):
         encoder.tokenizer = load_tokenizer(self._tokenizer_folder(), encoder.max_length)
         self.conditions = Prompts(self.latent, prompts, cali_prompts)
         self.precision = precision_of(args.precision, self.device)
+        self.mark = watermark(args.H, args.W) if args.watermark else _as_it_is
 
     def _shape(self) -> tuple[int, int, int]:
         a, latent = self.args, self.latent
@@ -101,7 +107,8 @@ class TextPipeline(LatentPipeline):
 
     def decode(self, x: Tensor) -> Tensor:
         with self.precision:
-            return super().decode(x).float()
+            images = super().decode(x).float()
+        return self.mark(images)
 
     def finish(self, pictures: Sequence[Path], folder: RunFolder) -> None:
         if not self.args.skip_grid:

@@ -73,6 +73,7 @@ def _prompts(parser: Parser) -> None:
     add("--C", default=4, help="channels of a latent", **number(int, 1))
     add("--f", default=8, help="pixels for each pixel of a latent, along an edge", **number(int, 1))
     add("--n_rows", default=0, help="pictures in a row of the overview; 0 takes --n_samples", **number(int, 0))
+    add("--watermark", action="store_true", help="an invisible mark of generated pictures; needs 'qdiff[watermark]'")
     add("--fixed_code", action="store_true", help="every --n_samples pictures start from the same noise")
     add("--skip_grid", action="store_true", help="no overview")
     add("--skip_save", action="store_true", excludes=("--skip_grid",), help="no pictures beside the overview")

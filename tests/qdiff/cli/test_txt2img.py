@@ -2,11 +2,14 @@
 
 import shlex
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -15,6 +18,7 @@ from ldm.guidance import guided
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.samplers import ddim, dpm_solver, latent_timesteps, plms
 from qdiff.checkpoint import load_quantized
+from qdiff.cli.watermark import MESSAGE, METHOD, watermark
 from qdiff.sampling import batch_noise, to_uint8
 from tests.command_line import script
 from tests.ldm.tiny_text import write_text_model
@@ -278,3 +282,24 @@ def test_published_commands(line, model, learned, tmp_path):
     folder = run(model, tmp_path, f'--prompt "an astronaut" --n_iter 1 {line}')
     assert pixels(folder).std() > 10
     assert OmegaConf.load(folder / "config.yaml").flags.prompt == "an astronaut"
+
+
+def test_a_watermark_needs_its_package_and_large_pictures(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imwatermark", None)
+    assert "pip install 'qdiff[watermark]'" in refusal(model, tmp_path / "a", "--prompt red --watermark")
+    monkeypatch.setitem(sys.modules, "imwatermark", SimpleNamespace(WatermarkEncoder=None))
+    assert "at least 65536 pixels" in refusal(model, tmp_path / "b", "--prompt red --watermark")
+
+
+def test_a_watermark_can_be_read():
+    """Most of its bits, in pictures that are smooth; in others about every second, by chance."""
+    imwatermark = pytest.importorskip("imwatermark")
+    drawn = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = F.interpolate(0.3 * drawn, size=(256, 256), mode="bicubic")
+    marked, decoder = watermark(256, 256)(images), imwatermark.WatermarkDecoder("bytes", 8 * len(MESSAGE))
+    assert marked.shape == images.shape and 0 < (marked - images).abs().mean() < 0.05
+    wanted = np.unpackbits(np.frombuffer(MESSAGE, dtype=np.uint8))
+    for given, low, high in ((marked, 0.8, 1), (images, 0.4, 0.6)):
+        for pixels in to_uint8(given).permute(0, 2, 3, 1).numpy():
+            read = np.frombuffer(decoder.decode(pixels[..., ::-1].copy(), METHOD), dtype=np.uint8)
+            assert low <= (np.unpackbits(read) == wanted).mean() <= high
