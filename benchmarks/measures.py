@@ -1,5 +1,6 @@
 """What is measured. Times are medians after a warm-up."""
 
+import resource
 import statistics
 import tempfile
 import time
@@ -63,7 +64,8 @@ def calibration(config: Path, batch: int, iterations: int = 10) -> list[Row]:
                 block_reconstruction(block, captured, objective, schedule, size, torch.Generator().manual_seed(0))
                 each = (time.perf_counter() - start) / iterations * 1e3
                 rows.append(Row(f"{name} {block.path}", each, "ms/iteration", f"batch {size}"))
-    return rows
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return [*rows, Row("memory of the process at its peak", peak, "GiB", "other measures before it included")]
 
 
 def captures(config: Path, batch: int) -> list[Row]:
