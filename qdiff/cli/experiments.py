@@ -60,6 +60,7 @@ class Experiment:
         images: pictures of each method.
         reference: statistics of its training pictures.
         categories: how many take turns among the pictures; 0 where they have none.
+        folder_flag: of the script, for the folder of a run.
     """
 
     name: str
@@ -70,12 +71,15 @@ class Experiment:
     images: int
     reference: Path
     categories: int = 0
+    folder_flag: str = "-l"
 
     @property
     def runs(self) -> list[Method]:
         """The methods with their command lines."""
         return [
-            Method(name, folder, [str(word) for word in (self.script, *self.sampling, *words, "-l", folder)])
+            Method(
+                name, folder, [str(word) for word in (self.script, *self.sampling, *words, self.folder_flag, folder)]
+            )
             for name, (folder, words) in self.methods.items()
         ]
 

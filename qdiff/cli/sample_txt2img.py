@@ -1,11 +1,12 @@
 """`scripts/txt2img.py`: latent models with a text encoder."""
 
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from qdiff.adapters.latent_diffusion import FrozenCLIPEmbedder
@@ -70,21 +71,29 @@ class TextPipeline(LatentPipeline):
         encoder = self.latent.cond_stage_model
         if not isinstance(encoder, FrozenCLIPEmbedder):
             raise UserError(f"the model of {args.config} takes no text: sample it with scripts/sample_diffusion_ldm.py")
-        encoder.tokenizer = load_tokenizer(self._tokenizer_folder(), encoder.max_length)
+        encoder.tokenizer = self._tokenizer(encoder.max_length)
         self.conditions = Prompts(self.latent, prompts, cali_prompts)
         self.precision = precision_of(args.precision, self.device)
-        self.mark = watermark(args.H, args.W) if args.watermark else _as_it_is
+        pixels = (edge * self.latent.first_stage_model.factor for edge in self.shape[1:])
+        self.mark = watermark(*pixels) if args.watermark else _as_it_is
 
     def _shape(self) -> tuple[int, int, int]:
-        a, latent = self.args, self.latent
-        for flag, given, own in (("--C", a.C, latent.channels), ("--f", a.f, latent.first_stage_model.factor)):
-            if given != own:
+        a, channels, f = self.args, self.latent.channels, self.latent.first_stage_model.factor
+        for flag, given, own in (("--C", a.C, channels), ("--f", a.f, f)):
+            if given not in (None, own):
                 raise UserError(f"{flag} {given} is not what the model of {a.config} has: give {flag} {own}")
-        return latent.channels, a.H // a.f, a.W // a.f
+        for flag, size in (("--H", a.H), ("--W", a.W)):
+            if size and size % f:
+                raise UserError(f"{flag} {size} is no multiple of --f {f}: make it {max(1, round(size / f)) * f}")
+        own = self.latent.image_size
+        return channels, a.H // f if a.H else own, a.W // f if a.W else own
 
-    def _tokenizer_folder(self) -> Path | None:
+    def _tokenizer(self, max_length: int) -> Callable[[list[str]], Tensor]:
         beside = self.args.ckpt.parent
-        return self.args.clip_path or (beside if has_tokenizer(beside) else None)
+        folder = self.args.clip_path or (beside if has_tokenizer(beside) else None)
+        if folder is None and self.args.dry_run:  # a plan needs tokens to compute with, and nothing from elsewhere
+            return lambda prompts: torch.zeros(len(prompts), max_length, dtype=torch.long)
+        return load_tokenizer(folder, max_length)
 
     def noise_of(self, images: Sequence[int]) -> Sequence[int]:
         return [i % self.args.n_samples for i in images] if self.args.fixed_code else images

@@ -10,7 +10,7 @@ from qdiff.errors import UserError
 EXAMPLES = """examples:
   with the bundled model, offline
     python scripts/%(prog)s --config models/ldm/emoji64-txt2img/config.yaml --prompt "red apple" --plms \\
-      --ckpt models/ldm/emoji64-txt2img/model.safetensors --H 64 --W 64 --f 4
+      --ckpt models/ldm/emoji64-txt2img/model.safetensors
   Stable Diffusion v1, sampled with a checkpoint that is calibrated already
     python scripts/%(prog)s --prompt "a red fox in the snow" --plms --cond --ptq --weight_bit 4 --quant_mode qdiff \\
       --no_grad_ckpt --split --n_samples 5 --resume --cali_ckpt FILE --outdir runs/sd
@@ -31,7 +31,7 @@ def txt2img_parser() -> Parser:
     _sampling(parser)
     quantization(parser)
     calibration(parser)
-    parser.checks += [_check_prompt, _check_size, _check_sampler]
+    parser.checks += [_check_prompt, _check_sampler]
     return parser
 
 
@@ -68,10 +68,10 @@ def _prompts(parser: Parser) -> None:
         **number(int, 1),
     )
     add("--n_iter", default=2, help="so many times --n_samples of --prompt, or of each line", **number(int, 1))
-    add("--H", default=512, help="height in pixels", **number(int, 1))
-    add("--W", default=512, help="width in pixels", **number(int, 1))
-    add("--C", default=4, help="channels of a latent", **number(int, 1))
-    add("--f", default=8, help="pixels for each pixel of a latent, along an edge", **number(int, 1))
+    add("--H", help="height in pixels (default: as the model was trained, as the next three)", **number(int, 1))
+    add("--W", help="width in pixels", **number(int, 1))
+    add("--C", help="channels of a latent", **number(int, 1))
+    add("--f", help="pixels for each pixel of a latent, along an edge", **number(int, 1))
     add("--n_rows", default=0, help="pictures in a row of the overview; 0 takes --n_samples", **number(int, 0))
     add("--watermark", action="store_true", help="an invisible mark of generated pictures; needs 'qdiff[watermark]'")
     add("--fixed_code", action="store_true", help="every --n_samples pictures start from the same noise")
@@ -100,13 +100,6 @@ def _check_prompt(args: argparse.Namespace, given: set[str]) -> None:
         raise UserError("--laion400m is not available, its text encoder is not CLIP's: leave it out, or give --ckpt")
     if args.prompt is None and args.from_file is None:
         raise UserError("nothing to show: give --prompt TEXT or --from-file FILE")
-
-
-def _check_size(args: argparse.Namespace, given: set[str]) -> None:
-    for flag, size in (("--H", args.H), ("--W", args.W)):
-        if size % args.f:
-            near = max(1, round(size / args.f)) * args.f
-            raise UserError(f"{flag} {size} is no multiple of --f {args.f}: make it {near}")
 
 
 def _check_sampler(args: argparse.Namespace, given: set[str]) -> None:

@@ -254,7 +254,7 @@ def test_published_defaults():
 
     args = parse(txt2img_parser(), ["--prompt", "a"])
     published = {
-        "ddim_steps": 50, "ddim_eta": 0.0, "n_iter": 2, "H": 512, "W": 512, "C": 4, "f": 8, "n_samples": 3, "n_rows": 0,
+        "ddim_steps": 50, "ddim_eta": 0.0, "n_iter": 2, "n_samples": 3, "n_rows": 0,
         "scale": 7.5, "seed": 42, "precision": "autocast", "weight_bit": 8, "act_bit": 8, "quant_mode": "qdiff",
         "cali_st": 1, "cali_batch_size": 32, "cali_n": 1024, "cali_iters": 20000, "cali_iters_a": 5000,
         "cali_lr": 4e-4, "cali_p": 2.4, "sm_abit": 8,
@@ -282,6 +282,21 @@ def test_published_commands(line, model, learned, tmp_path):
     folder = run(model, tmp_path, f'--prompt "an astronaut" --n_iter 1 {line}')
     assert pixels(folder).std() > 10
     assert OmegaConf.load(folder / "config.yaml").flags.prompt == "an astronaut"
+
+
+def test_the_size_is_the_models_where_none_is_given(model, tmp_path):
+    config, ckpt = model / "config.yaml", model / "model.ckpt"
+    line = "--prompt red --ddim_steps 2 --n_samples 1 --n_iter 1 --plms --cond --device cpu"
+    ended = script("txt2img.py", "--config", config, "--ckpt", ckpt, "--outdir", tmp_path, *line.split())
+    assert ended.status == 0, ended.err
+    assert pixels(tmp_path).shape == (1, 32, 32, 3)
+
+
+def test_a_plan_needs_no_tokenizer(model, tmp_path):
+    config = shutil.copy(model / "config.yaml", tmp_path)
+    line = f"--prompt red --ddim_steps 4 --device cpu {LEARN} --dry-run --outdir {tmp_path / 'o'}"
+    ended = script("txt2img.py", "--config", config, "--ckpt", tmp_path / "missing.ckpt", *shlex.split(line))
+    assert (ended.status, ended.err) == (0, "") and "calibration samples" in ended.out
 
 
 def test_a_watermark_needs_its_package_and_large_pictures(model, tmp_path, monkeypatch):
