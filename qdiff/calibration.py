@@ -1,6 +1,7 @@
 """The whole job: weights block by block, activation ranges, step sizes block by block; journaled, so it resumes."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -158,7 +159,7 @@ class _Job:
             site.observe(observer)
         drawn = self.data.draw(samples, self._generator("ranges"))
         try:
-            with torch.no_grad(), self.model.adapter.at_once():
+            with torch.no_grad(), self.model.adapter.slices(math.inf):  # a range is that of all scores
                 for inputs in drawn.batches(batch_size):
                     self.model(*(x.to(device) for x in inputs))
         except ValueError as error:

@@ -1,9 +1,10 @@
 """Measurements that a plan rests on: seconds and bytes of a network's blocks, from a few small forwards."""
 
+import math
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -72,11 +73,17 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return live.peak
 
 
-def batch_peak(run: Callable[..., object], inputs: Sequence[Tensor], size: int, most: int | None = None) -> int:
+def batch_peak(
+    run: Callable[..., object],
+    inputs: Sequence[Tensor],
+    size: int,
+    most: int | None = None,
+) -> int:
     """`peak_bytes` of `run(*inputs)` on a batch of `size`, continued from batches of an eighth and a quarter of it.
 
     Smaller ones would not tell where something does not depend on the batch, such as gradients of weights, and hides
-    its part there; elsewhere the smaller of the two need not have more than `most` samples.
+    its part there; elsewhere the smaller of the two need not have more than `most` samples. Where attention of the
+    whole batch comes in slices and that of the smaller ones does not, the result is too large.
     """
     few = max(1, min(size // 8, most or size))
     batches = [[x[:1].repeat_interleave(n, 0) for x in inputs] for n in (few, 2 * few)]
@@ -148,17 +155,43 @@ def make_plan(
     blocks = model.blocks()
     stops = route(model, [block.module for block in blocks], [x[:1] for x in batch])
     replayed = replayed_samples(stops, samples, settings.batch_size, memory)
-    seen = _look(model, blocks, batch)
+    seen, path_of = _look(model, blocks, batch), {block.module: block.path for block in blocks}
     scale = settings.batch_size / len(batch[0])
-    whole = model.adapter.at_once if model.policy.act else nullcontext  # as ranges are found
-    with _some_quantizer(model.sites(), batch[0].device), torch.no_grad(), whole():
+    whole = model.adapter.slices(math.inf if model.policy.act else 1)  # as ranges are found
+    with _some_quantizer(model.sites(), batch[0].device), torch.no_grad(), whole:
         size = min(samples, settings.forward_samples(model.policy.act is not None))
         forward_bytes = batch_peak(model, batch, size, most=2)
-    plans = [_block_plan(block, seen[block.path], settings, scale) for block in blocks]
+    ways = _ways(
+        {path_of[s.module]: seen[path_of[s.module]].seconds * scale for s in stops}, [block.path for block in blocks]
+    )
+    plans = [_block_plan(block, seen[block.path], settings, scale, ways[block.path]) for block in blocks]
     return Plan(plans, samples, settings, forward_bytes, replayed, replayed * kept_bytes(stops))
 
 
-def _block_plan(block: QuantBlock, seen: _Seen, settings: CalibrationSettings, scale: float) -> BlockPlan:
+def _ways(seconds: Mapping[str, float], learned: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Seconds of the way to each block and through it: from the beginning, and from behind those that are passed.
+
+    Args:
+        seconds: of the blocks, in the order in which they are called.
+        learned: the same blocks in the order in which they are learned.
+    """
+    called, spent = list(seconds), list(seconds.values())
+    found, passed = {}, 0
+    for i, path in enumerate(learned):
+        start, end = passed, called.index(path) + 1
+        while passed < len(called) and called[passed] in learned[:i]:
+            passed += 1
+        found[path] = sum(spent[:end]), sum(spent[start:end])
+    return found
+
+
+def _block_plan(
+    block: QuantBlock,
+    seen: _Seen,
+    settings: CalibrationSettings,
+    scale: float,
+    ways: tuple[float, float],
+) -> BlockPlan:
     return BlockPlan(
         path=block.path,
         weights=sum(layer.codes.numel() for layer in block.layers.values()),
@@ -166,6 +199,8 @@ def _block_plan(block: QuantBlock, seen: _Seen, settings: CalibrationSettings, s
         sample_bytes=seen.sample_bytes,
         iteration_bytes=_iteration_bytes(block, seen.inputs, settings),
         seconds=seen.seconds * scale,
+        way=ways[0],
+        short_way=ways[1],
     )
 
 

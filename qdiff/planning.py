@@ -26,6 +26,8 @@ class BlockPlan:
         sample_bytes: captured per sample.
         iteration_bytes: tensors alive at the peak of an iteration on a batch.
         seconds: of its forward on a batch.
+        way: of the forward from the beginning of the network to its end.
+        short_way: of that from behind the blocks that have been passed (see `qdiff.replay`).
     """
 
     path: str
@@ -34,6 +36,8 @@ class BlockPlan:
     sample_bytes: int
     iteration_bytes: int
     seconds: float
+    way: float
+    short_way: float
 
 
 @dataclass(frozen=True)
@@ -78,15 +82,13 @@ class Plan:
     def block_seconds(self, index: int, stage: str) -> float:
         """Estimated time of one block's reconstruction: capture on the way to it, then the iterations.
 
-        The way is gone by the quantized and by the FP network; where outputs are kept, it is the block before alone.
+        The way is gone by the quantized and by the FP network.
         """
         schedule = self.settings.rounding if stage == "weights" else self.settings.steps
-        size, way = self.settings.batch_size, [b.seconds for b in self.blocks[: index + 1]]
+        size, block = self.settings.batch_size, self.blocks[index]
         whole, short = -(-(self.samples - self.replayed) // size), -(-self.replayed // size)
-        return (
-            2 * (whole * sum(way) + short * sum(way[-2:]))
-            + (1 + BACKWARD) * schedule.iterations * self.blocks[index].seconds
-        )
+        capture = 2 * (whole * block.way + short * block.short_way)
+        return capture + (1 + BACKWARD) * schedule.iterations * block.seconds
 
     @property
     def units(self) -> list[tuple[str, int]]:

@@ -1,12 +1,13 @@
 """Outputs of finished blocks, kept so that the calibration set reaches the next block without computing them again.
 
-Without them, B blocks cost about B forwards of the network over the whole set; with them, about one.
+Without them, B blocks cost about B forwards of the network over the whole set; with them, about one where blocks are
+learned in the order in which a forward comes to them, and more where they are not.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 
 import torch
@@ -44,6 +45,9 @@ def route(model: QuantModel, modules: Sequence[nn.Module], inputs: Sequence[Tens
         model: in evaluation mode.
         modules: the blocks; each is called once in a forward, with positional tensors.
         inputs: of the network; one sample is enough.
+
+    Raises:
+        ValueError: a forward comes to a block never, or more than once.
     """
     outputs: dict[nn.Module, Tensor] = {}
     stops: list[Stop] = []
@@ -65,6 +69,11 @@ def route(model: QuantModel, modules: Sequence[nn.Module], inputs: Sequence[Tens
     finally:
         for handle in handles:
             handle.remove()
+    reached = [stop.module for stop in stops]
+    for module in modules:
+        if reached.count(module) != 1:
+            path = next(path for path, other in model.named_modules() if other is module)
+            raise ValueError(f"the network calls {path} {reached.count(module)} times: a block must be called once")
     return stops
 
 
@@ -110,7 +119,7 @@ class Replay:
         memory: bytes for what is kept and for the captured tensors of one block.
 
     Attributes:
-        bytes: what is kept takes at most so many.
+        passed: blocks whose outputs are kept, as long as others take them.
     """
 
     def __init__(
@@ -118,16 +127,28 @@ class Replay:
     ):
         self.model, self.data, self.batch_size = model, data, batch_size
         self.pending = set(pending)
-        self.device = next(model.parameters()).device
-        first = [x.to(self.device) for x in next(iter(data.batches(1)))]
-        self.stops = route(model, [block.module for block in model.blocks()], first)
-        self.samples = replayed_samples(self.stops, len(data), batch_size, memory)
-        self.bytes = self.samples * kept_bytes(self.stops)
+        self.memory, self.device = memory, next(model.parameters()).device
         self.passed: list[nn.Module] = []
         # The outputs of passed blocks, by batch, from the quantized and the full-precision network; None when used up
         self.quantized: dict[nn.Module, list[Tensor] | None] = {}
         self.original: dict[nn.Module, list[Tensor] | None] = {}
         self.shapes: dict[nn.Module, tuple[torch.Size, torch.dtype]] = {}
+
+    @cached_property
+    def stops(self) -> list[Stop]:
+        """The blocks in the order in which a forward comes to them."""
+        first = [x.to(self.device) for x in next(iter(self.data.batches(1)))]
+        return route(self.model, [block.module for block in self.model.blocks()], first)
+
+    @cached_property
+    def samples(self) -> int:
+        """Of how many samples outputs are kept."""
+        return replayed_samples(self.stops, len(self.data), self.batch_size, self.memory)
+
+    @property
+    def bytes(self) -> int:
+        """What is kept takes at most so many."""
+        return self.samples * kept_bytes(self.stops)
 
     def settle(self, module: nn.Module) -> None:
         """This block does not change any more."""

@@ -1,4 +1,4 @@
-"""Attention in slices, so that its scores take no more memory than is stated."""
+"""Attention in slices, so that only part of its scores exists at a time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-SCORES = 2**25  # elements of the scores that are held at a time, 128 MiB in float32
+SCORES = 2**25  # elements of the scores of a slice of more than one entry, 128 MiB in float32
 
-_limit: ContextVar[int | None] = ContextVar("limit", default=SCORES)
+_limit: ContextVar[float] = ContextVar("limit", default=SCORES)
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """No slices inside, for who must see all scores together."""
-    before = _limit.set(None)
+def slices(share: float) -> Iterator[None]:
+    """Inside, slices have this share of their usual size; `math.inf` for who must see all scores together."""
+    before = _limit.set(_limit.get() * share)
     try:
         yield
     finally:
@@ -32,9 +32,9 @@ def in_slices(attend: Callable[..., Tensor], *operands: Tensor, scores: int) -> 
         operands: each (B, ...).
         scores: elements of the scores of one entry.
     """
-    limit, entries = _limit.get(), len(operands[0])
-    size = entries if limit is None else max(1, limit // scores)
-    if size >= entries:
+    size = _limit.get() / scores
+    if size >= len(operands[0]):
         return attend(*operands)
-    run = partial(checkpoint, attend, use_reentrant=False) if torch.is_grad_enabled() else attend
+    again = partial(checkpoint, attend, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
+    run, size = again if torch.is_grad_enabled() else attend, max(1, int(size))
     return torch.cat([run(*parts) for parts in zip(*(x.split(size) for x in operands))])

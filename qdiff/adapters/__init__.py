@@ -36,7 +36,7 @@ class Adapter:
         products: the attention products, by exact type.
         plain: exact types of modules that own parameters and stay as they are (normalisation).
         splits: path of every shortcut layer that sees two concatenated tensors -> their channels, from below first.
-        at_once: scope in which attention sees all scores together, as the search of their range must.
+        slices: scope in which slices of attention have a share of their usual size, `math.inf` for all scores together.
     """
 
     family: str
@@ -45,7 +45,7 @@ class Adapter:
     products: Mapping[type, ProductKind]
     plain: tuple[type, ...]
     splits: Callable[[nn.Module], dict[str, tuple[int, int]]]
-    at_once: Callable[[], AbstractContextManager] = nullcontext
+    slices: Callable[[float], AbstractContextManager] = nullcontext
 
 
 def shortcut_splits(model: nn.Module, block: type, shortcut: str) -> dict[str, tuple[int, int]]:

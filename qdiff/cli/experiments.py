@@ -116,4 +116,5 @@ class Experiment:
                 )
             )
         grids = {method.name: method.folder / "grid.png" for method in self.runs}
-        return Section(self.name, self.title, results, grids)
+        title = f"{self.title}: {self.images} pictures of each method, seeds alike"
+        return Section(self.name, title, results, grids)

@@ -82,7 +82,7 @@ class LatentPipeline(Pipeline):
             )
         if self.args.resume:
             self.latent.model_ema = None
-            self.network.to_empty(device="cpu")  # which takes no memory before something is written to it
+            self.network.to_empty(device="cpu")  # memory is taken when it is written to
         self._settle()
         return {key: x for key, x in self.latent.state_dict().items() if not key.startswith(loaded_without)}
 

@@ -79,6 +79,14 @@ class Pipeline(ABC):
         """The keyword `watch` of `sample_images`, if the steps are to be watched; `folder` is the run's."""
         return {}
 
+    def digests(self) -> Mapping[str, str]:
+        """Digests of what else decides the pictures, by name."""
+        return {}
+
+    def finished(self, folder: RunFolder) -> bool:
+        """Whether nothing is left to do although the folder may hold no pictures."""
+        return False
+
     def metadata(self, image: int) -> Mapping[str, str]:
         """The text chunks of a picture's PNG."""
         return {}

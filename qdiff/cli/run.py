@@ -66,12 +66,14 @@ class Run:
             "flags": {name: value for name, value in given.items() if name not in self.free},
             "free": {name: given[name] for name in self.free},
             "config": OmegaConf.to_container(self.pipeline.config),
-            "sha256": {"weights": digest(weights), **files} if weights else files,
+            "sha256": ({"weights": digest(weights)} if weights else {}) | files | self.pipeline.digests(),
         }
 
     def sample(self, folder: RunFolder) -> None:
         """Make the pictures that the folder lacks, the overview, and what else the pipeline leaves."""
         p, wanted = self.pipeline, range(self.pipeline.images)
+        if p.finished(folder):
+            return print(f"finished before: {folder.grid}")
         sample_images(
             lambda images: (step.x_prev for step in p.steps(images)),
             wanted,
@@ -83,7 +85,7 @@ class Run:
         )
         p.finish([image_path(folder.images, i) for i in wanted], folder)
         overview = f", the first ones in {folder.grid}" if folder.grid.exists() else ""
-        print(f"{len(wanted)} images in {folder.images}{overview}")
+        return print(f"{len(wanted)} images in {folder.images}{overview}")
 
     def dry_run(self) -> None:
         """Print what would be done; needs no weights and writes nothing."""

@@ -14,6 +14,7 @@ from qdiff.adapters.latent_sampling import DDIM, PLMS, DPMSolver, Sampler
 from qdiff.cli.conditions import Prompts
 from qdiff.cli.latent_pipeline import LatentPipeline
 from qdiff.cli.precision import precision_of
+from qdiff.cli.quantize import digest
 from qdiff.cli.run import carry_out
 from qdiff.cli.watermark import watermark
 from qdiff.errors import UserError
@@ -42,6 +43,11 @@ def read_prompts(path: Path, flag: str) -> list[str]:
     return prompts
 
 
+def _text(prompts: Sequence[str]) -> list[str]:
+    """Without halves of surrogate pairs, which a command line may hold and no file."""
+    return [prompt.encode("utf-8", "replace").decode() for prompt in prompts]
+
+
 def _as_it_is(images: Tensor) -> Tensor:
     return images
 
@@ -54,7 +60,7 @@ class TextPipeline(LatentPipeline):
     """
 
     folder_flag = "--outdir"
-    free = ("n_iter", "config", "ckpt", "clip_path", "n_rows", "skip_grid", "skip_save")
+    free = ("n_iter", "config", "ckpt", "clip_path", "n_rows", "skip_grid")
     files = ("from_file", "cali_prompts")
 
     def __init__(self, args: Namespace):
@@ -72,7 +78,9 @@ class TextPipeline(LatentPipeline):
         if not isinstance(encoder, FrozenCLIPEmbedder):
             raise UserError(f"the model of {args.config} takes no text: sample it with scripts/sample_diffusion_ldm.py")
         encoder.tokenizer = self._tokenizer(encoder.max_length)
+        prompts, cali_prompts = map(_text, (prompts, cali_prompts))
         self.conditions = Prompts(self.latent, prompts, cali_prompts)
+        self.tokens = digest({"tokens": encoder.tokenizer([*prompts, *cali_prompts, ""])})
         self.precision = precision_of(args.precision, self.device)
         pixels = (edge * self.latent.first_stage_model.factor for edge in self.shape[1:])
         self.mark = watermark(*pixels) if args.watermark else _as_it_is
@@ -82,9 +90,11 @@ class TextPipeline(LatentPipeline):
         for flag, given, own in (("--C", a.C, channels), ("--f", a.f, f)):
             if given not in (None, own):
                 raise UserError(f"{flag} {given} is not what the model of {a.config} has: give {flag} {own}")
+        unit = f * self.network.stride
         for flag, size in (("--H", a.H), ("--W", a.W)):
-            if size and size % f:
-                raise UserError(f"{flag} {size} is no multiple of --f {f}: make it {max(1, round(size / f)) * f}")
+            if size and size % unit:
+                near = max(1, round(size / unit)) * unit
+                raise UserError(f"{flag} {size} is no multiple of {unit}, as the model needs it: make it {near}")
         own = self.latent.image_size
         return channels, a.H // f if a.H else own, a.W // f if a.W else own
 
@@ -98,13 +108,19 @@ class TextPipeline(LatentPipeline):
     def noise_of(self, images: Sequence[int]) -> Sequence[int]:
         return [i % self.args.n_samples for i in images] if self.args.fixed_code else images
 
+    def digests(self) -> Mapping[str, str]:
+        return {"tokens": self.tokens}
+
+    def finished(self, folder: RunFolder) -> bool:
+        return self.args.skip_save and folder.grid.exists()
+
     def metadata(self, image: int) -> Mapping[str, str]:
         """What a PNG says of itself."""
         a = self.args
         bits = f"W{a.weight_bit}{f'A{a.act_bit}' if a.quant_act else ''} {a.quant_mode}" if a.ptq else "full precision"
         return {
             "prompt": self.conditions.prompt(image),
-            "seed": f"{a.seed}, picture {image}",
+            "seed": f"{a.seed}, picture {self.noise_of([image])[0]}",
             "sampler": f"{self.sampler}, scale {a.scale}",
             "bits": bits,
             "Software": f"qdiff {version('qdiff')}",

@@ -54,7 +54,11 @@ def _model(parser: Parser) -> None:
         **choice("full", "autocast", "bf16", "fp16"),
     )
     add("--laion400m", action="store_true", help="the model of LAION-400M; not available, because of its text encoder")
-    add("--no_grad_ckpt", action="store_true", help="accepted as in the paper's commands; nothing is checkpointed here")
+    add(
+        "--no_grad_ckpt",
+        action="store_true",
+        help="accepted as in the paper's commands; only large attention is checkpointed",
+    )
 
 
 def _prompts(parser: Parser) -> None:
@@ -97,7 +101,7 @@ def _sampling(parser: Parser) -> None:
 
 def _check_prompt(args: argparse.Namespace, given: set[str]) -> None:
     if args.laion400m:
-        raise UserError("--laion400m is not available, its text encoder is not CLIP's: leave it out, or give --ckpt")
+        raise UserError("--laion400m is not available, its text encoder is not CLIP's: leave it out")
     if args.prompt is None and args.from_file is None:
         raise UserError("nothing to show: give --prompt TEXT or --from-file FILE")
 

@@ -39,6 +39,6 @@ def watermark(height: int, width: int) -> Callable[[Tensor], Tensor]:
         channels_last = to_uint8(images).permute(0, 2, 3, 1).numpy()
         marked = [encoder.encode(image[..., ::-1].copy(), METHOD)[..., ::-1] for image in channels_last]  # it takes BGR
         pixels = torch.from_numpy(np.stack(marked).astype(np.float32)).permute(0, 3, 1, 2)
-        return (pixels / 127.5 - 1).to(images)
+        return torch.where(images.isfinite(), (pixels / 127.5 - 1).to(images), images)  # what overflowed stays seen
 
     return mark

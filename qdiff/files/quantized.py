@@ -8,8 +8,10 @@ the same bytes.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,17 +55,21 @@ class QuantizedFile:
     provenance: Mapping[str, Any]
     versions: Mapping[str, str] | None = None
 
-    @property
+    @cached_property
     def facts(self) -> Facts:
         """What the file says about itself."""
         act = self.policy.act
-        codes = {key.removesuffix(CODES): x for key, x in self.state.items() if key.endswith(CODES)}
+        shapes = {key: tuple(x.shape) for key, x in self.state.items()}  # one by one, because codes are unpacked for it
         return Facts(
             weight_bits=self.policy.weight.bits,
             split=self.policy.split,
             activations=act and Activations(act.symmetric, act.bits, self.policy.softmax_bits),
-            layers={path: Layer(tuple(x.shape), self.splits.get(path, ())) for path, x in codes.items()},
-            parameters=sum(x.numel() for key, x in self.state.items() if not key.endswith((".delta", ".zero_point"))),
+            layers={
+                path: Layer(shape, self.splits.get(path, ()))
+                for key, shape in shapes.items()
+                if (path := key.removesuffix(CODES)) != key
+            },
+            parameters=sum(math.prod(s) for key, s in shapes.items() if not key.endswith((".delta", ".zero_point"))),
         )
 
 

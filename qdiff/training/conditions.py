@@ -12,6 +12,7 @@ from qdiff.adapters.latent_diffusion import ClassEmbedder, FrozenCLIPEmbedder, L
 from qdiff.errors import UserError
 from qdiff.files.tokenizer import VOCABULARY, load_tokenizer
 from qdiff.training.pictures import Pictures
+from qdiff.training.sections import classes_of
 from qdiff.training.vocabulary import write_vocabulary
 
 
@@ -53,7 +54,7 @@ class Categories(TrainingCondition):
     mirrored = True
 
     def __init__(self, conditioner: ClassEmbedder, config: DictConfig, path: Path):
-        self.conditioner, self.classes = conditioner, list(config.get("classes", []))
+        self.conditioner, self.classes = conditioner, classes_of(config, path)
         known = conditioner.embedding.num_embeddings
         if not self.classes:
             raise UserError(f"{path} describes no model that can be trained here: it must name its `classes`")

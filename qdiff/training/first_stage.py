@@ -12,7 +12,7 @@ from qdiff.cli.latent_config import build_latent, load_latent_config
 from qdiff.errors import UserError
 from qdiff.training.optimizer import warm_cosine
 from qdiff.training.pictures import Pictures
-from qdiff.training.sections import FirstStageTraining, sections
+from qdiff.training.sections import FirstStageTraining, classes_of, sections
 from qdiff.training.trainer import fit_as_configured, save_half, seed_process
 
 EXAMPLE = "configs/latent-diffusion/emoji64.yaml"
@@ -77,7 +77,7 @@ def train(
     if not isinstance(first_stage, AutoencoderKL):
         raise UserError(f"{config_path}: only a first stage of the class AutoencoderKL can be trained")
     side = config.model.params.first_stage_config.params.ddconfig.resolution
-    data = Pictures(data_path, side, list(config.get("classes", [])), flip=True)
+    data = Pictures(data_path, side, classes_of(config, config_path), flip=True)
     if init:
         load_weights(first_stage, init)
     first_stage.to(memory_format=torch.channels_last)

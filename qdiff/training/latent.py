@@ -19,7 +19,7 @@ from qdiff.training.conditions import TrainingCondition, condition_of
 from qdiff.training.denoiser import Denoiser
 from qdiff.training.first_stage import EXAMPLE
 from qdiff.training.pictures import Pictures
-from qdiff.training.sections import LatentTraining, sections
+from qdiff.training.sections import LatentTraining, classes_of, sections
 from qdiff.training.trainer import fit_as_configured, seed_process
 
 ENCODED = 256  # pictures that are encoded at a time
@@ -84,9 +84,8 @@ def train(
     seed_process(seed)
     latent = build_latent(config, config_path)
     _check_kind(latent, config_path)
-    pictures = Pictures(
-        data_path, config.model.params.first_stage_config.params.ddconfig.resolution, list(config.get("classes", []))
-    )
+    side = config.model.params.first_stage_config.params.ddconfig.resolution
+    pictures = Pictures(data_path, side, classes_of(config, config_path))
     condition = condition_of(latent, pictures, config, config_path, run_dir)
     if init:
         load_weights(latent.model, init, _unet)

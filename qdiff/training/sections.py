@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qdiff.cli.config import one_line
@@ -61,6 +61,16 @@ class Optim:
     beta1: float
     eps: float
     grad_clip: float
+
+
+def classes_of(config: DictConfig, path: Path) -> list[str]:
+    """The section `classes`, empty where there is none. Raises UserError for anything else than a list of words."""
+    found = config.get("classes")
+    if found is None:
+        return []
+    if not isinstance(found, ListConfig) or not all(isinstance(name, str) for name in found):
+        raise UserError(f"{path}: classes is no list of names: write one in each line, behind a dash")
+    return list(found)
 
 
 def sections(

@@ -21,7 +21,7 @@ def write_vocabulary(texts: Sequence[str], size: int, folder: Path) -> None:
 
     Args:
         texts: not empty.
-        size: number of tokens, at least 515.
+        size: number of tokens, at least 514.
         folder: is made if it is not there.
 
     Raises:
@@ -33,9 +33,9 @@ def write_vocabulary(texts: Sequence[str], size: int, folder: Path) -> None:
     letters += [letter + END_OF_WORD for letter in letters]
     wanted = size - len(letters) - len(SPECIAL)
     merges = _merges(texts, size, letters)[: max(wanted, 0)]
-    if len(merges) < max(wanted, 1):
-        most = len(letters) + len(SPECIAL) + len(merges)
-        raise UserError(f"a vocabulary of {size} tokens cannot be made from these names: make vocab_size {most}")
+    if len(merges) != wanted:
+        possible = len(letters) + len(SPECIAL) + len(merges)
+        raise UserError(f"a vocabulary of {size} tokens cannot be made from these names: make vocab_size {possible}")
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder, letters, merges)
 

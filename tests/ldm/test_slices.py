@@ -1,13 +1,14 @@
 """Attention in slices: the same numbers and gradients, with a bound on the scores that exist at a time."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from ldm.modules import slices
 from ldm.modules.attention import CrossAttention
 from ldm.modules.diffusionmodules.blocks import AttentionBlock
-from ldm.modules.slices import at_once, in_slices
+from ldm.modules.slices import SCORES, in_slices, slices
 
 BATCH, TOKENS, WIDTH = 3, 16, 32
 
@@ -45,13 +46,10 @@ def test_slices_change_no_number_and_no_gradient(heads, attention, monkeypatch):
     expected = gradients()
     assert scores_of(module, lambda: module(x)) == [BATCH * 4 * each]
     limit = heads * each + each // 2
-    token = slices._limit.set(limit)
-    try:
+    with slices(limit / SCORES):
         found = gradients()
         with torch.no_grad():
             sizes = scores_of(module, lambda: module(x))
-    finally:
-        slices._limit.reset(token)
     assert max(sizes) <= limit and sum(sizes) == BATCH * 4 * each
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
@@ -65,16 +63,13 @@ def test_a_slice_is_computed_again_instead_of_kept():
         return q.exp()
 
     q = torch.randn(6, 2, requires_grad=True)
-    token = slices._limit.set(20)
-    try:
+    with slices(20 / SCORES):
         in_slices(attend, q, scores=10).sum().backward()
-    finally:
-        slices._limit.reset(token)
     assert calls == [2, 2, 2] * 2
     torch.testing.assert_close(q.grad, q.exp())
 
 
-def test_at_once_there_are_no_slices_and_afterwards_again():
+def test_all_at_once_and_afterwards_in_slices_again():
     sizes = []
 
     def attend(q: Tensor) -> Tensor:
@@ -82,12 +77,12 @@ def test_at_once_there_are_no_slices_and_afterwards_again():
         return q
 
     q = torch.zeros(4, 1)
-    with pytest.raises(ZeroDivisionError), at_once():
-        in_slices(attend, q, scores=slices.SCORES)
+    with pytest.raises(ZeroDivisionError), slices(math.inf):
+        in_slices(attend, q, scores=SCORES)
         raise ZeroDivisionError
-    in_slices(attend, q, scores=slices.SCORES)
+    in_slices(attend, q, scores=SCORES)
     assert sizes == [4, 1, 1, 1, 1]
 
 
 def test_one_entry_is_the_least():
-    assert torch.equal(in_slices(torch.neg, torch.ones(2, 3), scores=10 * slices.SCORES), -torch.ones(2, 3))
+    assert torch.equal(in_slices(torch.neg, torch.ones(2, 3), scores=10 * SCORES), -torch.ones(2, 3))

@@ -8,7 +8,7 @@ from qdiff.adapters import adapter_for
 from qdiff.block_recon import LearnedRounding, Schedule
 from qdiff.calibration import CalibrationSettings
 from qdiff.functional import lp_loss
-from qdiff.measuring import batch_peak, forward_seconds, make_plan, peak_bytes
+from qdiff.measuring import _ways, batch_peak, forward_seconds, make_plan, peak_bytes
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
 from qdiff.reaching import block_inputs
@@ -102,6 +102,13 @@ def test_measured_on_a_network():
     per_batch = 6 / 2 * 0.2  # the batch of calibration is three times as large
     assert per_batch < found["model.mid.attn_1"].seconds < 3 * per_batch
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules() if m is not slow)
+
+
+def test_ways():
+    """Called a, b, c, d; learned a, c, b, d: c is reached from behind a, d from behind b, which is passed then."""
+    seconds = {"a": 1.0, "b": 2.0, "c": 4.0, "d": 8.0}
+    assert _ways(seconds, ["a", "c", "b", "d"]) == {"a": (1, 1), "c": (7, 7), "b": (3, 2), "d": (15, 14)}
+    assert _ways(seconds, list(seconds)) == {"a": (1, 1), "b": (3, 3), "c": (7, 6), "d": (15, 12)}
 
 
 def network(act: bool = True) -> QuantModel:

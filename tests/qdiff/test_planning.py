@@ -14,11 +14,11 @@ WEIGHTS = CalibrationSettings(10, Schedule(100, 1e-3), None)
 STEPS = CalibrationSettings(10, None, Schedule(50, 1e-3))
 NOTHING = CalibrationSettings(10, None, None)
 
-# path, weights, sites, bytes per sample and per iteration, seconds of a forward of a batch
+# path, weights, sites, bytes per sample and per iteration, seconds: of a batch's forward, way to it, short way
 BLOCKS = [
-    BlockPlan("a", 1000, 1, 100, 2000, 0.1),
-    BlockPlan("long.path", 5000, 0, 400, 0, 0.2),
-    BlockPlan("c", 10, 2, 300, 1000, 0.4),
+    BlockPlan("a", 1000, 1, 100, 2000, 0.1, 0.1, 0.1),
+    BlockPlan("long.path", 5000, 0, 400, 0, 0.2, 0.3, 0.3),
+    BlockPlan("c", 10, 2, 300, 1000, 0.4, 0.7, 0.6),
 ]
 
 
@@ -117,7 +117,7 @@ def test_a_gpu_has_a_memory_of_its_own(machine, tmp_path):
 
 
 def test_numbers_of_a_refusal(machine, tmp_path):
-    large = Plan([BlockPlan("a", 0, 0, 3 * GIB, 0, 1)], 4, WEIGHTS, 0)
+    large = Plan([BlockPlan("a", 0, 0, 3 * GIB, 0, 1, 1, 1)], 4, WEIGHTS, 0)
     machine(2 * GIB, 100 * GIB)
     with pytest.raises(UserError, match=r"needs 8\.0 GiB of memory, 2\.0 are free"):
         large.check(tmp_path, 8 * GIB, None)

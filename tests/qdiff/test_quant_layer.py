@@ -270,7 +270,7 @@ def test_without_its_weight_a_layer_still_runs_and_is_smaller():
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize(("name", "sizes"), [("linear", None), ("conv", None), ("conv", (2, 1))])
+@pytest.mark.parametrize(("name", "sizes"), [("linear", None), ("conv", None), ("conv", (3, 1))])
 def test_packed_codes_give_the_same_numbers_in_less_memory(name, sizes, bits):
     layer, x = layer_and_input(name)
     quantizer = fit_quantizer(layer.weight, replace(W4, bits=bits), sizes)

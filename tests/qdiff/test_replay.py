@@ -1,6 +1,7 @@
 """Replaying finished blocks: the way through the network, and that it changes no number."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,6 +147,23 @@ def test_sources_are_what_a_block_depends_on(job):
         for stop in stops:
             differs = any(not torch.equal(a, b) for a, b in zip(found[stop.module], expected[stop.module]))
             assert differs == (source.module in stop.sources)
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_block_that_is_not_called_once_is_named(times):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            for _ in range(times):
+                x = self.second(x)
+            return self.first(x)
+
+    model = QuantModel(Odd(), POLICY, replace(adapter_of("ddim"), blocks=(), products={}, splits=lambda m: {})).eval()
+    with pytest.raises(ValueError, match=f"calls model.second {times} times"):
+        _ = Replay(model, modules(model), CalibrationSet((torch.zeros(2, 3),)), 1, 0).stops
 
 
 def test_blocks_are_passed_in_the_order_of_the_network_only(job, tmp_path):

@@ -257,7 +257,7 @@ def test_killed_at_any_moment_the_same_run_ends_the_same(tmp_path):
     context.set_forkserver_preload(["pytest", "hypothesis", "qdiff.run_folder", "qdiff.sampling"])
     rng = random.Random(0)
     disturbed = tmp_path / "disturbed"
-    kills = leftovers = 0
+    kills = 0
     while True:
         run = context.Process(target=whole_run, args=(disturbed, True))
         run.start()
@@ -266,14 +266,15 @@ def test_killed_at_any_moment_the_same_run_ends_the_same(tmp_path):
         run.kill()
         run.join()
         partials = list((disturbed / "img").glob(f"*{atomic.PARTIAL}"))
-        leftovers += len(partials)
         assert len(partials) <= 1, "those of earlier kills should be gone"
         found = {p.name: p.read_bytes() for p in (disturbed / "img").glob("*.png")}
         assert found.items() <= wanted.items()
         if run.exitcode == 0:
             break
         kills += 1
-    assert kills >= 3 and leftovers >= 1, "the kills came too late to test anything"
+        if kills == 2 and not partials:  # whether a kill comes in the middle of a write is chance
+            (disturbed / "img" / f"000000.png.x{atomic.PARTIAL}").write_bytes(b"half a picture")
+    assert kills >= 3, "the kills came too late to test anything"
     assert files(disturbed / "img") == wanted
 
 

@@ -14,7 +14,7 @@ class UNetModel(nn.Module):
     """eps_theta(z_t, t, context) with exactly the parameter names of the published checkpoints.
 
     Of a published configuration, `image_size`, `legacy` and `use_checkpoint` have no effect: the network takes every
-    size, heads always share out the channels evenly, and memory is never saved by computing activations twice.
+    size, heads always share out the channels evenly, and only attention in slices computes activations twice.
 
     Args:
         in_channels, out_channels: channels of z_t and of the predicted noise.

@@ -36,7 +36,7 @@ PUBLISHED = """
 """
 ADDED = (
     "--ckpt --device auto --dry_run --batch_size --cali_lr_w 1e-3 --cali_memory --cali_range_n 256 "
-    "--dpm_order 3 --dpm_method singlestep --a_min_max --rs_sm_only"
+    "--dpm_order 3 --dpm_method singlestep --a_min_max --rs_sm_only --low_memory"
 )
 WITHOUT_VALUE = {"cali_ckpt", "cali_data_path", "ckpt", "batch_size", "cali_memory"}
 

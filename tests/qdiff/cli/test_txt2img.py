@@ -215,7 +215,7 @@ def test_a_list_of_prompts_comes_with_the_program():
 REFUSED = [
     ("--prompt a --laion400m", "--laion400m is not available"),
     ("", "give --prompt TEXT or --from-file FILE"),
-    ("--prompt a --H 33", "--H 33 is no multiple of --f 2: make it 32"),
+    ("--prompt a --H 33", "--H 33 is no multiple of 4, as the model needs it: make it 32"),
     ("--prompt a --f 4", "--f 4 is not what the model"),
     ("--prompt a --C 3", "--C 3 is not what the model"),
     ("--prompt a --plms --ddim_eta 0.5", "--ddim_eta 0.5 does not go with --plms"),

@@ -125,6 +125,8 @@ def test_categories_of_other_pictures_are_refused(folder):
         ("model.params.scale_by_std", False, "scale_by_std must be true"),
         ("model.params.cond_stage_config.params.n_classes", 2, "n_classes is 2, make it 3"),
         ("classes", [], "must name its `classes`"),
+        ("classes", None, "must name its `classes`"),
+        ("classes", "blues", "classes is no list of names"),
     ],
 )
 def test_configurations_that_are_refused(key, value, said, folder):
@@ -173,7 +175,7 @@ def test_a_text_model_is_trained_with_its_encoder_and_vocabulary(trained, tmp_pa
     assert len(list((tmp_path / "s" / "img").iterdir())) == 2
 
 
-@pytest.mark.parametrize(("size", "said"), [(514, "make vocab_size 5"), (9999, "make vocab_size 5")])
+@pytest.mark.parametrize(("size", "said"), [(300, "make vocab_size 514"), (9999, "make vocab_size 5")])
 def test_vocabularies_that_are_refused(size, said, tmp_path):
     config, data = text_inputs(tmp_path, size)
     options = {"first_stage": tmp_path / "f", "init": None, "seed": 0, "devices": 1}
