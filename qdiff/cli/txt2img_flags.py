@@ -8,9 +8,9 @@ from qdiff.cli.parser import Parser, choice, number
 from qdiff.errors import UserError
 
 EXAMPLES = """examples:
-  with the bundled model, offline
-    python scripts/%(prog)s --config models/ldm/emoji64-txt2img/config.yaml --prompt "red apple" --plms \\
-      --ckpt models/ldm/emoji64-txt2img/model.safetensors
+  with a small model that scripts/train_ldm.py has made, offline
+    python scripts/%(prog)s --config runs/text/config.yaml --prompt "red apple" --plms \\
+      --ckpt runs/text/model.safetensors
   Stable Diffusion v1, sampled with a checkpoint that is calibrated already
     python scripts/%(prog)s --prompt "a red fox in the snow" --plms --cond --ptq --weight_bit 4 --quant_mode qdiff \\
       --no_grad_ckpt --split --n_samples 5 --resume --cali_ckpt FILE --outdir runs/sd

@@ -376,7 +376,7 @@ def bar(monkeypatch):
     """The bar of a plan with two blocks, the second one three times the first, shown although nobody sees it."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("qdiff.cli.progress.tqdm", _visible(clock))
-    blocks = [BlockPlan("a", 1, 1, 1, 1, 1.0), BlockPlan("b", 1, 1, 1, 1, 3.0)]
+    blocks = [BlockPlan("a", 1, 1, 1, 1, 1.0, 1.0, 1.0), BlockPlan("b", 1, 1, 1, 1, 3.0, 4.0, 4.0)]
     settings = CalibrationSettings(1, Schedule(100, 1), None)
     with CalibrationBar(Plan(blocks, 0, settings, 1)) as shown:
         shown.clock = clock
@@ -429,7 +429,7 @@ def test_time_left_does_not_count_what_an_earlier_run_did(bar):
 
 def test_a_bar_that_is_not_shown():
     """Where the output goes to a file."""
-    blocks = [BlockPlan("a", 1, 1, 1, 1, 1.0)]
+    blocks = [BlockPlan("a", 1, 1, 1, 1, 1.0, 1.0, 1.0)]
     with CalibrationBar(Plan(blocks, 0, CalibrationSettings(1, Schedule(100, 1), None), 1)) as bar:
         bar.bar.close()
         bar.bar = tqdm(total=1, disable=True)
