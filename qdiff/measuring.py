@@ -93,10 +93,9 @@ def batch_peak(
 
 @dataclass(frozen=True)
 class _Seen:
-    """A block in one forward: its inputs, bytes captured per sample, seconds."""
+    """A block in one forward: its inputs, seconds."""
 
     inputs: tuple[Tensor, ...]
-    sample_bytes: int
     seconds: float
 
 
@@ -113,8 +112,7 @@ def _look(model: QuantModel, blocks: Iterable[QuantBlock], batch: Sequence[Tenso
     def after(path: str):
         def hook(module, args, output):
             seconds = now(output) - started[path]
-            size = sum(x.numel() * x.element_size() // len(x) for x in (*args, output))
-            seen[path] = _Seen(tuple(x[:1].detach() for x in args), size, seconds)
+            seen[path] = _Seen(tuple(x[:1].detach() for x in args), seconds)
 
         return hook
 
@@ -155,16 +153,28 @@ def make_plan(
     blocks = model.blocks()
     stops = route(model, [block.module for block in blocks], [x[:1] for x in batch])
     replayed = replayed_samples(stops, samples, settings.batch_size, memory)
-    seen, path_of = _look(model, blocks, batch), {block.module: block.path for block in blocks}
+    seen = _look(model, blocks, batch)
+    captured = {path: stop.captured for path, stop in zip(seen, stops)}  # both in the order in which blocks are called
     scale = settings.batch_size / len(batch[0])
     whole = model.adapter.slices(math.inf if model.policy.act else 1)  # as ranges are found
     with _some_quantizer(model.sites(), batch[0].device), torch.no_grad(), whole:
         size = min(samples, settings.forward_samples(model.policy.act is not None))
         forward_bytes = batch_peak(model, batch, size, most=2)
-    ways = _ways(
-        {path_of[s.module]: seen[path_of[s.module]].seconds * scale for s in stops}, [block.path for block in blocks]
-    )
-    plans = [_block_plan(block, seen[block.path], settings, scale, ways[block.path]) for block in blocks]
+    seconds = {path: block.seconds * scale for path, block in seen.items()}
+    ways = _ways(seconds, [block.path for block in blocks])
+    plans = [
+        BlockPlan(
+            path=block.path,
+            weights=sum(layer.codes.numel() for layer in block.layers.values()),
+            sites=sum(site.spec.step_is_learned for site in block.sites),
+            sample_bytes=captured[block.path],
+            iteration_bytes=_iteration_bytes(block, seen[block.path].inputs, settings),
+            seconds=seconds[block.path],
+            way=ways[block.path][0],
+            short_way=ways[block.path][1],
+        )
+        for block in blocks
+    ]
     return Plan(plans, samples, settings, forward_bytes, replayed, replayed * kept_bytes(stops))
 
 
@@ -183,25 +193,6 @@ def _ways(seconds: Mapping[str, float], learned: Sequence[str]) -> dict[str, tup
             passed += 1
         found[path] = sum(spent[:end]), sum(spent[start:end])
     return found
-
-
-def _block_plan(
-    block: QuantBlock,
-    seen: _Seen,
-    settings: CalibrationSettings,
-    scale: float,
-    ways: tuple[float, float],
-) -> BlockPlan:
-    return BlockPlan(
-        path=block.path,
-        weights=sum(layer.codes.numel() for layer in block.layers.values()),
-        sites=sum(site.spec.step_is_learned for site in block.sites),
-        sample_bytes=seen.sample_bytes,
-        iteration_bytes=_iteration_bytes(block, seen.inputs, settings),
-        seconds=seen.seconds * scale,
-        way=ways[0],
-        short_way=ways[1],
-    )
 
 
 def _iteration_bytes(block: QuantBlock, inputs: Sequence[Tensor], settings: CalibrationSettings) -> int:
