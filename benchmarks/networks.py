@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from qdiff.adapters import adapter_for
 from qdiff.cli.networks import is_latent, load_network
+from qdiff.observing import Observer
 from qdiff.policy import QuantPolicy, QuantSpec
-from qdiff.quant_block import Observer
 from qdiff.quant_model import QuantModel
 
 
@@ -39,11 +39,7 @@ def quantized(config: Path, act: bool, batch: int, split: bool = True) -> QuantM
     policy = QuantPolicy(QuantSpec(4, per_channel=True, range_search="minmax"), QuantSpec(8) if act else None, 8, split)
     fp = network(config)
     model = QuantModel(fp, policy, adapter_for(fp)).eval()
-    for site in model.sites():
-        site.observe(Observer)
     if act:
-        with torch.no_grad():
+        with model.observing(Observer):
             model(*inputs(config, batch))
-        for site in model.sites():
-            site.settle()
     return model

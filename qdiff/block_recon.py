@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from qdiff.adaptive_rounding import REGULARIZER_WEIGHT, AdaRoundQuantizer, beta_at
 from qdiff.capture import Captured
 from qdiff.errors import UserError
-from qdiff.functional import MIN_DELTA, SEARCH_P, lp_loss
+from qdiff.functional import LOSS_P, lp_loss
 from qdiff.quant_block import QuantBlock
+from qdiff.ranges import MIN_DELTA
 
 CHECK_EVERY = 50  # iterations between two looks at the loss, which cost a synchronisation on a GPU
 
@@ -118,7 +119,7 @@ class LearnedRounding:
 class LearnedSteps:
     """Step sizes of the block's activations (LSQ, Esser et al. 2020); error to the power 2.4, cosine decay to 0."""
 
-    def __init__(self, block: QuantBlock, p: float = SEARCH_P):
+    def __init__(self, block: QuantBlock, p: float = LOSS_P):
         self.p = p
         self.named = {
             f"{site.path}.{site.name}.{i}": q.delta

@@ -1,7 +1,6 @@
 """The whole job: weights block by block, activation ranges, step sizes block by block; journaled, so it resumes."""
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,8 @@ from qdiff.calibration_data import CalibrationSet
 from qdiff.capture import Store, capture
 from qdiff.errors import UserError
 from qdiff.journal import Journal
-from qdiff.quant_block import ActSite, Observer, QuantBlock, RunningObserver
+from qdiff.observing import Observer, RunningObserver
+from qdiff.quant_block import ActSite, QuantBlock
 from qdiff.quant_model import QuantModel, quantizer_from
 from qdiff.replay import Replay
 
@@ -155,11 +155,9 @@ class _Job:
         if not sites:
             return
         device = next(self.model.parameters()).device
-        for site in sites:
-            site.observe(observer)
         drawn = self.data.draw(samples, self._generator("ranges"))
         try:
-            with torch.no_grad(), self.model.adapter.slices(math.inf):  # a range is that of all scores
+            with self.model.observing(observer, sites):
                 for inputs in drawn.batches(batch_size):
                     self.model(*(x.to(device) for x in inputs))
         except ValueError as error:
@@ -167,8 +165,6 @@ class _Job:
                 f"cannot find the ranges of the activations ({error}): check the weights and --cali_data_path for "
                 "values that overflow"
             ) from error
-        for site in sites:
-            site.settle()
 
     def _generator(self, unit: str) -> torch.Generator:
         """Every unit has its own stream, so a resumed job draws what an undisturbed one draws."""

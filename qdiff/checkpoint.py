@@ -14,8 +14,8 @@ from qdiff.files.facts import Facts
 from qdiff.files.pickles import format_of, read_weights
 from qdiff.files.quantized import QuantizedFile, is_quantized, read_quantized, write_quantized
 from qdiff.fitting import check_numbers, compare, legacy_owners, splits_of, state_shapes
+from qdiff.observing import Observer
 from qdiff.policy import QuantPolicy, QuantSpec
-from qdiff.quant_block import Observer
 from qdiff.quant_layer import PackedModule, QuantModule
 from qdiff.quant_model import QuantModel
 

@@ -1,6 +1,5 @@
 """Measurements that a plan rests on: seconds and bytes of a network's blocks, from a few small forwards."""
 
-import math
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 from qdiff.block_recon import LearnedRounding, LearnedSteps, Objective
 from qdiff.calibration import CalibrationSettings
 from qdiff.functional import lp_loss
+from qdiff.observing import minmax
 from qdiff.planning import BlockPlan, Plan
-from qdiff.quant_block import ActSite, QuantBlock, minmax
+from qdiff.quant_block import ActSite, QuantBlock
 from qdiff.quant_layer import fit_quantizer
 from qdiff.quant_model import QuantModel
 from qdiff.replay import kept_bytes, replayed_samples, route
@@ -156,8 +156,7 @@ def make_plan(
     seen = _look(model, blocks, batch)
     captured = {path: stop.captured for path, stop in zip(seen, stops)}  # both in the order in which blocks are called
     scale = settings.batch_size / len(batch[0])
-    whole = model.adapter.slices(math.inf if model.policy.act else 1)  # as ranges are found
-    with _some_quantizer(model.sites(), batch[0].device), torch.no_grad(), whole:
+    with _some_quantizer(model.sites(), batch[0].device), torch.no_grad():
         size = min(samples, settings.forward_samples(model.policy.act is not None))
         forward_bytes = batch_peak(model, batch, size, most=2)
     seconds = {path: block.seconds * scale for path, block in seen.items()}

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from qdiff.functional import RANGE_SEARCH, code_bounds
+from qdiff.functional import code_bounds
+from qdiff.ranges import RANGE_SEARCH
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class QuantSpec:
         bits: 2..16.
         symmetric: codes around zero, zero point 0.
         per_channel: one step size per output channel (dimension 0) instead of one for the tensor.
-        range_search: `mse`, `minmax`, or the published `max` and `max_scale` (see `qdiff.functional`).
+        range_search: `mse`, `minmax`, or the published `max` and `max_scale` (see `qdiff.ranges`).
         always_zero: the values are known to start at zero (attention after softmax).
 
     Raises:

@@ -1,13 +1,13 @@
-"""Quantized attention products, activation observers, and the blocks that are reconstructed together."""
+"""Quantized attention products, places of activations, and the blocks that are reconstructed together."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
+from qdiff.observing import Observer
 from qdiff.policy import QuantSpec
-from qdiff.quant_layer import Quantizer, QuantModule, SplitQuantizer, UniformAffineQuantizer
+from qdiff.quant_layer import Quantizer, QuantModule, SplitQuantizer
 
 
 class QuantProduct(nn.Module):
@@ -38,49 +38,6 @@ class QuantProduct(nn.Module):
         return self.product(a, b)
 
 
-class Observer(nn.Module):
-    """Finds the range of an activation on the first tensor that it sees, and quantizes from then on.
-
-    So ranges are found in the order of the network, each on inputs that are quantized already.
-    """
-
-    def __init__(self, spec: QuantSpec):
-        super().__init__()
-        self.spec = spec
-        self.found: UniformAffineQuantizer | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` quantized with the range known by now."""
-        if self.found is None:
-            self.found = UniformAffineQuantizer.fit(x, self.spec)
-        return self.found(x)
-
-
-class RunningObserver(Observer):
-    """Minimum and maximum as exponential averages over many tensors (`--running_stat`)."""
-
-    MOMENTUM = 0.95
-
-    def __init__(self, spec: QuantSpec):
-        super().__init__(spec)
-        self.low = self.high = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` quantized with the averages up to and including itself."""
-        low, high = x.detach().min(), x.detach().max()
-        if self.low is None:
-            self.low, self.high = low, high
-        self.low = self.MOMENTUM * self.low + (1 - self.MOMENTUM) * low
-        self.high = self.MOMENTUM * self.high + (1 - self.MOMENTUM) * high
-        self.found = UniformAffineQuantizer.fit(torch.stack([self.low, self.high]), minmax(self.spec))
-        return self.found(x)
-
-
-def minmax(spec: QuantSpec) -> QuantSpec:
-    """The same spec with the range taken from the extremes."""
-    return replace(spec, range_search="minmax")
-
-
 @dataclass(frozen=True)
 class ActSite:
     """A place where an activation is quantized: the attribute `name` of `owner` holds its quantizer or None."""
@@ -105,12 +62,12 @@ class ActSite:
         """Quantize it with this from now on."""
         setattr(self.owner, self.name, quantizer)
 
-    def observe(self, observer: type[Observer]) -> None:
+    def observe(self, make: Callable[[QuantSpec], Observer]) -> None:
         """Look for the range in what comes by."""
         if self.split:
-            self.set(SplitQuantizer([observer(self.spec) for _ in self.split], self.split))
+            self.set(SplitQuantizer([make(self.spec) for _ in self.split], self.split))
         else:
-            self.set(observer(self.spec))
+            self.set(make(self.spec))
 
     def settle(self) -> None:
         """Replace the observers by what they found. Raises RuntimeError if no forward came by."""

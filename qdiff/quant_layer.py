@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qdiff.functional import RANGE_SEARCH, at_least_float32, fake_quantize
+from qdiff.functional import at_least_float32, fake_quantize
 from qdiff.packing import pack, unpack
 from qdiff.policy import QuantSpec
+from qdiff.ranges import RANGE_SEARCH, RowSummary, summarize
 
 
 class UniformAffineQuantizer(nn.Module):
@@ -46,9 +47,13 @@ class UniformAffineQuantizer(nn.Module):
         """The quantizer whose range the spec's search finds on `x`, any shape; per channel along dimension 0."""
         x = at_least_float32(x.detach())
         rows = x.flatten(1) if spec.per_channel else x.reshape(1, -1)
-        shape = (-1, *[1] * (x.ndim - 1)) if spec.per_channel else ()
+        return cls.fit_summary(summarize(rows), spec, (-1, *[1] * (x.ndim - 1)) if spec.per_channel else ())
+
+    @classmethod
+    def fit_summary(cls, summary: RowSummary, spec: QuantSpec, shape: Sequence[int] = ()) -> "UniformAffineQuantizer":
+        """The quantizer whose range the spec's search finds for such rows; `shape` is that of its step size."""
         with torch.no_grad():
-            delta, zero_point = RANGE_SEARCH[spec.range_search](rows, spec.bits, spec.symmetric, spec.always_zero)
+            delta, zero_point = RANGE_SEARCH[spec.range_search](summary, spec.bits, spec.symmetric, spec.always_zero)
         return cls(delta.reshape(shape), zero_point.reshape(shape), spec)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 """QuantModel: a network whose leaves are quantized."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from qdiff.adapters import Adapter
+from qdiff.observing import Observer, Rehearsal
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_block import ActSite, QuantBlock, QuantProduct
 from qdiff.quant_layer import OPERATIONS, QuantModule, SplitQuantizer, UniformAffineQuantizer, fit_quantizer
@@ -86,6 +89,20 @@ class QuantModel(nn.Module):
         finally:
             for m, value in zip(self._leaves, before):
                 m.quantizing = value
+
+    @contextmanager
+    def observing(self, kind: type[Observer], sites: Sequence[ActSite] | None = None) -> Iterator[None]:
+        """Activations are quantized with the ranges of what comes by inside; by default at all sites. No gradients.
+
+        Raises RuntimeError for a site that no forward came by.
+        """
+        sites, rehearsal = self.sites() if sites is None else sites, Rehearsal()
+        for site in sites:
+            site.observe(partial(kind, rehearsal=rehearsal))
+        with torch.no_grad(), self.adapter.rehearsed(rehearsal):
+            yield
+        for site in sites:
+            site.settle()
 
     def quantized_state(self) -> dict[str, Tensor]:
         """What a file must hold to rebuild the quantized network: the state dict without FP weights."""

@@ -21,8 +21,10 @@ TREES = {p.relative_to(ROOT).as_posix(): ast.parse(p.read_text(encoding="utf-8")
 # Rooms of qdiff from the mathematics up to the command line: each imports itself and what stands on lines above it.
 FLOW = (
     ("errors", "functional", "evaluate", "features", "packing", "reaching"),
+    ("ranges",),
     ("policy",),
     ("quant_layer", "files"),
+    ("observing",),
     ("adaptive_rounding", "quant_block", "adapters", "compat", "journal", "run_folder", "sampling", "report"),
     ("quant_model", "fitting", "calibration_data"),
     ("replay", "checkpoint", "collecting"),
@@ -123,7 +125,7 @@ QDIFF = {m: needed for m, needed in NEEDS.items() if m.startswith("qdiff.")}
 
 def test_there_is_something_to_check():
     assert {"ddim.models.diffusion", "qdiff.quant_model", "qdiff.adapters.ddim"} <= MODULES.keys()
-    assert QDIFF["qdiff.quant_layer"] == {"qdiff.functional", "qdiff.packing", "qdiff.policy"}
+    assert QDIFF["qdiff.quant_layer"] == {"qdiff.functional", "qdiff.packing", "qdiff.policy", "qdiff.ranges"}
 
 
 @pytest.mark.parametrize("module", MODULES)

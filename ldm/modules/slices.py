@@ -1,6 +1,6 @@
 """Attention in slices, so that only part of its scores exists at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -11,17 +11,22 @@ from torch.utils.checkpoint import checkpoint
 
 SCORES = 2**25  # elements of the scores of a slice of more than one entry, 128 MiB in float32
 
-_limit: ContextVar[float] = ContextVar("limit", default=SCORES)
+Times = Callable[[], Iterable[None]]
+
+_times: ContextVar[Times] = ContextVar("times", default=lambda: (None,))
 
 
 @contextmanager
-def slices(share: float) -> Iterator[None]:
-    """Inside, slices have this share of their usual size; `math.inf` for who must see all scores together."""
-    before = _limit.set(_limit.get() * share)
+def rehearsed(times: Times) -> Iterator[None]:
+    """Inside, slices are gone through as often as `times()` has items, of which the last time counts.
+
+    For who must have seen all slices before the first one is right.
+    """
+    before = _times.set(times)
     try:
         yield
     finally:
-        _limit.reset(before)
+        _times.reset(before)
 
 
 def in_slices(attend: Callable[..., Tensor], *operands: Tensor, scores: int) -> Tensor:
@@ -32,9 +37,9 @@ def in_slices(attend: Callable[..., Tensor], *operands: Tensor, scores: int) -> 
         operands: each (B, ...).
         scores: elements of the scores of one entry.
     """
-    size = _limit.get() / scores
-    if size >= len(operands[0]):
-        return attend(*operands)
-    again = partial(checkpoint, attend, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
-    run, size = again if torch.is_grad_enabled() else attend, max(1, int(size))
-    return torch.cat([run(*parts) for parts in zip(*(x.split(size) for x in operands))])
+    size, run = max(1, SCORES // scores), attend
+    if size < len(operands[0]) and torch.is_grad_enabled():
+        run = partial(checkpoint, attend, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
+    for _ in _times.get()():
+        found = [run(*parts) for parts in zip(*(x.split(size) for x in operands))]
+    return found[0] if len(found) == 1 else torch.cat(found)

@@ -1,6 +1,6 @@
 """What quantization must know of a family of networks; the only importers of `ddim` and `ldm`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -36,7 +36,7 @@ class Adapter:
         products: the attention products, by exact type.
         plain: exact types of modules that own parameters and stay as they are (normalisation).
         splits: path of every shortcut layer that sees two concatenated tensors -> their channels, from below first.
-        slices: scope in which slices of attention have a share of their usual size, `math.inf` for all scores together.
+        rehearsed: scope in which attention goes through its slices once for each item that a call gives.
     """
 
     family: str
@@ -45,7 +45,7 @@ class Adapter:
     products: Mapping[type, ProductKind]
     plain: tuple[type, ...]
     splits: Callable[[nn.Module], dict[str, tuple[int, int]]]
-    slices: Callable[[float], AbstractContextManager] = nullcontext
+    rehearsed: Callable[[Callable[[], Iterable]], AbstractContextManager] = nullcontext
 
 
 def shortcut_splits(model: nn.Module, block: type, shortcut: str) -> dict[str, tuple[int, int]]:

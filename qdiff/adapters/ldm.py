@@ -9,7 +9,7 @@ from torch import nn
 from ldm.modules.attention import BasicTransformerBlock, CrossQKMatMul, CrossSMVMatMul
 from ldm.modules.diffusionmodules.blocks import AttentionBlock, QKMatMul, ResBlock, SMVMatMul
 from ldm.modules.diffusionmodules.util import GroupNorm32
-from ldm.modules.slices import slices
+from ldm.modules.slices import rehearsed
 from ldm.util import instantiate_from_config
 from qdiff.adapters import Adapter, ProductKind, as_activations, shortcut_splits
 from qdiff.policy import QuantPolicy, QuantSpec
@@ -41,5 +41,5 @@ ADAPTER = Adapter(
     },
     plain=(nn.GroupNorm, GroupNorm32, nn.LayerNorm, nn.Embedding),
     splits=partial(shortcut_splits, block=ResBlock, shortcut="skip_connection"),
-    slices=slices,
+    rehearsed=rehearsed,
 )

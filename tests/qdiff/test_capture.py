@@ -39,12 +39,8 @@ def data() -> CalibrationSet:
 def model(data) -> QuantModel:
     """Weights and activations quantized."""
     model = QuantModel(network := tiny_network(), POLICY, adapter_for(network)).eval()
-    for site in model.sites():
-        site.observe(Observer)
-    with torch.no_grad():
+    with model.observing(Observer):
         model(*data.inputs)
-    for site in model.sites():
-        site.settle()
     return model
 
 

@@ -16,8 +16,8 @@ from qdiff.checkpoint import load_quantized, load_rounding, load_weights, save_q
 from qdiff.errors import UserError
 from qdiff.files.quantized import read_quantized
 from qdiff.fitting import state_shapes
+from qdiff.observing import Observer
 from qdiff.policy import QuantPolicy, QuantSpec
-from qdiff.quant_block import Observer
 from qdiff.quant_layer import UniformAffineQuantizer
 from qdiff.quant_model import QuantModel
 from tests.original_checkpoints import W4A8_SPLIT, W8A8, original_checkpoint, output, relative_error

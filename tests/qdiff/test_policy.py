@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdiff.functional import RANGE_SEARCH
 from qdiff.policy import QuantPolicy, QuantSpec
+from qdiff.ranges import RANGE_SEARCH
 
 SEARCHES = st.sampled_from(list(RANGE_SEARCH))
 

@@ -1,49 +1,16 @@
-"""Observers against the published running statistics; attention products; activation sites."""
+"""Attention products and places of activations."""
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
+from qdiff.observing import Observer, RunningObserver
 from qdiff.policy import QuantSpec
-from qdiff.quant_block import ActSite, Observer, QuantProduct, RunningObserver
+from qdiff.quant_block import ActSite, QuantProduct
 from qdiff.quant_layer import SplitQuantizer, UniformAffineQuantizer
-from tests.golden_networks import GOLDEN
+from tests.qdiff.loops import gaussian
 
-VECTORS = load_file(GOLDEN / "quantizers.safetensors")
 SPEC = QuantSpec(8)
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize(("name", "symmetric"), [("running", False), ("running_sym", True)])
-def test_published_running_statistics(name, symmetric):
-    observer = RunningObserver(QuantSpec(8, symmetric))
-    for i in range(5):  # the inputs that the vectors were made with, each wider and higher than the last
-        output = observer(VECTORS["input.act_gauss"] * (1 + 0.2 * i) + 0.1 * i)
-    torch.testing.assert_close(observer.found.delta.detach(), VECTORS[f"{name}.delta"], rtol=2.0**-23, atol=0)
-    assert observer.found.zero_point.item() == VECTORS.get(f"{name}.zero_point", torch.tensor(0)).item()
-    torch.testing.assert_close(output, VECTORS[f"{name}.output"])
-
-
-def test_running_statistics_are_exponential_averages():
-    observer, low, high = RunningObserver(QuantSpec(8, range_search="mse")), None, None
-    for i in range(6):
-        x = gaussian(40, seed=i) - 1
-        observer(x)
-        low = x.min().item() if low is None else 0.95 * low + 0.05 * x.min().item()
-        high = x.max().item() if high is None else 0.95 * high + 0.05 * x.max().item()
-    assert observer.found.delta.item() == pytest.approx((high - low) / 255, rel=1e-5)
-    assert observer.found.zero_point.item() == round(-low / (high - low) * 255)
-
-
-def test_an_observer_keeps_the_range_of_its_first_input():
-    first, second = gaussian(50), 7 * gaussian(50, seed=1)
-    quantizer, observer = UniformAffineQuantizer.fit(first, SPEC), Observer(SPEC)
-    assert torch.equal(observer(first), quantizer(first))
-    assert torch.equal(observer(second), quantizer(second))
 
 
 class Scaled(nn.Module):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ddim.models.diffusion import Model
 from qdiff.adapters import Adapter, ProductKind, adapter_for, adapter_of
 from qdiff.adaptive_rounding import AdaRoundQuantizer
+from qdiff.observing import Observer
 from qdiff.policy import QuantPolicy, QuantSpec
-from qdiff.quant_block import Observer
 from qdiff.quant_layer import QuantModule, SplitQuantizer, UniformAffineQuantizer
 from qdiff.quant_model import QuantModel
 from tests.golden_networks import GOLDEN, golden_alpha, golden_state_dict, load_case
@@ -27,11 +27,8 @@ CIFAR10 = json.loads((GOLDEN / "cifar10_ddim_quantized_split_wa.json").read_text
 
 def calibrated(model: nn.Module, inputs: tuple[Tensor, ...], policy: QuantPolicy = W4A8, adapter=ADAPTER) -> QuantModel:
     quantized = QuantModel(model, policy, adapter)
-    for site in quantized.sites():
-        site.observe(Observer)
-    run(quantized, inputs)
-    for site in quantized.sites():
-        site.settle()
+    with quantized.observing(Observer):
+        run(quantized, inputs)
     for layer in quantized.layers().values():
         layer.set_codes(layer.codes ^ 1)  # no longer the nearest ones, as if they had been learned
     return quantized

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from qdiff.adapters import adapter_for, adapter_of
 from qdiff.calibration_data import CalibrationSet
 from qdiff.capture import Captured, Store, capture
+from qdiff.observing import Observer
 from qdiff.policy import QuantPolicy, QuantSpec
-from qdiff.quant_block import Observer
 from qdiff.quant_model import QuantModel
 from qdiff.replay import Replay, kept_bytes, replayed_samples, route
 from tests.golden_networks import golden_state_dict, load_case
@@ -33,12 +33,8 @@ def job(request) -> tuple[QuantModel, CalibrationSet]:
     rows = torch.arange(SAMPLES) % len(given[0])
     inputs = [x[rows] for x in given]
     inputs[0] = inputs[0] + 0.1 * torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(0))
-    for site in model.sites():
-        site.observe(Observer)
-    with torch.no_grad():
+    with model.observing(Observer):
         model(*inputs)
-    for site in model.sites():
-        site.settle()
     return model, CalibrationSet(tuple(inputs))
 
 

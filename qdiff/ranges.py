@@ -1,0 +1,120 @@
+"""The search for ranges: step sizes and zero points from the extremes of values, and from some of them."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qdiff.functional import LOSS_P, code_bounds, fake_quantize
+
+MIN_DELTA = 1e-8
+SEARCH_VALUES = 2**16  # values per row that the error of a candidate is averaged over
+MSE_CANDIDATES = 80  # shrunk ranges that the error search tries, 1 % apart
+
+Range = tuple[Tensor, Tensor]  # delta, zero_point, each (rows,)
+
+
+class RowSummary(NamedTuple):
+    """What a search looks at, row by row.
+
+    Args:
+        low, high: (rows,), the extremes of all values.
+        values: (rows, at most 2^16), some of them, evenly spaced.
+    """
+
+    low: Tensor
+    high: Tensor
+    values: Tensor
+
+
+def _thin(rows: Tensor) -> Tensor:
+    return rows[:, :: -(-rows.shape[1] // SEARCH_VALUES) | 1]  # odd, or a picture gives pixels of its edge alone
+
+
+def summarize(rows: Tensor) -> RowSummary:
+    """The summary of (rows, n) floats; its values are a view of them."""
+    return RowSummary(rows.amin(1), rows.amax(1), _thin(rows))
+
+
+def joined(parts: Sequence[RowSummary]) -> RowSummary:
+    """The summary of rows that came in parts of about equal size."""
+    if len(parts) == 1:
+        return parts[0]
+    lows, highs, values = zip(*parts)
+    return RowSummary(torch.stack(lows).amin(0), torch.stack(highs).amax(0), _thin(torch.cat(values, dim=1)))
+
+
+def affine(low: Tensor, high: Tensor, bits: int, symmetric: bool, zero_low: Tensor | None = None) -> Range:
+    """Step size and zero point of the range low..high.
+
+    Args:
+        low, high: ends of the range, any equal shape.
+        bits: b.
+        symmetric: cover max(|low|, |high|) on both sides with zero point 0.
+        zero_low: the low end that the zero point is taken from, where it is another one.
+
+    Returns:
+        delta >= 1e-8 and zero_point (integers, float dtype), shaped like `low`.
+    """
+    if symmetric:
+        delta = torch.maximum(low.abs(), high.abs()) / code_bounds(bits, True)[1]
+        return delta.clamp(min=MIN_DELTA), torch.zeros_like(delta)
+    delta = ((high - low) / (2**bits - 1)).clamp(min=MIN_DELTA)
+    return delta, (-(low if zero_low is None else zero_low) / delta).round()
+
+
+def range_minmax(summary: RowSummary, bits: int, symmetric: bool, always_zero: bool) -> Range:
+    """The smallest range that holds every value and zero."""
+    low, high, _ = summary
+    low = torch.zeros_like(low) if always_zero else low.clamp(max=0)
+    return affine(low, high.clamp(min=0), bits, symmetric)
+
+
+def range_max(summary: RowSummary, bits: int, symmetric: bool, always_zero: bool) -> Range:
+    """As published: the step from the raw range, the zero point from the range with zero."""
+    low, high, _ = summary
+    if always_zero:
+        return affine(torch.zeros_like(low), high, bits, symmetric)
+    return affine(low, high, bits, symmetric, zero_low=low.clamp(max=0))
+
+
+def range_max_scale(summary: RowSummary, bits: int, symmetric: bool, always_zero: bool) -> Range:
+    """`max` with the ends that the zero point and the symmetric step come from shrunk by (b + 2) / 8, as published."""
+    low, high, _ = summary
+    shrink = (bits + 2) / 8
+    if symmetric:
+        return affine(low.clamp(max=0) * shrink, high.clamp(min=0) * shrink, bits, True)
+    if always_zero:
+        return affine(torch.zeros_like(low), high, bits, False)
+    return affine(low, high, bits, False, zero_low=low.clamp(max=0) * shrink)
+
+
+def range_mse(summary: RowSummary, bits: int, symmetric: bool, always_zero: bool) -> Range:
+    """Of 80 ranges, each 1 % narrower than the last, the one with the least mean |x - q(x)|^2.4.
+
+    The ends come from all values; the error from those of the summary.
+    """
+    low, high, values = summary
+    if always_zero:
+        low = torch.zeros_like(low)
+    lo, hi = code_bounds(bits, symmetric)
+    best_error = torch.full_like(low, torch.inf)
+    best_delta = best_zero = torch.full_like(low, torch.nan)  # stays where the values are not finite
+    for i in range(MSE_CANDIDATES):
+        shrink = 1.0 - i * 0.01
+        delta, zero_point = affine(low * shrink, high * shrink, bits, symmetric)
+        rounded = fake_quantize(values, delta[:, None], zero_point[:, None], lo, hi)
+        error = rounded.sub_(values).abs_().pow_(LOSS_P).mean(1)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_delta, best_zero = torch.where(better, delta, best_delta), torch.where(better, zero_point, best_zero)
+    return best_delta, best_zero
+
+
+RANGE_SEARCH: dict[str, Callable[[RowSummary, int, bool, bool], Range]] = {
+    "mse": range_mse,
+    "minmax": range_minmax,
+    "max": range_max,
+    "max_scale": range_max_scale,
+}
