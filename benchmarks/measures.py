@@ -4,7 +4,8 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from qdiff.block_recon import LearnedRounding, LearnedSteps, Schedule, block_rec
 from qdiff.calibration_data import CalibrationSet
 from qdiff.capture import Store, capture
 from qdiff.measuring import peak_bytes
+from qdiff.observing import RunningObserver
+from qdiff.quant_block import QuantBlock
 from qdiff.replay import Replay, kept_bytes
 
 
@@ -38,34 +41,63 @@ def forward(config: Path, batch: int) -> list[Row]:
     return rows
 
 
-def calibration(config: Path, batch: int, iterations: int = 10) -> list[Row]:
-    """Capture and iterations of three blocks: the first residual block, attention in the middle, the last but one.
+def calibration(config: Path, batch: int) -> list[Row]:
+    """Three blocks, each reached from the input: the first residual block, attention in the middle, the last but one.
 
     Iterations take four times `batch` samples, which are captured four times over.
     """
-    model, size = quantized(config, True, batch), 4 * batch
-    samples = 4 * size
+    model, data = quantized(config, True, batch), CalibrationSet(inputs(config, 16 * batch))
     blocks = model.blocks()
-    way = Replay(model, [block.module for block in blocks], CalibrationSet(inputs(config, samples)), batch, 0)
-    rows = []
+    way = Replay(model, [block.module for block in blocks], data, batch, memory=0)
     residual = model.adapter.blocks[0]
     first = next(b for b in blocks if type(b.module) is residual)
     middle = next(b for b in blocks if ".mid" in b.path and type(b.module) in model.adapter.blocks[1:])
-    for block in (first, middle, blocks[-2]):
-        with tempfile.TemporaryDirectory() as folder:
-            store, found, start = Store(2**34, Path(folder)), [], time.perf_counter()
-            peak = peak_bytes(lambda: found.append(capture(way, block.module, store)))  # noqa: B023
-            rows.append(Row(f"capture {block.path}", time.perf_counter() - start, "s", f"{samples} samples"))
-            rows.append(Row(f"capture {block.path}, peak memory", peak / 2**20, "MiB"))
-            captured = found[0]
-            for name, objective in (("rounding", LearnedRounding(block)), ("steps", LearnedSteps(block))):
-                start = time.perf_counter()
-                schedule = Schedule(iterations, 1e-3)
-                block_reconstruction(block, captured, objective, schedule, size, torch.Generator().manual_seed(0))
-                each = (time.perf_counter() - start) / iterations * 1e3
-                rows.append(Row(f"{name} {block.path}", each, "ms/iteration", f"batch {size}"))
+    rows = [row for block in (first, middle, blocks[-2]) for row in _reconstruction(block, way, 4 * batch)]
+    return [*rows, _peak_of_process()]
+
+
+def first_blocks(config: Path, batch: int) -> Iterator[Row]:
+    """The blocks up to the first one with attention, in turn, and the ranges of all activations before.
+
+    Iterations take `batch` samples, which are captured four times over.
+    """
+    model, data = quantized(config, True, batch), CalibrationSet(inputs(config, 4 * batch))
+    blocks, attention = model.blocks(), model.adapter.blocks[1:]
+    start = time.perf_counter()
+    with model.observing(RunningObserver):
+        peak = peak_bytes(lambda: [model(*given) for given in data.batches(batch)])
+    note = f"{len(data)} samples, batch {batch}"
+    yield Row("ranges of all activations", time.perf_counter() - start, "s", note)
+    yield Row("ranges of all activations, peak memory", peak / 2**20, "MiB")
+    way = Replay(model, [block.module for block in blocks], data, batch, memory=2**34)
+    last = next(i for i, block in enumerate(blocks) if type(block.module) in attention)
+    for block in blocks[: last + 1]:
+        yield from _reconstruction(block, way, batch)
+        way.settle(block.module)
+    yield _peak_of_process()
+
+
+def _reconstruction(block: QuantBlock, way: Replay, size: int, iterations: int = 10) -> Iterator[Row]:
+    """Capture of a block, and iterations of its two objectives."""
+    with tempfile.TemporaryDirectory() as folder:
+        store, found, start = Store(2**34, Path(folder)), [], time.perf_counter()
+        peak = peak_bytes(lambda: found.append(capture(way, block.module, store)))
+        yield Row(f"capture {block.path}", time.perf_counter() - start, "s", f"{len(way.data)} samples")
+        yield Row(f"capture {block.path}, peak memory", peak / 2**20, "MiB")
+        for name, objective in (("rounding", LearnedRounding(block)), ("steps", LearnedSteps(block))):
+            learn = partial(block_reconstruction, block, found[0], objective, batch_size=size)
+            start = time.perf_counter()
+            learn(schedule=Schedule(iterations, 1e-3), generator=torch.Generator().manual_seed(0))
+            each = (time.perf_counter() - start) / iterations * 1e3
+            # watched, an iteration is slower
+            peak = peak_bytes(partial(learn, schedule=Schedule(1, 1e-3), generator=torch.Generator().manual_seed(0)))
+            yield Row(f"{name} {block.path}", each, "ms/iteration", f"batch {size}")
+            yield Row(f"{name} {block.path}, peak memory", peak / 2**20, "MiB")
+
+
+def _peak_of_process() -> Row:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return [*rows, Row("memory of the process at its peak", peak, "GiB", "other measures before it included")]
+    return Row("memory of the process at its peak", peak, "GiB", "other measures before it included")
 
 
 def captures(config: Path, batch: int) -> list[Row]:
@@ -85,10 +117,11 @@ def captures(config: Path, batch: int) -> list[Row]:
     return [*rows, Row("kept for replay", kept, "MiB/sample", "float32, of both networks")]
 
 
-MEASURES: dict[str, Callable[[Path, int], list[Row]]] = {
+MEASURES: dict[str, Callable[[Path, int], Iterable[Row]]] = {
     "startup": startup,
     "forward": forward,
     "calibration": calibration,
+    "first_blocks": first_blocks,
     "captures": captures,
     "loading": loading,
     "sampling": sampling,

@@ -2,7 +2,7 @@
 """Measure speed and memory on this machine: prints a table, writes JSON.
 
 python benchmarks/run.py                     everything, on the CIFAR-10 network with random weights
-python benchmarks/run.py --only forward      one of: startup, forward, calibration, loading
+python benchmarks/run.py --only forward      see --help
 python benchmarks/run.py --config configs/latent-diffusion/cin256-v2.yaml --batch 1
                                              the UNet of a latent model
 """
@@ -11,11 +11,14 @@ import argparse
 import json
 import os
 import platform
+import sys
 from pathlib import Path
 
 import torch
 from measures import MEASURES
 from row import Row
+
+from qdiff.cli.parser import run
 
 
 def table(rows: list[Row]) -> str:
@@ -35,7 +38,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks.json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows = [row for name in args.only or MEASURES for row in MEASURES[name](args.config, args.batch)]
+    rows = []
+    for name in args.only or MEASURES:
+        for row in MEASURES[name](args.config, args.batch):
+            print(f"{row.name}: {row.value:.4g} {row.unit}", file=sys.stderr, flush=True)
+            rows.append(row)
     machine = {"torch": torch.__version__, "threads": args.threads, "machine": platform.platform()}
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps({"machine": machine, "rows": [vars(row) for row in rows]}, indent=1))
@@ -43,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
