@@ -16,7 +16,7 @@ from row import REPEATS, Row, median_seconds
 from qdiff.block_recon import LearnedRounding, LearnedSteps, Schedule, block_reconstruction
 from qdiff.calibration_data import CalibrationSet
 from qdiff.capture import Store, capture
-from qdiff.measuring import peak_bytes
+from qdiff.memory import peak_bytes
 from qdiff.observing import RunningObserver
 from qdiff.quant_block import QuantBlock
 from qdiff.replay import Replay, kept_bytes

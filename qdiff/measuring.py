@@ -1,19 +1,17 @@
-"""Measurements that a plan rests on: seconds and bytes of a network's blocks, from a few small forwards."""
+"""Measurements that a plan rests on: seconds and bytes of a network's blocks, from two forwards of a batch."""
 
 import time
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from qdiff.block_recon import LearnedRounding, LearnedSteps, Objective
 from qdiff.calibration import CalibrationSettings
 from qdiff.functional import lp_loss
+from qdiff.memory import batch_peak
 from qdiff.observing import minmax
 from qdiff.planning import BlockPlan, Plan
 from qdiff.quant_block import ActSite, QuantBlock
@@ -36,59 +34,6 @@ def forward_seconds(model: nn.Module, inputs: Sequence[Tensor]) -> float:
         start = now(inputs[0])
         model(*inputs)
         return now(inputs[0]) - start
-
-
-class _LiveTensors(TorchDispatchMode):
-    """Counts the bytes of tensors that come into being within its scope, and takes off those that are gone."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self._note((args, kwargs), counted=False)  # what came from outside is not ours, nor is a view of it
-        output = func(*args, **(kwargs or {}))
-        self._note(output, counted=True)
-        return output
-
-    def _note(self, tree: object, counted: bool) -> None:
-        for x in tree_leaves(tree):
-            if isinstance(x, Tensor) and (storage := x.untyped_storage())._cdata not in self.known:
-                size = storage.nbytes() * counted
-                self.known.add(storage._cdata)
-                self.bytes += size
-                self.peak = max(self.peak, self.bytes)
-                weakref.finalize(storage, self._forget, storage._cdata, size)
-
-    def _forget(self, storage: int, size: int) -> None:
-        self.known.discard(storage)
-        self.bytes -= size
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    """Most bytes that tensors made within `run()` occupy at one time; what kernels take inside them is not seen."""
-    with _LiveTensors() as live:
-        run()
-    return live.peak
-
-
-def batch_peak(
-    run: Callable[..., object],
-    inputs: Sequence[Tensor],
-    size: int,
-    most: int | None = None,
-) -> int:
-    """`peak_bytes` of `run(*inputs)` on a batch of `size`, continued from batches of an eighth and a quarter of it.
-
-    Smaller ones would not tell where something does not depend on the batch, such as gradients of weights, and hides
-    its part there; elsewhere the smaller of the two need not have more than `most` samples. Where attention of the
-    whole batch comes in slices and that of the smaller ones does not, the result is too large.
-    """
-    few = max(1, min(size // 8, most or size))
-    batches = [[x[:1].repeat_interleave(n, 0) for x in inputs] for n in (few, 2 * few)]
-    less, more = (peak_bytes(lambda: run(*batch)) for batch in batches)  # noqa: B023 - called at once
-    return less + (more - less) * (size - few) // few
 
 
 @dataclass(frozen=True)
@@ -158,7 +103,7 @@ def make_plan(
     scale = settings.batch_size / len(batch[0])
     with _some_quantizer(model.sites(), batch[0].device), torch.no_grad():
         size = min(samples, settings.forward_samples(model.policy.act is not None))
-        forward_bytes = batch_peak(model, batch, size, most=2)
+        forward_bytes = batch_peak(model, model, batch, size)
     seconds = {path: block.seconds * scale for path, block in seen.items()}
     ways = _ways(seconds, [block.path for block in blocks])
     plans = [
@@ -198,18 +143,18 @@ def _iteration_bytes(block: QuantBlock, inputs: Sequence[Tensor], settings: Cali
     """Of the larger of the two stages."""
     found = [0]
     if settings.rounding:
-        found.append(_learning_peak(block.module, LearnedRounding(block), inputs, settings.batch_size))
+        found.append(_learning_peak(block, LearnedRounding(block), inputs, settings.batch_size))
     if settings.steps:
         with _some_quantizer(block.sites, inputs[0].device):
             if any(site.spec.step_is_learned for site in block.sites):
-                found.append(_learning_peak(block.module, LearnedSteps(block), inputs, settings.batch_size))
+                found.append(_learning_peak(block, LearnedSteps(block), inputs, settings.batch_size))
     return max(found)
 
 
-def _learning_peak(module: nn.Module, objective: Objective, inputs: Sequence[Tensor], size: int) -> int:
+def _learning_peak(block: QuantBlock, objective: Objective, inputs: Sequence[Tensor], size: int) -> int:
     def iteration(*inputs: Tensor) -> None:
-        output = module(*inputs)
-        torch.autograd.grad(lp_loss(output, torch.zeros_like(output), objective.p), objective.parameters())
+        output, learned = block.module(*inputs), [x for x in block.module.parameters() if x.requires_grad]
+        torch.autograd.grad(lp_loss(output, torch.zeros_like(output), objective.p), learned)
 
     with objective:
-        return batch_peak(iteration, inputs, size)
+        return batch_peak(block.module, iteration, inputs, size)

@@ -18,6 +18,7 @@ from qdiff.files.pictures import read_picture
 
 ENLARGED = 2  # screen pixels a side for a pixel of a picture, in the comparison
 MARGIN = 8
+SHOWN = "Columns of pictures, from the left:"
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,14 @@ class Section:
         title: of its heading.
         results: a row each, the first one in full precision.
         pictures: method -> its PNG.
+        shown: what the columns of each PNG show, from the left; nothing where that says itself.
     """
 
     name: str
     title: str
     results: Sequence[Result]
     pictures: Mapping[str, Path]
+    shown: Sequence[str] = ()
 
     @property
     def columns(self) -> list["Column"]:
@@ -130,7 +133,8 @@ def markdown_table(section: Section) -> str:
     titles, *rows = _cells(section)
     table = "\n".join(f"| {' | '.join(row)} |" for row in [titles, ["---"] * len(titles), *rows])
     meanings = "\n".join(f"- {c.title}: {c.meaning}." for c in section.columns if c.meaning)
-    return f"## {section.title}\n\n{table}\n\n{meanings}\n"
+    shown = f"\n{SHOWN} {', '.join(section.shown)}.\n" if section.shown else ""
+    return f"## {section.title}\n\n{table}\n\n{meanings}\n{shown}"
 
 
 def _cells(section: Section) -> list[list[str]]:
@@ -173,7 +177,9 @@ def html_page(title: str, sections: Sequence[Section], settings: Mapping[str, st
 
     environment = Environment(loader=PackageLoader("qdiff", "."), autoescape=True)
     environment.filters["data_uri"] = _data_uri
-    return environment.get_template("report.html").render(title=title, sections=sections, settings=settings)
+    return environment.get_template("report.html").render(
+        title=title, sections=sections, settings=settings, shown=SHOWN
+    )
 
 
 def write_report(folder: Path, title: str, sections: Sequence[Section], settings: Mapping[str, str]) -> list[Path]:

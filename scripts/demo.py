@@ -18,6 +18,7 @@ LR_W = 4e-3  # four times the default, because the iterations are few; with more
 ETA = 0.5  # noise on the way mends what a network that was trained for a short time gets wrong
 SCALE = 3
 CATEGORIES = 9
+TURNS = 2  # pictures of each prompt
 
 
 def demo_parser() -> Parser:
@@ -27,6 +28,7 @@ def demo_parser() -> Parser:
     add("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder of the results")
     add("--config", type=Path, default=ROOT / "configs/emoji32.yml", metavar="FILE", help="the pixel-space model")
     add("--latent", type=Path, default=ROOT / "models/ldm/emoji64", metavar="DIR", help="the latent model")
+    add("--text", type=Path, default=ROOT / "models/ldm/emoji64-txt2img", metavar="DIR", help="the text-to-image model")
     add("--max_images", default=36, help="images of each method", **number(int, 2))
     add("--timesteps", default=30, help="sampling steps", **number(int, 1))
     add("--cali_st", default=10, help="how many of the sampling steps give calibration data", **number(int, 1))
@@ -94,6 +96,35 @@ def latent(args: argparse.Namespace) -> Experiment:
     )
 
 
+def text_to_image(args: argparse.Namespace) -> Experiment:
+    """The effect of the bits on what prompts show: a column of pictures for each prompt of a file."""
+    from qdiff.cli.sample_txt2img import read_prompts
+
+    out, file = args.out / "text", args.text / "prompts.txt"
+    prompts = read_prompts(file, "--text")
+    learned = learning(args, out / "linear_w4a8")
+    model = ["--config", args.text / "config.yaml", "--ckpt", args.text / "model.safetensors", "--from-file", file]
+    sampling = ["--n_samples", len(prompts), "--n_iter", TURNS, "--scale", SCALE, "--ddim_steps", args.timesteps]
+    half = partial(quantization, args, cali_n=max(1, args.cali_n // 2))
+    linear = ["--quant_mode", "linear", "--cali_prompts", args.text / "cali_prompts.txt"]
+    return Experiment(
+        "text",
+        "A text-to-image model, 64 x 64",
+        ROOT / "scripts/txt2img.py",
+        [*model, *sampling, "--ddim_eta", 1, "--seed", 41],
+        {
+            FP: (out / "fp", []),
+            "linear W4A8": (out / "linear_w4a8", half(4, *linear)),
+            "Q-Diffusion W4A8": (out / "qdiff_w4a8", half(4, "--split", *learned)),
+            "Q-Diffusion W8A8": (out / "qdiff_w8a8", half(8, "--split", *learned)),
+        },
+        TURNS * len(prompts),
+        FEATURES / "reference_all.safetensors",
+        shown=prompts,
+        folder_flag="--outdir",
+    )
+
+
 def settings(args: argparse.Namespace) -> dict[str, str]:
     """What the numbers depend on beside the commands."""
     import torch
@@ -108,7 +139,7 @@ def settings(args: argparse.Namespace) -> dict[str, str]:
 def main() -> None:
     """Run the commands, then write the report."""
     args = parse(demo_parser())
-    experiments = [pixel_space(args), latent(args)]
+    experiments = [pixel_space(args), latent(args), text_to_image(args)]
     for experiment in experiments:
         for method in experiment.runs:
             method.carry_out()

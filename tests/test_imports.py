@@ -20,7 +20,7 @@ TREES = {p.relative_to(ROOT).as_posix(): ast.parse(p.read_text(encoding="utf-8")
 
 # Rooms of qdiff from the mathematics up to the command line: each imports itself and what stands on lines above it.
 FLOW = (
-    ("errors", "functional", "evaluate", "features", "packing", "reaching"),
+    ("errors", "functional", "evaluate", "features", "memory", "packing", "reaching"),
     ("ranges",),
     ("policy",),
     ("quant_layer", "files"),

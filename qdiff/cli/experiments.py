@@ -60,6 +60,7 @@ class Experiment:
         images: pictures of each method.
         reference: statistics of its training pictures.
         categories: how many take turns among the pictures; 0 where they have none.
+        shown: what the columns of its pictures show, where that does not say itself.
         folder_flag: of the script, for the folder of a run.
     """
 
@@ -71,6 +72,7 @@ class Experiment:
     images: int
     reference: Path
     categories: int = 0
+    shown: Sequence[str] = ()
     folder_flag: str = "-l"
 
     @property
@@ -117,4 +119,4 @@ class Experiment:
             )
         grids = {method.name: method.folder / "grid.png" for method in self.runs}
         title = f"{self.title}: {self.images} pictures of each method, seeds alike"
-        return Section(self.name, title, results, grids)
+        return Section(self.name, title, results, grids, self.shown)

@@ -8,60 +8,12 @@ from qdiff.adapters import adapter_for
 from qdiff.block_recon import LearnedRounding, Schedule
 from qdiff.calibration import CalibrationSettings
 from qdiff.functional import lp_loss
-from qdiff.measuring import _ways, batch_peak, forward_seconds, make_plan, peak_bytes
+from qdiff.measuring import _ways, forward_seconds, make_plan
+from qdiff.memory import peak_bytes
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
 from qdiff.reaching import block_inputs
 from tests.tiny import tiny_network
-
-KB = 4 * 256  # of a tensor of 256 float32
-
-
-# Memory
-
-
-def test_peak_counts_what_is_alive_at_one_time():
-    outside = torch.zeros(256)
-
-    def run():
-        a = outside + 1
-        b = a * 2
-        del a
-        return b.exp()
-
-    assert peak_bytes(run) == 2 * KB
-    assert peak_bytes(lambda: outside.exp().exp().exp()) == 2 * KB, "a temporary goes when the next one is there"
-    assert peak_bytes(lambda: [outside + i for i in range(5)]) == 5 * KB
-
-
-def test_peak_counts_no_views_and_nothing_from_outside():
-    outside = torch.zeros(16, 16)
-    assert peak_bytes(lambda: outside.t()[:3].reshape(-1, 1).unsqueeze(0).mT.add_(1)) <= 3 * 16 * 4
-    assert peak_bytes(lambda: (outside.view(-1), outside.t(), outside.add_(1))) == 0
-    assert peak_bytes(lambda: (outside + 1).view(-1)[3:]) == KB
-
-
-def test_peak_sees_what_autograd_keeps():
-    x = torch.zeros(256, requires_grad=True)
-
-    def forward():
-        return x.exp().exp().exp().sum()
-
-    with torch.no_grad():
-        alone = peak_bytes(forward)
-    assert alone == 2 * KB
-    assert 3 * KB <= peak_bytes(forward) < 4 * KB, "each exponential keeps its output"
-    assert 4 * KB <= peak_bytes(lambda: torch.autograd.grad(forward(), x)) < 6 * KB
-
-
-def test_peak_of_a_batch():
-    layer = nn.Linear(256, 256)
-    with torch.no_grad():
-        for size in (1, 2, 7):
-            x = torch.zeros(size, 256)
-            assert batch_peak(layer, [x[:1]], size) == peak_bytes(lambda: layer(x)) == size * KB  # noqa: B023
-            fixed = batch_peak(lambda x: layer.weight.exp() @ x.T, [x[:1]], size)
-            assert fixed == (256 + size) * KB
 
 
 def test_forward_seconds():

@@ -8,7 +8,7 @@ from torch import nn
 from ldm.modules import slices
 from ldm.modules.attention import CrossAttention
 from qdiff import ranges
-from qdiff.measuring import peak_bytes
+from qdiff.memory import peak_bytes
 from qdiff.observing import Observer, Rehearsal, RunningObserver
 from qdiff.policy import QuantSpec
 from qdiff.quant_block import QuantProduct

@@ -24,7 +24,8 @@ CELLS = [
 ALL_TITLES = [column.title for column in COLUMNS]
 TITLES = [title for title in ALL_TITLES if title != "category recognised"]
 ONE = Section("one", "A model", RESULTS, {})
-TWO = Section("two", "Another model", GUIDED, {})
+TWO = Section("two", "Another model", GUIDED, {}, shown=("red <apple>", "pear"))
+SHOWN = "Columns of pictures, from the left: red <apple>, pear."
 VOID = {"meta", "img"}
 
 
@@ -81,6 +82,12 @@ def test_markdown_table():
     assert "not FID" in markdown_table(ONE)
 
 
+def test_what_columns_show_is_named_where_it_is_known(written):
+    assert SHOWN in markdown_table(TWO).splitlines()
+    assert "Columns" not in markdown_table(ONE)
+    assert written["table.md"].read_text(encoding="utf-8").count(SHOWN) == 1
+
+
 def test_categories_have_a_column_where_there_are_some():
     assert [column.title for column in TWO.columns] == ALL_TITLES
     lines = text_table(TWO).splitlines()
@@ -111,6 +118,7 @@ def test_page_shows_everything_and_needs_nothing(written, pictures):
     assert dict(zip(page.texts["dt"], page.texts["dd"])) == {"versions": "torch <2>", "machine": "abacus"}
     assert page.texts["title"] == page.texts["h1"] == ["Four & eight"]
     assert "simulated" in " ".join(page.texts["p"])
+    assert [text for text in page.texts["p"] if "Columns" in text] == [SHOWN]
     assert "image-rendering: pixelated" in html
     assert 'name="viewport"' in html
 

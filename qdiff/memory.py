@@ -1,0 +1,89 @@
+"""Memory that computing takes, counted in tensors: while it runs, or beforehand without any values."""
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+COUNTED = 32  # samples of the largest batch that is gone through; beyond, the peak grows in a straight line
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Counts the bytes of tensors that come into being within its scope, and takes off those that are gone."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self._note((args, kwargs), counted=False)  # what came from outside is not ours, nor is a view of it
+        output = func(*args, **(kwargs or {}))
+        self._note(output, counted=True)
+        return output
+
+    def _note(self, tree: object, counted: bool) -> None:
+        for x in tree_leaves(tree):
+            if isinstance(x, Tensor) and (storage := x.untyped_storage())._cdata not in self.known:
+                size = storage.nbytes() * counted
+                self.known.add(storage._cdata)
+                self.bytes += size
+                self.peak = max(self.peak, self.bytes)
+                weakref.finalize(storage, self._forget, storage._cdata, size)
+
+    def _forget(self, storage: int, size: int) -> None:
+        self.known.discard(storage)
+        self.bytes -= size
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Most bytes that tensors made within `run()` occupy at one time; what kernels take inside them is not seen."""
+    with _LiveTensors() as live:
+        run()
+    return live.peak
+
+
+def batch_peak(module: nn.Module, run: Callable[..., object], inputs: Sequence[Tensor], size: int) -> int:
+    """`peak_bytes` of `run` on a batch of `size`, without computing it: tensors have shapes and no values.
+
+    Args:
+        module: what `run` computes with.
+        run: called with a batch; it must not look at values.
+        inputs: (B, ...), of which the shapes beyond the first dimension count.
+        size: of the batch. Beyond 32 the result is continued from 16 and 32: where slices of attention take most of
+            the memory of a small batch, what is not sliced takes most of a large one.
+    """
+
+    def peak(samples: int) -> int:
+        batch = [torch.empty((samples, *x.shape[1:]), dtype=x.dtype, device="meta") for x in inputs]
+        return peak_bytes(lambda: run(*batch))
+
+    with without_values(module):
+        if size <= COUNTED:
+            return peak(size)
+        half, most = COUNTED // 2, peak(COUNTED)
+        return most + (most - peak(half)) * (size - COUNTED) // half
+
+
+@contextmanager
+def without_values(module: nn.Module) -> Iterator[None]:
+    """Inside, parameters and buffers have shapes and no values; afterwards they are the same objects as before."""
+    found = [
+        (held, name, x)
+        for part in module.modules()
+        for held in (part._parameters, part._buffers)
+        for name, x in held.items()
+        if x is not None
+    ]
+    try:
+        for held, name, x in found:
+            empty = torch.empty_like(x, device="meta")
+            held[name] = nn.Parameter(empty, x.requires_grad) if isinstance(x, nn.Parameter) else empty
+        yield
+    finally:
+        for held, name, x in found:
+            held[name] = x
