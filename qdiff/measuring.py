@@ -38,7 +38,7 @@ def forward_seconds(model: nn.Module, inputs: Sequence[Tensor]) -> float:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A block in one forward: its inputs, seconds."""
+    """A block in one forward: its inputs, without values, and seconds."""
 
     inputs: tuple[Tensor, ...]
     seconds: float
@@ -57,7 +57,7 @@ def _look(model: QuantModel, blocks: Iterable[QuantBlock], batch: Sequence[Tenso
     def after(path: str):
         def hook(module, args, output):
             seconds = now(output) - started[path]
-            seen[path] = _Seen(tuple(x[:1].detach() for x in args), seconds)
+            seen[path] = _Seen(tuple(torch.empty_like(x[:1], device="meta") for x in args), seconds)
 
         return hook
 
@@ -71,10 +71,10 @@ def _look(model: QuantModel, blocks: Iterable[QuantBlock], batch: Sequence[Tenso
 
 
 @contextmanager
-def _some_quantizer(sites: Sequence[ActSite], device: torch.device):
+def _some_quantizer(sites: Sequence[ActSite]):
     """Activations quantized with any step, as memory goes; without quantizers afterwards, as before."""
     for site in sites:
-        some = torch.ones(1, sum(site.split or (1,)), device=device)
+        some = torch.ones(1, sum(site.split or (1,)))
         site.set(fit_quantizer(some, minmax(site.spec), site.split))
     try:
         yield
@@ -99,9 +99,10 @@ def make_plan(
     stops = route(model, [block.module for block in blocks], [x[:1] for x in batch])
     replayed = replayed_samples(stops, samples, settings.batch_size, memory)
     seen = _look(model, blocks, batch)
-    captured = {path: stop.captured for path, stop in zip(seen, stops)}  # both in the order in which blocks are called
+    path_of = {block.module: block.path for block in blocks}
+    captured = {path_of[stop.module]: stop.captured for stop in stops}
     scale = settings.batch_size / len(batch[0])
-    with _some_quantizer(model.sites(), batch[0].device), torch.no_grad():
+    with _some_quantizer(model.sites()), torch.no_grad():
         size = min(samples, settings.forward_samples(model.policy.act is not None))
         forward_bytes = batch_peak(model, model, batch, size)
     seconds = {path: block.seconds * scale for path, block in seen.items()}
@@ -145,7 +146,7 @@ def _iteration_bytes(block: QuantBlock, inputs: Sequence[Tensor], settings: Cali
     if settings.rounding:
         found.append(_learning_peak(block, LearnedRounding(block), inputs, settings.batch_size))
     if settings.steps:
-        with _some_quantizer(block.sites, inputs[0].device):
+        with _some_quantizer(block.sites):
             if any(site.spec.step_is_learned for site in block.sites):
                 found.append(_learning_peak(block, LearnedSteps(block), inputs, settings.batch_size))
     return max(found)
@@ -154,7 +155,8 @@ def _iteration_bytes(block: QuantBlock, inputs: Sequence[Tensor], settings: Cali
 def _learning_peak(block: QuantBlock, objective: Objective, inputs: Sequence[Tensor], size: int) -> int:
     def iteration(*inputs: Tensor) -> None:
         output, learned = block.module(*inputs), [x for x in block.module.parameters() if x.requires_grad]
-        torch.autograd.grad(lp_loss(output, torch.zeros_like(output), objective.p), learned)
+        loss = lp_loss(output, torch.zeros_like(output), objective.p) + objective.penalty(1, 2)
+        torch.autograd.grad(loss, learned)
 
     with objective:
         return batch_peak(block.module, iteration, inputs, size)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-COUNTED = 32  # samples of the largest batch that is gone through; beyond, the peak grows in a straight line
+COUNTED = 32  # samples of the largest batch that is gone through
 
 
 class _LiveTensors(TorchDispatchMode):
@@ -54,19 +54,19 @@ def batch_peak(module: nn.Module, run: Callable[..., object], inputs: Sequence[T
         module: what `run` computes with.
         run: called with a batch; it must not look at values.
         inputs: (B, ...), of which the shapes beyond the first dimension count.
-        size: of the batch. Beyond 32 the result is continued from 16 and 32: where slices of attention take most of
-            the memory of a small batch, what is not sliced takes most of a large one.
+        size: of the batch, which is counted too.
+
+    Returns:
+        bytes. Beyond 32 samples, 32 in proportion: more than it takes where a part does not grow with the batch, or
+        comes in slices.
     """
-
-    def peak(samples: int) -> int:
-        batch = [torch.empty((samples, *x.shape[1:]), dtype=x.dtype, device="meta") for x in inputs]
-        return peak_bytes(lambda: run(*batch))
-
+    counted = min(size, COUNTED)
     with without_values(module):
-        if size <= COUNTED:
-            return peak(size)
-        half, most = COUNTED // 2, peak(COUNTED)
-        return most + (most - peak(half)) * (size - COUNTED) // half
+        shapes = [(counted, *x.shape[1:]) for x in inputs]
+        peak = peak_bytes(
+            lambda: run(*(torch.empty(shape, dtype=x.dtype, device="meta") for shape, x in zip(shapes, inputs)))
+        )
+    return peak * size // counted
 
 
 @contextmanager

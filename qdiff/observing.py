@@ -11,6 +11,9 @@ from qdiff.policy import QuantSpec
 from qdiff.quant_layer import UniformAffineQuantizer
 from qdiff.ranges import RowSummary, joined, summarize
 
+MOST_VALUES = 2**22  # of all slices of an activation, for the search
+THINNER = 3  # odd, as strides are in `qdiff.ranges`
+
 
 class Rehearsal:
     """Has the slices of attention come by until each operand has its range: that of all slices, not of the first.
@@ -27,14 +30,16 @@ class Rehearsal:
 
     def __call__(self) -> Iterator[None]:
         self.going_on = True
-        yield
-        while self.looking is not None:
-            self.looking.settle()
-            self.settled.add(self.looking)
-            self.looking = None
+        try:
             yield
-        self.settled.clear()
-        self.going_on = False
+            while self.looking is not None:
+                self.looking.settle()
+                self.settled.add(self.looking)
+                self.looking = None
+                yield
+        finally:
+            self.going_on, self.looking = False, None
+            self.settled.clear()
 
     def has_turn(self, observer: "Observer") -> bool:
         """Whether it is this one's time to look."""
@@ -59,6 +64,7 @@ class Observer(nn.Module):
         self.rehearsal = rehearsal or Rehearsal()
         self.found: UniformAffineQuantizer | None = None
         self.seen: list[RowSummary] = []
+        self.stride = 1
 
     @property
     def has_to_look(self) -> bool:
@@ -79,12 +85,19 @@ class Observer(nn.Module):
     def look(self, x: Tensor) -> None:
         """Remember what the search needs of a tensor, or of a slice."""
         low, high, values = summarize(at_least_float32(x.detach()).reshape(1, -1))
-        self.seen.append(RowSummary(low, high, values.clone()))  # not a view, which would keep all of `x`
+        self.seen.append(RowSummary(low, high, self.some(values, self.stride)))
+        if sum(part.values.numel() for part in self.seen) > MOST_VALUES:
+            self.stride *= THINNER
+            self.seen = [part._replace(values=self.some(part.values, THINNER)) for part in self.seen]
+
+    def some(self, values: Tensor, stride: int) -> Tensor:
+        """Values that the search is to have beside the extremes: a copy, because a view would keep all of them."""
+        return values[:, ::stride].clone()
 
     def settle(self) -> None:
         """Find the range in what was looked at."""
         self.found = self.fit(joined(self.seen))
-        self.seen.clear()
+        self.seen, self.stride = [], 1
 
     def fit(self, seen: RowSummary) -> UniformAffineQuantizer:
         """The quantizer for it."""
@@ -99,6 +112,10 @@ class RunningObserver(Observer):
     def __init__(self, spec: QuantSpec, rehearsal: Rehearsal | None = None):
         super().__init__(minmax(spec), rehearsal)
         self.average: Tensor | None = None
+
+    def some(self, values: Tensor, stride: int) -> Tensor:
+        """None."""
+        return values[:, :0]
 
     @property
     def has_to_look(self) -> bool:

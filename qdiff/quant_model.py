@@ -94,15 +94,21 @@ class QuantModel(nn.Module):
     def observing(self, kind: type[Observer], sites: Sequence[ActSite] | None = None) -> Iterator[None]:
         """Activations are quantized with the ranges of what comes by inside; by default at all sites. No gradients.
 
-        Raises RuntimeError for a site that no forward came by.
+        After an error they are quantized as before. Raises RuntimeError for a site that no forward came by.
         """
         sites, rehearsal = self.sites() if sites is None else sites, Rehearsal()
+        before = [site.quantizer for site in sites]
         for site in sites:
             site.observe(partial(kind, rehearsal=rehearsal))
-        with torch.no_grad(), self.adapter.rehearsed(rehearsal):
-            yield
-        for site in sites:
-            site.settle()
+        try:
+            with torch.no_grad(), self.adapter.rehearsed(rehearsal):
+                yield
+            for site in sites:
+                site.settle()
+        except BaseException:
+            for site, quantizer in zip(sites, before):
+                site.set(quantizer)
+            raise
 
     def quantized_state(self) -> dict[str, Tensor]:
         """What a file must hold to rebuild the quantized network: the state dict without FP weights."""

@@ -18,7 +18,7 @@ from qdiff.files.pictures import read_picture
 
 ENLARGED = 2  # screen pixels a side for a pixel of a picture, in the comparison
 MARGIN = 8
-SHOWN = "Columns of pictures, from the left:"
+COLUMNS_SHOWN = "Columns of pictures, from the left:"
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def markdown_table(section: Section) -> str:
     titles, *rows = _cells(section)
     table = "\n".join(f"| {' | '.join(row)} |" for row in [titles, ["---"] * len(titles), *rows])
     meanings = "\n".join(f"- {c.title}: {c.meaning}." for c in section.columns if c.meaning)
-    shown = f"\n{SHOWN} {', '.join(section.shown)}.\n" if section.shown else ""
+    shown = f"\n{COLUMNS_SHOWN} {', '.join(section.shown)}.\n" if section.shown else ""
     return f"## {section.title}\n\n{table}\n\n{meanings}\n{shown}"
 
 
@@ -178,7 +178,7 @@ def html_page(title: str, sections: Sequence[Section], settings: Mapping[str, st
     environment = Environment(loader=PackageLoader("qdiff", "."), autoescape=True)
     environment.filters["data_uri"] = _data_uri
     return environment.get_template("report.html").render(
-        title=title, sections=sections, settings=settings, shown=SHOWN
+        title=title, sections=sections, settings=settings, columns=COLUMNS_SHOWN
     )
 
 

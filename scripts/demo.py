@@ -4,12 +4,14 @@
 import argparse
 import os
 import platform
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from qdiff.cli.experiments import FP, Experiment
 from qdiff.cli.parser import Parser, number, parse, run
+from qdiff.files.prompts import read_prompts
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
 FEATURES = ROOT / "models/features/emoji32"
@@ -44,6 +46,11 @@ def quantization(args: argparse.Namespace, weight_bit: int, *words, cali_n: int 
     return ["--ptq", "--weight_bit", weight_bit, "--quant_act", "--act_bit", 8, *data, *words]
 
 
+def guided_quantization(args: argparse.Namespace) -> Callable[..., list]:
+    """`quantization` from half of the samples, because guidance makes two of one."""
+    return partial(quantization, args, cali_n=max(1, args.cali_n // 2))
+
+
 def learning(args: argparse.Namespace, data: Path) -> list:
     """Words of a run that learns, from the data that another one has collected."""
     schedule = ["--cali_iters", args.cali_iters, "--cali_lr_w", LR_W, "--cali_iters_a", args.cali_iters_a]
@@ -76,7 +83,7 @@ def latent(args: argparse.Namespace) -> Experiment:
     out = args.out / "latent"
     learned = learning(args, out / "linear_w4a8")
     sampling = ["-r", args.latent, "--seed", 41, "-c", args.timesteps, "-e", 1, "--batch_size", 9, "--scale", SCALE]
-    half = partial(quantization, args, cali_n=max(1, args.cali_n // 2))  # guidance makes two samples of one
+    quantized = guided_quantization(args)
     kept = ["--quant_mode", "linear", "--cali_data_path", out / "linear_w4a8" / "calibration_data.safetensors"]
     return Experiment(
         "latent",
@@ -85,10 +92,10 @@ def latent(args: argparse.Namespace) -> Experiment:
         [*sampling, "--classes", ",".join(map(str, range(CATEGORIES))), "-n", args.max_images],
         {
             FP: (out / "fp", []),
-            "linear W4A8": (out / "linear_w4a8", half(4, "--quant_mode", "linear")),
-            "Q-Diffusion W4A8": (out / "qdiff_w4a8", half(4, "--split", *learned)),
-            "linear W8A8": (out / "linear_w8a8", half(8, *kept)),
-            "Q-Diffusion W8A8": (out / "qdiff_w8a8", half(8, "--split", *learned)),
+            "linear W4A8": (out / "linear_w4a8", quantized(4, "--quant_mode", "linear")),
+            "Q-Diffusion W4A8": (out / "qdiff_w4a8", quantized(4, "--split", *learned)),
+            "linear W8A8": (out / "linear_w8a8", quantized(8, *kept)),
+            "Q-Diffusion W8A8": (out / "qdiff_w8a8", quantized(8, "--split", *learned)),
         },
         args.max_images,
         FEATURES / "reference_all.safetensors",
@@ -98,14 +105,12 @@ def latent(args: argparse.Namespace) -> Experiment:
 
 def text_to_image(args: argparse.Namespace) -> Experiment:
     """The effect of the bits on what prompts show: a column of pictures for each prompt of a file."""
-    from qdiff.cli.sample_txt2img import read_prompts
-
     out, file = args.out / "text", args.text / "prompts.txt"
     prompts = read_prompts(file, "--text")
     learned = learning(args, out / "linear_w4a8")
     model = ["--config", args.text / "config.yaml", "--ckpt", args.text / "model.safetensors", "--from-file", file]
     sampling = ["--n_samples", len(prompts), "--n_iter", TURNS, "--scale", SCALE, "--ddim_steps", args.timesteps]
-    half = partial(quantization, args, cali_n=max(1, args.cali_n // 2))
+    quantized = guided_quantization(args)
     linear = ["--quant_mode", "linear", "--cali_prompts", args.text / "cali_prompts.txt"]
     return Experiment(
         "text",
@@ -114,9 +119,9 @@ def text_to_image(args: argparse.Namespace) -> Experiment:
         [*model, *sampling, "--ddim_eta", 1, "--seed", 41],
         {
             FP: (out / "fp", []),
-            "linear W4A8": (out / "linear_w4a8", half(4, *linear)),
-            "Q-Diffusion W4A8": (out / "qdiff_w4a8", half(4, "--split", *learned)),
-            "Q-Diffusion W8A8": (out / "qdiff_w8a8", half(8, "--split", *learned)),
+            "linear W4A8": (out / "linear_w4a8", quantized(4, *linear)),
+            "Q-Diffusion W4A8": (out / "qdiff_w4a8", quantized(4, "--split", *learned)),
+            "Q-Diffusion W8A8": (out / "qdiff_w8a8", quantized(8, "--split", *learned)),
         },
         TURNS * len(prompts),
         FEATURES / "reference_all.safetensors",

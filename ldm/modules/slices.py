@@ -20,7 +20,7 @@ _times: ContextVar[Times] = ContextVar("times", default=lambda: (None,))
 def rehearsed(times: Times) -> Iterator[None]:
     """Inside, slices are gone through as often as `times()` has items, of which the last time counts.
 
-    For who must have seen all slices before the first one is right.
+    For who must have seen all slices before the first one is right. What is not sliced is computed once.
     """
     before = _times.set(times)
     try:
@@ -37,9 +37,12 @@ def in_slices(attend: Callable[..., Tensor], *operands: Tensor, scores: int) -> 
         operands: each (B, ...).
         scores: elements of the scores of one entry.
     """
-    size, run = max(1, SCORES // scores), attend
-    if size < len(operands[0]) and torch.is_grad_enabled():
-        run = partial(checkpoint, attend, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
+    size = max(1, SCORES // scores)
+    if size >= len(operands[0]):
+        return attend(*operands)
+    again = partial(checkpoint, attend, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
+    run = again if torch.is_grad_enabled() else attend
     for _ in _times.get()():
-        found = [run(*parts) for parts in zip(*(x.split(size) for x in operands))]
-    return found[0] if len(found) == 1 else torch.cat(found)
+        found = []  # before the next time's, or both would be there at once
+        found.extend(run(*parts) for parts in zip(*(x.split(size) for x in operands)))
+    return torch.cat(found)

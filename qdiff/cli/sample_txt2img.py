@@ -18,6 +18,7 @@ from qdiff.cli.quantize import digest
 from qdiff.cli.run import carry_out
 from qdiff.cli.watermark import watermark
 from qdiff.errors import UserError
+from qdiff.files.prompts import read_prompts
 from qdiff.files.tokenizer import has_tokenizer, load_tokenizer
 from qdiff.run_folder import RunFolder
 
@@ -29,18 +30,6 @@ def sampler_of(args: Namespace) -> Sampler:
     if args.plms:
         return PLMS(args.ddim_steps)
     return DPMSolver(args.ddim_steps) if args.dpm else DDIM(args.ddim_steps, args.ddim_eta)
-
-
-def read_prompts(path: Path, flag: str) -> list[str]:
-    """The lines of a file that hold more than blanks, without their ends. Raises UserError if there are none."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"cannot read {flag} {path} ({e}): give a text file in UTF-8 with a prompt in each line") from e
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise UserError(f"{flag} {path} holds no prompt: write one in each line")
-    return prompts
 
 
 def _text(prompts: Sequence[str]) -> list[str]:

@@ -61,16 +61,25 @@ def test_peak_of_a_batch():
     layer = nn.Linear(256, 256)
     with torch.no_grad():
         for size in (1, 2, 7, 32, 100):
-            x = torch.zeros(size, 256)
-            assert batch_peak(layer, layer, [x[:1]], size) == peak_bytes(lambda: layer(x)) == size * KB  # noqa: B023
-            fixed = batch_peak(layer, lambda x: layer.weight.exp() @ x.T, [x[:1]], size)
-            assert fixed == (256 + size) * KB
+            run = peak_bytes(lambda: layer(torch.zeros(size, 256)))  # noqa: B023
+            assert batch_peak(layer, layer, [torch.zeros(1, 256)], size) == run == 2 * size * KB, "inputs and outputs"
+
+
+def test_a_part_that_does_not_grow_is_counted_in_full():
+    def run(x):
+        return layer.weight.exp() @ x.T
+
+    layer = nn.Linear(256, 256)
+    with torch.no_grad():
+        for size in (1, 32):
+            assert batch_peak(layer, run, [torch.zeros(1, 256)], size) == (256 + 2 * size) * KB
+        assert batch_peak(layer, run, [torch.zeros(1, 256)], 64) == 2 * (256 + 64) * KB, "beyond, in proportion"
 
 
 def test_a_batch_is_not_computed():
     layer = nn.Linear(1, 2**36, bias=False, device="meta")
     with torch.no_grad():
-        assert batch_peak(layer, layer, [torch.zeros(1, 1)], 32) == 32 * 2**36 * 4, "8 TiB"
+        assert batch_peak(layer, layer, [torch.zeros(1, 1)], 32) == 32 * (2**36 + 1) * 4, "8 TiB"
 
 
 def test_values_come_back_as_the_same_objects():
@@ -96,7 +105,7 @@ def test_memory_is_as_planned_and_not_that_of_all_scores(running, memory, tmp_pa
     )
     model = QuantModel(network, POLICY, adapter_for(network)).eval()
     settings = CalibrationSettings(
-        BATCH, Schedule(1, 1e-3), Schedule(1, 1e-3), range_samples=SAMPLES, running_stat=running
+        BATCH, Schedule(2, 1e-3), Schedule(1, 1e-3), range_samples=SAMPLES, running_stat=running
     )
     whole = make_plan(model, next(iter(data.batches(2))), SAMPLES, settings, memory)
     monkeypatch.setattr(slices, "SCORES", 2 * SIDE**4)

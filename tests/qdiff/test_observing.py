@@ -7,7 +7,7 @@ from torch import nn
 
 from ldm.modules import slices
 from ldm.modules.attention import CrossAttention
-from qdiff import ranges
+from qdiff import observing, ranges
 from qdiff.memory import peak_bytes
 from qdiff.observing import Observer, Rehearsal, RunningObserver
 from qdiff.policy import QuantSpec
@@ -87,14 +87,34 @@ def test_slices_have_the_ranges_of_all_scores(kind, entries, monkeypatch):
             assert torch.equal(a.zero_point, b.zero_point), name
 
 
-def test_a_rehearsal_goes_through_slices_once_for_each_operand_and_once_more():
+def test_a_rehearsal_goes_through_slices_once_for_each_operand_and_once_more(monkeypatch):
+    monkeypatch.setattr(slices, "SCORES", TOKENS**2)
     rehearsal, calls = Rehearsal(), []
     attention, _ = observed(lambda spec: Observer(spec, rehearsal))
     attention.qk_matmul.register_forward_hook(lambda *_: calls.append(1))
     for expected in (5, 6):  # four operands; then all are known
         with torch.no_grad(), slices.rehearsed(rehearsal):
             attention(gaussian(1, TOKENS, 8))
-        assert len(calls) == expected
+        assert len(calls) == HEADS * expected
+    monkeypatch.setattr(slices, "SCORES", HEADS * TOKENS**2)
+    attention, _ = observed(lambda spec: Observer(spec, rehearsal))
+    attention.qk_matmul.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad(), slices.rehearsed(rehearsal):
+        attention(gaussian(1, TOKENS, 8))
+    assert len(calls) == HEADS * 6 + 1, "what is not sliced needs no rehearsal"
+
+
+def test_values_of_many_slices_are_thinned_alike(monkeypatch):
+    monkeypatch.setattr(observing, "MOST_VALUES", 100)
+    observer = Observer(SPEC)
+    slices_of_x = [torch.full((27,), float(i)) for i in range(40)]
+    for part in slices_of_x:
+        observer.look(part)
+        assert sum(seen.values.numel() for seen in observer.seen) <= 100
+    counts = {seen.values.numel() for seen in observer.seen}
+    assert len(observer.seen) == 40 and len(counts) == 1
+    observer.settle()
+    assert torch.equal(observer.found.delta, UniformAffineQuantizer.fit(torch.cat(slices_of_x), SPEC).delta)
 
 
 def test_memory_of_a_rehearsal_is_that_of_a_few_slices(monkeypatch):

@@ -1,0 +1,17 @@
+"""Files with a prompt in each line."""
+
+from pathlib import Path
+
+from qdiff.errors import UserError
+
+
+def read_prompts(path: Path, flag: str) -> list[str]:
+    """The lines of a file that hold more than blanks, without their ends. Raises UserError if there are none."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read {flag} {path} ({e}): give a text file in UTF-8 with a prompt in each line") from e
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise UserError(f"{flag} {path} holds no prompt: write one in each line")
+    return prompts
