@@ -1,7 +1,9 @@
 """What a latent model is trained to show: the category of a picture, or its name."""
 
+import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,8 +11,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from qdiff.adapters.latent_diffusion import ClassEmbedder, FrozenCLIPEmbedder, LatentDiffusion
+from qdiff.checkpoint import load_weights
 from qdiff.errors import UserError
-from qdiff.files.tokenizer import VOCABULARY, load_tokenizer
+from qdiff.files.tokenizer import VOCABULARY, has_tokenizer, load_tokenizer
 from qdiff.training.pictures import Pictures
 from qdiff.training.sections import classes_of
 from qdiff.training.vocabulary import write_vocabulary
@@ -84,6 +87,7 @@ class Names(TrainingCondition):
         conditioner: the model's, which gets a tokenizer, and parameters that are trained.
         pictures: whose names the vocabulary is made from.
         folder: where the vocabulary is written to.
+        init: weights of a model to start from; if its vocabulary lies beside, that is taken, and its conditioner.
 
     Raises:
         UserError: the names make no vocabulary of the conditioner's size.
@@ -91,9 +95,15 @@ class Names(TrainingCondition):
 
     mirrored = False
 
-    def __init__(self, conditioner: FrozenCLIPEmbedder, pictures: Pictures, folder: Path):
-        size = conditioner.transformer["text_model"].config.vocab_size
-        write_vocabulary(sorted(set(pictures.names)), size, folder)
+    def __init__(self, conditioner: FrozenCLIPEmbedder, pictures: Pictures, folder: Path, init: Path | None):
+        if init and has_tokenizer(init.parent):
+            load_weights(conditioner, init, partial(part_of, name="cond_stage_model"))
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in VOCABULARY:
+                shutil.copyfile(init.parent / name, folder / name)
+        else:
+            size = conditioner.transformer["text_model"].config.vocab_size
+            write_vocabulary(sorted(set(pictures.names)), size, folder)
         self.conditioner, self.files = conditioner.requires_grad_(True), [folder / name for name in VOCABULARY]
         conditioner.tokenizer = load_tokenizer(folder, conditioner.max_length)
         self.none = conditioner.tokenizer([""])[0]
@@ -105,8 +115,13 @@ class Names(TrainingCondition):
         return self.conditioner.encode_tokens(numbers)
 
 
+def part_of(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Of a whole model's weights those of one part, without its name."""
+    return {key.removeprefix(f"{name}."): x for key, x in state.items() if key.startswith(f"{name}.")}
+
+
 def condition_of(
-    latent: LatentDiffusion, pictures: Pictures, config: DictConfig, path: Path, run_dir: Path
+    latent: LatentDiffusion, pictures: Pictures, config: DictConfig, path: Path, run_dir: Path, init: Path | None
 ) -> TrainingCondition:
     """The conditions that a model takes.
 
@@ -115,6 +130,7 @@ def condition_of(
         pictures: what it is trained on.
         config, path: its configuration, and the file.
         run_dir: folder of the training.
+        init: weights of a model to start from.
 
     Raises:
         UserError: another kind of conditioner, or what the kinds raise.
@@ -123,7 +139,7 @@ def condition_of(
     if isinstance(conditioner, ClassEmbedder):
         return Categories(conditioner, config, path)
     if isinstance(conditioner, FrozenCLIPEmbedder):
-        return Names(conditioner, pictures, run_dir / "tokenizer")
+        return Names(conditioner, pictures, run_dir / "tokenizer", init)
     raise UserError(
         f"{path} describes no model that can be trained here: its conditioner must be a ClassEmbedder or a "
         "FrozenCLIPEmbedder"

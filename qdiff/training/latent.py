@@ -1,6 +1,7 @@
 """Training of a conditional latent model: its UNet and its conditioner, on a finished first stage."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from qdiff.cli.latent_config import build_latent, load_latent_config
 from qdiff.cli.quantize import digest
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
-from qdiff.training.conditions import TrainingCondition, condition_of
+from qdiff.training.conditions import TrainingCondition, condition_of, part_of
 from qdiff.training.denoiser import Denoiser
 from qdiff.training.first_stage import EXAMPLE
 from qdiff.training.pictures import Pictures
@@ -74,7 +75,8 @@ def train(
     Args:
         out: the folder, of `config.yaml` and `model.safetensors` with EMA weights in half precision.
         first_stage: weights of the first stage.
-        init: weights of a model with such a UNet, which this one's starts as.
+        init: weights of a model with such a UNet, which this one's starts as, and so does a text encoder if their
+            tokenizer lies beside.
 
     Raises:
         UserError: the configuration is none or has no settings of a training, or a file cannot be read.
@@ -86,9 +88,9 @@ def train(
     _check_kind(latent, config_path)
     side = config.model.params.first_stage_config.params.ddconfig.resolution
     pictures = Pictures(data_path, side, classes_of(config, config_path))
-    condition = condition_of(latent, pictures, config, config_path, run_dir)
+    condition = condition_of(latent, pictures, config, config_path, run_dir, init)
     if init:
-        load_weights(latent.model, init, _unet)
+        load_weights(latent.model, init, partial(part_of, name="model"))
     load_weights(latent.first_stage_model, first_stage)
     latent.first_stage_model.eval()
     data = _latents(latent, condition, pictures)
@@ -120,11 +122,6 @@ def _check_kind(latent: nn.Module, path: Path) -> None:
     for what, is_wrong in wrong.items():
         if is_wrong:
             raise UserError(f"{path} describes no model that can be trained here: {what}")
-
-
-def _unet(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of a whole model's weights those of the UNet."""
-    return {key.removeprefix("model."): x for key, x in state.items() if key.startswith("model.")}
 
 
 def write_folder(folder: Path, latent: nn.Module, config: DictConfig) -> None:

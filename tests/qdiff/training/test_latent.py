@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
@@ -205,13 +205,27 @@ def train_again(folder: Path, out: Path, first_stage: Path) -> None:
 def test_names_are_tokens_and_the_empty_name_is_none(tmp_path):
     config, data = text_inputs(tmp_path)
     latent, pictures = build(OmegaConf.load(config)), Pictures(data, 16)
-    names = Names(latent.cond_stage_model, pictures, tmp_path / "vocabulary")
+    names = Names(latent.cond_stage_model, pictures, tmp_path / "vocabulary", None)
     tokens = names.of(pictures)
     start_of_text, end = 515, 516
     assert tokens.shape == (8, TOKENS) and (tokens[:, 0] == start_of_text).all()
     assert torch.equal(tokens[0], tokens[2]) and not torch.equal(tokens[0], tokens[1])
     assert names.none.tolist() == [start_of_text] + [end] * (TOKENS - 1)
     assert torch.equal(names.embed(tokens), latent.get_learned_conditioning(pictures.names))
+
+
+def test_a_text_encoder_goes_on_with_the_vocabulary_of_the_model_that_it_starts_as(tmp_path):
+    config, data = text_inputs(tmp_path)
+    first, pictures = build(OmegaConf.load(config)), Pictures(data, 16)
+    learned = Names(first.cond_stage_model, pictures, tmp_path / "first", None)
+    save_file(first.state_dict(), tmp_path / "first" / "model.safetensors")
+    pictures.names = ["quite", "other", "words"] * 3
+    second = build(OmegaConf.load(config))
+    names = Names(second.cond_stage_model, pictures, tmp_path / "second", tmp_path / "first" / "model.safetensors")
+    for file, other in zip(names.files, learned.files, strict=True):
+        assert file.parent != other.parent and file.read_bytes() == other.read_bytes()
+    tokens = names.of(pictures)
+    assert torch.equal(names.embed(tokens), learned.embed(tokens))
 
 
 def test_classes_are_dropped_in_training_alone(folder):
