@@ -18,34 +18,36 @@ THINNER = 3  # odd, as strides are in `qdiff.ranges`
 class Rehearsal:
     """Has the slices of attention come by until each operand has its range: that of all slices, not of the first.
 
-    A call gives the times that the slices are to be gone through, for `Adapter.rehearsed`. Each time one operand is
-    looked at, in the order in which they are called, because it depends on those before it being quantized; what the
-    slices give counts when nobody has looked any more.
+    A call gives the times that the slices are to be gone through, for `Adapter.rehearsed`: once for the operands that
+    come from outside, then, with those quantized, for the attention weights. What the slices give counts when nobody
+    has looked any more.
     """
 
     def __init__(self):
         self.going_on = False
         self.settled: set[Observer] = set()
-        self.looking: Observer | None = None
+        self.looking: set[Observer] = set()
 
     def __call__(self) -> Iterator[None]:
         self.going_on = True
         try:
             yield
-            while self.looking is not None:
-                self.looking.settle()
-                self.settled.add(self.looking)
-                self.looking = None
+            while self.looking:
+                for observer in self.looking:
+                    observer.settle()
+                self.settled |= self.looking
+                self.looking.clear()
                 yield
         finally:
-            self.going_on, self.looking = False, None
+            self.going_on = False
+            self.looking.clear()
             self.settled.clear()
 
     def has_turn(self, observer: "Observer") -> bool:
         """Whether it is this one's time to look."""
-        if self.looking is None:
-            self.looking = observer
-        return self.looking is observer
+        if not observer.derived or self.looking <= {observer}:
+            self.looking.add(observer)
+        return observer in self.looking
 
 
 class Observer(nn.Module):
@@ -56,11 +58,12 @@ class Observer(nn.Module):
     Args:
         spec: how it will be quantized.
         rehearsal: of the network's attention, where the tensor comes in slices.
+        derived: whether there it is computed from operands that are observed too.
     """
 
-    def __init__(self, spec: QuantSpec, rehearsal: Rehearsal | None = None):
+    def __init__(self, spec: QuantSpec, rehearsal: Rehearsal | None = None, derived: bool = False):
         super().__init__()
-        self.spec = spec
+        self.spec, self.derived = spec, derived
         self.rehearsal = rehearsal or Rehearsal()
         self.found: UniformAffineQuantizer | None = None
         self.seen: list[RowSummary] = []
@@ -109,8 +112,8 @@ class RunningObserver(Observer):
 
     MOMENTUM = 0.95
 
-    def __init__(self, spec: QuantSpec, rehearsal: Rehearsal | None = None):
-        super().__init__(minmax(spec), rehearsal)
+    def __init__(self, spec: QuantSpec, rehearsal: Rehearsal | None = None, derived: bool = False):
+        super().__init__(minmax(spec), rehearsal, derived)
         self.average: Tensor | None = None
 
     def some(self, values: Tensor, stride: int) -> Tensor:

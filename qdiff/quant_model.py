@@ -99,7 +99,7 @@ class QuantModel(nn.Module):
         sites, rehearsal = self.sites() if sites is None else sites, Rehearsal()
         before = [site.quantizer for site in sites]
         for site in sites:
-            site.observe(partial(kind, rehearsal=rehearsal))
+            site.observe(partial(kind, rehearsal=rehearsal, derived=site.is_softmax))
         try:
             with torch.no_grad(), self.adapter.rehearsed(rehearsal):
                 yield

@@ -1,5 +1,7 @@
 """Observers against the published running statistics, and with attention that comes in slices."""
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -61,7 +63,7 @@ def observed(make) -> tuple[CrossAttention, dict[str, nn.Module]]:
         quantized = QuantProduct(getattr(attention, product), operands, None)
         setattr(attention, product, quantized)
         for operand in operands:
-            found[operand] = make(QuantSpec(4, always_zero=operand == "w"))
+            found[operand] = make(QuantSpec(4, always_zero=operand == "w"), derived=operand == "w")
             setattr(quantized, f"act_quantizer_{operand}", found[operand])
     return attention, found
 
@@ -73,7 +75,7 @@ def test_slices_have_the_ranges_of_all_scores(kind, entries, monkeypatch):
     batches[0][-1] *= 9  # what the first slice does not know
     at_once, expected = observed(kind)
     rehearsal = Rehearsal()
-    in_slices, found = observed(lambda spec: kind(spec, rehearsal))
+    in_slices, found = observed(partial(kind, rehearsal=rehearsal))
     monkeypatch.setattr(slices, "SCORES", entries * TOKENS**2)
     for x in batches:
         with torch.no_grad(), slices.rehearsed(rehearsal):
@@ -87,21 +89,21 @@ def test_slices_have_the_ranges_of_all_scores(kind, entries, monkeypatch):
             assert torch.equal(a.zero_point, b.zero_point), name
 
 
-def test_a_rehearsal_goes_through_slices_once_for_each_operand_and_once_more(monkeypatch):
+def test_slices_are_gone_through_for_the_operands_then_for_the_weights_and_once_more(monkeypatch):
     monkeypatch.setattr(slices, "SCORES", TOKENS**2)
     rehearsal, calls = Rehearsal(), []
-    attention, _ = observed(lambda spec: Observer(spec, rehearsal))
+    attention, _ = observed(partial(Observer, rehearsal=rehearsal))
     attention.qk_matmul.register_forward_hook(lambda *_: calls.append(1))
-    for expected in (5, 6):  # four operands; then all are known
+    for expected in (3, 4):  # the second time all are known
         with torch.no_grad(), slices.rehearsed(rehearsal):
             attention(gaussian(1, TOKENS, 8))
         assert len(calls) == HEADS * expected
     monkeypatch.setattr(slices, "SCORES", HEADS * TOKENS**2)
-    attention, _ = observed(lambda spec: Observer(spec, rehearsal))
+    attention, _ = observed(partial(Observer, rehearsal=rehearsal))
     attention.qk_matmul.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad(), slices.rehearsed(rehearsal):
         attention(gaussian(1, TOKENS, 8))
-    assert len(calls) == HEADS * 6 + 1, "what is not sliced needs no rehearsal"
+    assert len(calls) == HEADS * 4 + 1, "what is not sliced needs no rehearsal"
 
 
 def test_values_of_many_slices_are_thinned_alike(monkeypatch):
@@ -123,7 +125,7 @@ def test_memory_of_a_rehearsal_is_that_of_a_few_slices(monkeypatch):
     monkeypatch.setattr(slices, "SCORES", tokens**2)
     monkeypatch.setattr(ranges, "SEARCH_VALUES", 2**10)
     rehearsal = Rehearsal()
-    attention, _ = observed(lambda spec: Observer(spec, rehearsal))
+    attention, _ = observed(partial(Observer, rehearsal=rehearsal))
     x = gaussian(16, tokens, 8)  # 32 entries
     with torch.no_grad(), slices.rehearsed(rehearsal):
         peak = peak_bytes(lambda: attention(x))
