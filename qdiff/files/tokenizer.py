@@ -45,7 +45,12 @@ def load_tokenizer(path: Path | None, max_length: int) -> Callable[[list[str]], 
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether there are the files of a tokenizer."""
-    return (folder / WHOLE).is_file() or all((folder / name).is_file() for name in VOCABULARY)
+    return (folder / WHOLE).is_file() or has_vocabulary(folder)
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether there is a tokenizer as its vocabulary and merges."""
+    return all((folder / name).is_file() for name in VOCABULARY)
 
 
 def _read(folder: Path) -> Callable:

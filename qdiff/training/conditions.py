@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qdiff.adapters.latent_diffusion import ClassEmbedder, FrozenCLIPEmbedder, LatentDiffusion
 from qdiff.checkpoint import load_weights
 from qdiff.errors import UserError
-from qdiff.files.tokenizer import VOCABULARY, has_tokenizer, load_tokenizer
+from qdiff.files.tokenizer import VOCABULARY, has_vocabulary, load_tokenizer
 from qdiff.training.pictures import Pictures
 from qdiff.training.sections import classes_of
 from qdiff.training.vocabulary import write_vocabulary
@@ -96,7 +96,7 @@ class Names(TrainingCondition):
     mirrored = False
 
     def __init__(self, conditioner: FrozenCLIPEmbedder, pictures: Pictures, folder: Path, init: Path | None):
-        if init and has_tokenizer(init.parent):
+        if init and has_vocabulary(init.parent):
             load_weights(conditioner, init, partial(part_of, name="cond_stage_model"))
             folder.mkdir(parents=True, exist_ok=True)
             for name in VOCABULARY:

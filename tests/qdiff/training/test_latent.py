@@ -228,6 +228,14 @@ def test_a_text_encoder_goes_on_with_the_vocabulary_of_the_model_that_it_starts_
     assert torch.equal(names.embed(tokens), learned.embed(tokens))
 
 
+def test_a_vocabulary_is_made_where_none_of_the_layout_lies_beside(tmp_path):
+    config, data = text_inputs(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")  # the other layout of a tokenizer, in one file
+    latent, pictures = build(OmegaConf.load(config)), Pictures(data, 16)
+    names = Names(latent.cond_stage_model, pictures, tmp_path / "made", tmp_path / "model.safetensors")
+    assert all(file.is_file() for file in names.files)
+
+
 def test_classes_are_dropped_in_training_alone(folder):
     torch.manual_seed(0)
     config = OmegaConf.load(folder / "c.yaml")
