@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from qdiff.calibration import CalibrationSettings
 from qdiff.functional import lp_loss
 from qdiff.memory import batch_peak
 from qdiff.observing import minmax
-from qdiff.planning import BlockPlan, Plan
+from qdiff.planning import BlockPlan, Plan, default_budget
 from qdiff.quant_block import ActSite, QuantBlock
 from qdiff.quant_layer import fit_quantizer
 from qdiff.quant_model import QuantModel
@@ -84,7 +84,7 @@ def _some_quantizer(sites: Sequence[ActSite]):
 
 
 def make_plan(
-    model: QuantModel, batch: Sequence[Tensor], samples: int, settings: CalibrationSettings, memory: int
+    model: QuantModel, batch: Sequence[Tensor], samples: int, settings: CalibrationSettings, memory: int | None
 ) -> Plan:
     """Measure a forward of a batch, block by block, and the memory of a forward and of every block's iteration.
 
@@ -93,11 +93,10 @@ def make_plan(
         batch: inputs as in calibration, on the model's device.
         samples: size of the calibration set.
         settings: of the calibration.
-        memory: bytes for captured activations.
+        memory: bytes for captured activations; None: half of what computing leaves free.
     """
     blocks = model.blocks()
     stops = route(model, [block.module for block in blocks], [x[:1] for x in batch])
-    replayed = replayed_samples(stops, samples, settings.batch_size, memory)
     seen = _look(model, blocks, batch)
     path_of = {block.module: block.path for block in blocks}
     captured = {path_of[stop.module]: stop.captured for stop in stops}
@@ -120,7 +119,10 @@ def make_plan(
         )
         for block in blocks
     ]
-    return Plan(plans, samples, settings, forward_bytes, replayed, replayed * kept_bytes(stops))
+    plan = Plan(plans, samples, settings, forward_bytes)
+    budget = default_budget(0 if batch[0].is_cuda else plan.working) if memory is None else memory
+    replayed = replayed_samples(stops, samples, settings.batch_size, budget)
+    return replace(plan, budget=budget, replayed=replayed, replayed_bytes=replayed * kept_bytes(stops))
 
 
 def _ways(seconds: Mapping[str, float], learned: Sequence[str]) -> dict[str, tuple[float, float]]:

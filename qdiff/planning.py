@@ -49,6 +49,7 @@ class Plan:
         samples: size of the calibration set.
         settings: of the calibration.
         forward_bytes: tensors alive at the peak of the network's largest forward.
+        budget: bytes of memory for captured activations; files take what exceeds it.
         replayed: samples of which the outputs of finished blocks are kept (see `qdiff.replay`).
         replayed_bytes: what is kept, at its peak.
     """
@@ -57,6 +58,7 @@ class Plan:
     samples: int
     settings: CalibrationSettings
     forward_bytes: int
+    budget: int = 0
     replayed: int = 0
     replayed_bytes: int = 0
 
@@ -65,9 +67,15 @@ class Plan:
         """Bytes of the largest block's captured inputs and outputs."""
         return self.samples * max(self.blocks[i].sample_bytes for _, i in self.units) if self.units else 0
 
-    def on_disk(self, budget: int) -> int:
-        """Bytes of them that files may take beyond a budget of memory: no tensor is cut, so all of them."""
-        return self.captured if self.captured > budget else 0
+    @property
+    def in_memory(self) -> int:
+        """Bytes of them that memory may hold."""
+        return min(self.captured, self.budget)
+
+    @property
+    def on_disk(self) -> int:
+        """Bytes of them that files may take beyond the budget: no tensor is cut, so all of them."""
+        return self.captured if self.captured > self.budget else 0
 
     @property
     def learning(self) -> int:
@@ -102,31 +110,30 @@ class Plan:
         """Estimated time of the whole job."""
         return sum(self.block_seconds(i, stage) for stage, i in self.units)
 
-    def check(self, folder: Path, budget: int, free_on_gpu: int | None) -> None:
+    def check(self, folder: Path, free_on_gpu: int | None) -> None:
         """Refuse what cannot fit.
 
         Args:
             folder: where captured activations go that exceed the budget.
-            budget: bytes of memory for captured activations.
             free_on_gpu: bytes free on a GPU with memory of its own; None where the machine's memory is computed in.
 
         Raises:
             UserError: too little memory or disk, with the flag to change.
         """
-        free, needed = psutil.virtual_memory().available, min(self.captured, budget) + self.replayed_bytes
+        free, needed = psutil.virtual_memory().available, self.in_memory + self.replayed_bytes
         if free_on_gpu is None:
             needed += self.working
         else:
             _require(self.working, free_on_gpu, "GPU memory", BATCH)
         _require(needed, free, "memory", BATCH if self.working > free else "lower --cali_memory, or --cali_n")
         disk = shutil.disk_usage(folder).free
-        if self.on_disk(budget) > disk:
+        if self.on_disk > disk:
             raise UserError(
-                f"captured activations need {self.on_disk(budget) / GIB:.1f} GiB on the disk of {folder}, "
+                f"captured activations need {self.on_disk / GIB:.1f} GiB on the disk of {folder}, "
                 f"{disk / GIB:.1f} are free: raise --cali_memory, or lower --cali_n"
             )
 
-    def table(self, budget: int) -> str:
+    def table(self) -> str:
         """For people: a line a block, then the totals."""
         width = max(len(b.path) for b in self.blocks)
         rows = [f"{'block':{width}}  {'weights':>10}  {'captured':>10}  {'time':>8}"]
@@ -138,13 +145,18 @@ class Plan:
             [
                 *rows,
                 f"{len(self.blocks)} blocks, {self.samples} calibration samples",
-                f"memory for captured activations: {min(self.captured, budget) / GIB:.2f} GiB, "
-                f"on disk up to {self.on_disk(budget) / GIB:.2f} GiB; for computing {self.working / GIB:.2f} GiB",
+                f"memory for captured activations: {self.in_memory / GIB:.2f} GiB, "
+                f"on disk up to {self.on_disk / GIB:.2f} GiB; for computing {self.working / GIB:.2f} GiB",
                 f"memory for outputs of finished blocks: {self.replayed_bytes / GIB:.2f} GiB, those of {self.replayed} "
                 "samples",
                 f"estimated time: {clock(self.seconds)}",
             ]
         )
+
+
+def default_budget(working: int) -> int:
+    """Bytes for captured activations: half of what is free once computing has taken `working` bytes."""
+    return max(0, psutil.virtual_memory().available - working) // 2
 
 
 def _require(needed: int, free: int, what: str, remedy: str) -> None:

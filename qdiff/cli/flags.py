@@ -124,7 +124,7 @@ def calibration(parser: Parser) -> None:
     add(
         "--cali_memory",
         help="GiB for the captured inputs and outputs of a block, and for outputs of finished ones where there is room "
-        "(default: half of the free memory)",
+        "(default: half of the memory that computing leaves free)",
         **number(float, 0.01, 65536),
     )
     add_act = partial(add, needs=ACTIVATIONS)

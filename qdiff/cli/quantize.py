@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -52,11 +51,9 @@ def settings_of(args: Namespace) -> CalibrationSettings:
     )
 
 
-def memory_budget(args: Namespace) -> int:
-    """Bytes for captured activations."""
-    if args.cali_memory is not None:
-        return int(args.cali_memory * GIB)
-    return psutil.virtual_memory().available // 2
+def memory_budget(args: Namespace) -> int | None:
+    """Bytes for captured activations, where the flags say so."""
+    return None if args.cali_memory is None else int(args.cali_memory * GIB)
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -209,9 +206,9 @@ class Quantization:
 
     def _calibrate(self, model: QuantModel, data: CalibrationSet, job: Mapping) -> None:
         journal = Journal(self.folder / "journal", job)
-        settings, budget = settings_of(self.args), memory_budget(self.args)
-        plan = make_plan(model, self.example, len(data), settings, budget)
-        log.info("plan\n%s", plan.table(budget))
-        plan.check(self.folder, budget, free_memory(self.example[0].device))
+        settings = settings_of(self.args)
+        plan = make_plan(model, self.example, len(data), settings, memory_budget(self.args))
+        log.info("plan\n%s", plan.table())
+        plan.check(self.folder, free_memory(self.example[0].device))
         with CalibrationBar(plan) as bar:
-            calibrate(model, data, settings, journal, memory=budget, reporter=bar)
+            calibrate(model, data, settings, journal, memory=plan.budget, reporter=bar)

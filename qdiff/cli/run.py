@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from qdiff.calibration_data import CalibrationSet, kept_steps
 from qdiff.cli.pipeline import Pipeline
-from qdiff.cli.quantize import Quantization, digest, file_digest, memory_budget
+from qdiff.cli.quantize import Quantization, digest, file_digest
 from qdiff.collecting import collect
 from qdiff.journal import Journal
 from qdiff.measuring import forward_seconds
@@ -97,7 +97,7 @@ class Run:
             print(f"calibrated weights: {a.cali_ckpt}")
         if plan:
             source = a.cali_data_path or f"{a.cali_n} images sampled with {p.calls} steps"
-            print(f"calibration data: {source}\n{plan.table(memory_budget(a))}")
+            print(f"calibration data: {source}\n{plan.table()}")
         each = forward_seconds(p.network, p.example(MEASURED)) / MEASURED * p.rows
         print(f"sampling: {p.images} images, {p.calls} steps, about {clock(each * p.calls * p.images)}, to {a.logdir}")
 

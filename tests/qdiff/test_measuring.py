@@ -1,12 +1,16 @@
 import math
 import time
+from types import SimpleNamespace
 
+import psutil
+import pytest
 import torch
 from torch import nn
 
 from qdiff.adapters import adapter_for
 from qdiff.block_recon import LearnedRounding, Schedule
 from qdiff.calibration import CalibrationSettings
+from qdiff.errors import UserError
 from qdiff.functional import lp_loss
 from qdiff.measuring import _ways, forward_seconds, make_plan
 from qdiff.memory import peak_bytes
@@ -70,6 +74,21 @@ def network(act: bool = True) -> QuantModel:
 
 
 ONE = torch.randn(1, 3, 8, 8), torch.tensor([5])
+
+
+def test_without_a_budget_what_is_captured_and_kept_fits_beside_the_computing(tmp_path, monkeypatch):
+    """Memory is the limit, and the job still begins: fewer outputs are kept."""
+    settings = CalibrationSettings(2, Schedule(1, 1e-3), Schedule(1, 1e-3))
+    plenty = make_plan(network(), ONE, 100, settings, None)
+    assert plenty.replayed == 100
+    free = plenty.working + 2 * plenty.captured + plenty.replayed_bytes
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    made = make_plan(network(), ONE, 100, settings, None)
+    assert made.budget == (free - made.working) // 2 and 0 < made.replayed < 100 and made.on_disk == 0
+    made.check(tmp_path, None)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=made.working - 1))
+    with pytest.raises(UserError, match="lower --cali_batch_size"):
+        make_plan(network(), ONE, 100, settings, None).check(tmp_path, None)
 
 
 def test_memory_of_a_network():

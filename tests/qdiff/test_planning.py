@@ -7,7 +7,7 @@ import pytest
 from qdiff.block_recon import Schedule
 from qdiff.calibration import CalibrationSettings
 from qdiff.errors import UserError
-from qdiff.planning import GIB, BlockPlan, Plan, clock
+from qdiff.planning import GIB, BlockPlan, Plan, clock, default_budget
 
 BOTH = CalibrationSettings(10, Schedule(100, 1e-3), Schedule(50, 1e-3))
 WEIGHTS = CalibrationSettings(10, Schedule(100, 1e-3), None)
@@ -22,8 +22,8 @@ BLOCKS = [
 ]
 
 
-def plan(settings: CalibrationSettings, forward_bytes: int = 0) -> Plan:
-    return Plan(BLOCKS, 25, settings, forward_bytes)
+def plan(settings: CalibrationSettings, forward_bytes: int = 0, budget: int = 0) -> Plan:
+    return Plan(BLOCKS, 25, settings, forward_bytes, budget)
 
 
 def test_sizes():
@@ -34,7 +34,7 @@ def test_sizes():
     assert plan(STEPS).learning == plan(NOTHING).learning == 0
     assert plan(BOTH).working == 80_000 + 2000, "the largest block's variables and the largest iteration"
     assert plan(BOTH, forward_bytes=82_001).working == 82_001, "the two are not at the same time"
-    assert [plan(BOTH).on_disk(budget) for budget in (0, 9_999, 10_000)] == [10_000, 10_000, 0]
+    assert [plan(BOTH, 0, budget).on_disk for budget in (0, 9_999, 10_000)] == [10_000, 10_000, 0]
 
 
 def test_times():
@@ -57,12 +57,12 @@ def test_times_where_outputs_are_kept():
 
 
 def test_what_is_kept_takes_memory(machine, tmp_path):
-    kept = Plan(BLOCKS, 25, BOTH, 0, replayed=20, replayed_bytes=1000)
+    kept = Plan(BLOCKS, 25, BOTH, 0, 10_000, replayed=20, replayed_bytes=1000)
     machine(93_000, 0)
-    kept.check(tmp_path, 10_000, None)
+    kept.check(tmp_path, None)
     machine(92_999, 0)
     with pytest.raises(UserError, match="--cali_memory"):
-        kept.check(tmp_path, 10_000, None)
+        kept.check(tmp_path, None)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def machine(monkeypatch):
 )
 def test_what_just_fits(memory, disk, budget, machine, tmp_path):
     machine(memory, disk)
-    plan(BOTH).check(tmp_path, budget, None)
+    plan(BOTH, 0, budget).check(tmp_path, None)
 
 
 @pytest.mark.parametrize(
@@ -98,32 +98,37 @@ def test_what_just_fits(memory, disk, budget, machine, tmp_path):
 def test_what_cannot_fit_is_refused_with_the_flag_to_change(memory, disk, budget, flag, machine, tmp_path):
     machine(memory, disk)
     with pytest.raises(UserError) as caught:
-        plan(BOTH).check(tmp_path, budget, None)
+        plan(BOTH, 0, budget).check(tmp_path, None)
     assert flag in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_without_learning_nothing_is_captured_and_only_the_forward_counts(machine, tmp_path):
     machine(2000, 0)
-    plan(NOTHING).check(tmp_path, 0, None)
+    plan(NOTHING).check(tmp_path, None)
     with pytest.raises(UserError, match="lower --cali_batch_size, or --cali_range_n"):
-        plan(NOTHING, forward_bytes=2001).check(tmp_path, 0, None)
+        plan(NOTHING, forward_bytes=2001).check(tmp_path, None)
 
 
 def test_a_gpu_has_a_memory_of_its_own(machine, tmp_path):
     machine(10_000, 0)
-    plan(BOTH).check(tmp_path, 10_000, 82_000)
+    plan(BOTH, 0, 10_000).check(tmp_path, 82_000)
     with pytest.raises(UserError, match=r"GPU memory.* lower --cali_batch_size"):
-        plan(BOTH).check(tmp_path, 10_000, 81_999)
+        plan(BOTH, 0, 10_000).check(tmp_path, 81_999)
+
+
+def test_a_default_budget_leaves_room_for_computing(machine):
+    machine(1000, 0)
+    assert [default_budget(working) for working in (0, 400, 1000, 1001)] == [500, 300, 0, 0]
 
 
 def test_numbers_of_a_refusal(machine, tmp_path):
-    large = Plan([BlockPlan("a", 0, 0, 3 * GIB, 0, 1, 1, 1)], 4, WEIGHTS, 0)
+    large = Plan([BlockPlan("a", 0, 0, 3 * GIB, 0, 1, 1, 1)], 4, WEIGHTS, 0, 8 * GIB)
     machine(2 * GIB, 100 * GIB)
     with pytest.raises(UserError, match=r"needs 8\.0 GiB of memory, 2\.0 are free"):
-        large.check(tmp_path, 8 * GIB, None)
+        large.check(tmp_path, None)
     machine(64 * GIB, GIB)
     with pytest.raises(UserError, match=r"need 12\.0 GiB on the disk of .*, 1\.0 are free"):
-        large.check(tmp_path, 8 * GIB, None)
+        large.check(tmp_path, None)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +140,7 @@ def test_clock(seconds, text):
 
 
 def test_table():
-    lines = plan(BOTH).table(budget=4000).splitlines()
+    lines = plan(BOTH, 0, 4000).table().splitlines()
     columns = [line.split() for line in lines[:4]]
     assert columns[0] == ["block", "weights", "captured", "time"]
     assert columns[2][:2] == ["long.path", "5,000"]
