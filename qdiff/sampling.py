@@ -135,8 +135,13 @@ def frame_writer(folder: Path, decode: Decode = lambda x: x) -> Watch:
     return watch
 
 
-def write_grid(pictures: Sequence[Path], path: Path, columns: int | None = None) -> None:
+def write_grid(
+    pictures: Sequence[Path], path: Path, columns: int | None = None, text: Mapping[str, str] | None = None
+) -> None:
     """One PNG of several pictures of equal size, row by row; in a square without `columns`.
+
+    Args:
+        text: chunks of the PNG; see `sample_images`.
 
     Raises:
         UserError: a picture is missing or damaged.
@@ -144,7 +149,7 @@ def write_grid(pictures: Sequence[Path], path: Path, columns: int | None = None)
     from torchvision.utils import make_grid  # slow to load, and needed here alone
 
     images = torch.stack([_read_png(picture) for picture in pictures])
-    _write_png(path, make_grid(images, nrow=columns or math.ceil(len(pictures) ** 0.5)), {})
+    _write_png(path, make_grid(images, nrow=columns or math.ceil(len(pictures) ** 0.5)), text or {})
 
 
 def write_array(pictures: Sequence[Path], folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """A tokenizer as transformers saves it: 256 bytes and a few merges."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 LENGTH = 10
@@ -10,15 +11,22 @@ OTHERS = [b for b in range(256) if b not in PRINTABLE]
 LETTER = {b: chr(b) for b in PRINTABLE} | {b: chr(256 + i) for i, b in enumerate(OTHERS)}
 BYTE = {letter: b for b, letter in LETTER.items()}
 MERGES = ["r e", "re d</w>", "a p", "ap p"]
-WORDS = [*LETTER.values(), *(f"{letter}</w>" for letter in LETTER.values()), *(m.replace(" ", "") for m in MERGES)]
-VOCABULARY = [*WORDS, "<|startoftext|>", "<|endoftext|>"]
-START, END = len(WORDS), len(WORDS) + 1
 
 
-def write(folder: Path) -> Path:
+def vocabulary(merges: Sequence[str]) -> list[str]:
+    letters = LETTER.values()
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
+    return [*words, "<|startoftext|>", "<|endoftext|>"]
+
+
+VOCABULARY = vocabulary(MERGES)
+START, END = len(VOCABULARY) - 2, len(VOCABULARY) - 1
+
+
+def write(folder: Path, merges: Sequence[str] = MERGES) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(VOCABULARY)}))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES, ""]))
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(vocabulary(merges))}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
     return folder
 
 

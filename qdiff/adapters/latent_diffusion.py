@@ -47,17 +47,17 @@ def schedule(config: Mapping) -> Tensor:
 
 
 def probe(latent: LatentDiffusion) -> None:
-    """Predict and decode one latent of a model without conditions or with classes; on the meta device that is cheap.
+    """Predict and decode one latent of a model without conditions, with classes or text; cheap on the meta device.
 
     Raises:
         ValueError, RuntimeError, TypeError: the parts of the model do not fit each other.
     """
     conditioner = latent.cond_stage_model
-    if conditioner is not None and not isinstance(conditioner, ClassEmbedder):
+    if not isinstance(conditioner, ClassEmbedder | FrozenCLIPEmbedder | None):
         return
     z = torch.zeros(1, latent.channels, latent.image_size, latent.image_size)
     t = torch.zeros(1, dtype=torch.long)
-    condition = conditioner and latent.get_learned_conditioning({conditioner.key: t})
+    condition = conditioner and torch.zeros(1, *conditioner.context_shape)
     eps = latent.apply_model(z, t, condition)
     if eps.shape != z.shape:
         raise ValueError(f"the UNet gives {eps.shape[1]} channels for latents of {z.shape[1]}")

@@ -34,12 +34,12 @@ def find_config(base: Path, config: Path | None) -> Path:
     return config
 
 
-def find_checkpoint(base: Path) -> Path:
-    """The checkpoint `base`, or that in the folder `base`. Raises UserError where there is none."""
+def find_checkpoint(base: Path, flag: str) -> Path:
+    """The checkpoint `base` of a flag, or that in the folder `base`. Raises UserError where there is none."""
     candidates = [base / name for name in CHECKPOINTS] if base.is_dir() else [base]
     found = [path for path in candidates if path.is_file()]
     if not found:
-        raise UserError(f"no model in -r {base}: give a checkpoint, or a folder with {' or '.join(CHECKPOINTS)}")
+        raise UserError(f"no model in {flag} {base}: give a checkpoint, or a folder with {' or '.join(CHECKPOINTS)}")
     return found[0]
 
 

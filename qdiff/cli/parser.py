@@ -165,7 +165,10 @@ def run(main: Callable[[], None]) -> None:
         # torch.OutOfMemoryError on a GPU; on a CPU the allocator has no type of its own
         if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
             raise
-        _refuse("out of memory: lower --batch_size, or with --ptq also --cali_batch_size and --cali_range_n")
+        _refuse(
+            "out of memory: lower --batch_size (txt2img.py: --n_samples), or with --ptq also --cali_batch_size and "
+            "--cali_range_n"
+        )
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)

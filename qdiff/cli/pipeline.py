@@ -47,7 +47,7 @@ class Pipeline(ABC):
     calls: int
     rows: int = 1
     columns: int | None = None
-    free: ClassVar[tuple[str, ...]] = ()
+    free: tuple[str, ...] = ()
     files: ClassVar[tuple[str, ...]] = ()
     folder_flag: ClassVar[str] = "-l"
 
@@ -87,13 +87,18 @@ class Pipeline(ABC):
         """Whether nothing is left to do although the folder may hold no pictures."""
         return False
 
-    def metadata(self, image: int) -> Mapping[str, str]:
-        """The text chunks of a picture's PNG."""
+    def metadata(self, *images: int) -> Mapping[str, str]:
+        """The text chunks of a PNG that shows these pictures."""
         return {}
 
-    def finish(self, pictures: Sequence[Path], folder: RunFolder) -> None:
-        """What is to be done when all pictures are there: an overview of the first ones."""
-        write_grid(pictures[:GRID_IMAGES], folder.grid, self.columns)
+    def finish(self, pictures: Sequence[Path], folder: RunFolder) -> str:
+        """What is to be done when all pictures are there: an overview of the first ones. Returns where they are."""
+        self.overview(pictures[:GRID_IMAGES], folder)
+        return f"in {folder.images}, the first ones in {folder.grid}"
+
+    def overview(self, pictures: Sequence[Path], folder: RunFolder) -> None:
+        """One picture of the first ones."""
+        write_grid(pictures, folder.grid, self.columns, self.metadata(*range(len(pictures))))
 
     def latest_timestep(self, batch_size: int, num_timesteps: int) -> Tensor:
         """(B,): the timestep at which noise is pure, for `example`."""

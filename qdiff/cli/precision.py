@@ -6,13 +6,14 @@ import torch
 
 from qdiff.errors import UserError
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-def precision_of(name: str, device: torch.device) -> AbstractContextManager:
-    """A context of `--precision`, which may be entered again and again.
+
+def resolved(name: str, device: torch.device) -> str:
+    """What `--precision` means on a device: "full" (float32), "bf16" or "fp16".
 
     Args:
-        name: "full" (float32), "autocast" (bfloat16 or, where the GPU has none, float16 on CUDA, float32 elsewhere),
-            "bf16" or "fp16".
+        name: one of these, or "autocast": bfloat16 or, where the GPU has none, float16 on CUDA, float32 elsewhere.
         device: where the network is.
 
     Raises:
@@ -21,7 +22,13 @@ def precision_of(name: str, device: torch.device) -> AbstractContextManager:
     cuda = device.type == "cuda"
     if name == "fp16" and not cuda:
         raise UserError(f"--precision fp16 needs CUDA, the device is {device}: use bf16 or full")
-    if name == "full" or (name == "autocast" and not cuda):
-        return nullcontext()
-    half = name == "fp16" or (name == "autocast" and not torch.cuda.is_bf16_supported())
-    return torch.autocast(device.type, torch.float16 if half else torch.bfloat16)
+    if name != "autocast":
+        return name
+    if not cuda:
+        return "full"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def precision_of(name: str, device: torch.device) -> AbstractContextManager:
+    """A context, which may be entered again and again, of a precision as `resolved` names it."""
+    return nullcontext() if name == "full" else torch.autocast(device.type, DTYPES[name])

@@ -83,9 +83,8 @@ class Run:
             metadata=p.metadata,
             **p.watch(folder.path),
         )
-        p.finish([image_path(folder.images, i) for i in wanted], folder)
-        overview = f", the first ones in {folder.grid}" if folder.grid.exists() else ""
-        return print(f"{len(wanted)} images in {folder.images}{overview}")
+        where = p.finish([image_path(folder.images, i) for i in wanted], folder)
+        return print(f"{len(wanted)} images {where}")
 
     def dry_run(self) -> None:
         """Print what would be done; needs no weights and writes nothing."""

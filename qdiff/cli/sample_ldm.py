@@ -30,17 +30,17 @@ class ClassPipeline(LatentPipeline):
     free = ("n_samples", "batch_size", "n_samples_per_class", "resume_base", "config", "overrides")
 
     def __init__(self, args: Namespace):
-        checkpoint = None if args.dry_run else find_checkpoint(args.resume_base)
+        checkpoint = None if args.dry_run else find_checkpoint(args.resume_base, "-r")
         source, sampler = find_config(args.resume_base, args.config), sampler_of(args)
         super().__init__(args, source, checkpoint, args.overrides, sampler, f"-c {args.custom_steps}")
         self.images, self.batch_size = args.n_samples, args.batch_size
         self.conditions = conditions_of(self.latent, args.classes, args.scale, args.seed)
         self.columns = self.conditions.columns
 
-    def finish(self, pictures: Sequence[Path], folder: RunFolder) -> None:
+    def finish(self, pictures: Sequence[Path], folder: RunFolder) -> str:
         """The array that the field's tools for FID read, too."""
-        super().finish(pictures, folder)
         write_array(pictures, folder.path)
+        return super().finish(pictures, folder)
 
 
 def sample(args: Namespace) -> None:

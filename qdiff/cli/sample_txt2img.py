@@ -12,13 +12,14 @@ from torch import Tensor
 from qdiff.adapters.latent_diffusion import FrozenCLIPEmbedder
 from qdiff.adapters.latent_sampling import DDIM, PLMS, DPMSolver, Sampler
 from qdiff.cli.conditions import Prompts
+from qdiff.cli.latent_config import find_checkpoint
 from qdiff.cli.latent_pipeline import LatentPipeline
-from qdiff.cli.precision import precision_of
+from qdiff.cli.precision import precision_of, resolved
 from qdiff.cli.quantize import digest
 from qdiff.cli.run import carry_out
 from qdiff.cli.watermark import watermark
 from qdiff.errors import UserError
-from qdiff.files.prompts import read_prompts
+from qdiff.files.prompts import as_text, read_prompts
 from qdiff.files.tokenizer import has_tokenizer, load_tokenizer
 from qdiff.run_folder import RunFolder
 
@@ -32,9 +33,17 @@ def sampler_of(args: Namespace) -> Sampler:
     return DPMSolver(args.ddim_steps) if args.dpm else DDIM(args.ddim_steps, args.ddim_eta)
 
 
-def _text(prompts: Sequence[str]) -> list[str]:
-    """Without halves of surrogate pairs, which a command line may hold and no file."""
-    return [prompt.encode("utf-8", "replace").decode() for prompt in prompts]
+def bits_of(args: Namespace) -> str:
+    """How the flags say that the network is quantized; how a file was calibrated they do not tell."""
+    if not args.ptq:
+        return "full precision"
+    parts = {
+        f"W{args.weight_bit}{f'A{args.act_bit}' if args.quant_act else ''}": True,
+        f"A{args.sm_abit} after softmax": args.quant_act and args.sm_abit != args.act_bit,
+        "split": args.split,
+        args.quant_mode: not args.resume,
+    }
+    return ", ".join(part for part, holds in parts.items() if holds)
 
 
 def _as_it_is(images: Tensor) -> Tensor:
@@ -49,30 +58,35 @@ class TextPipeline(LatentPipeline):
     """
 
     folder_flag = "--outdir"
-    free = ("n_iter", "config", "ckpt", "clip_path", "n_rows", "skip_grid")
     files = ("from_file", "cali_prompts")
 
     def __init__(self, args: Namespace):
-        prompts = [args.prompt] * args.n_samples
-        if args.from_file:
-            prompts = read_prompts(args.from_file, "--from-file")
+        prompts = read_prompts(args.from_file, "--from-file") if args.from_file else [as_text(args.prompt)]
         own = Path(str(resources.files("qdiff.cli") / DEFAULT_PROMPTS))
         cali_prompts = read_prompts(args.cali_prompts or own, "--cali_prompts")
-        checkpoint, steps = None if args.dry_run else args.ckpt, f"--ddim_steps {args.ddim_steps}"
-        super().__init__(args, args.config, checkpoint, (), sampler_of(args), steps)
-        self.images, self.batch_size = len(prompts) * args.n_iter, args.n_samples
+        checkpoint = None if args.dry_run else find_checkpoint(args.ckpt, "--ckpt")
+        super().__init__(args, args.config, checkpoint, (), sampler_of(args), f"--ddim_steps {args.ddim_steps}")
+        self.images = args.n_iter * (len(prompts) if args.from_file else args.n_samples)
+        self.batch_size = args.n_samples
         self.columns = args.n_rows or args.n_samples
         self.shape = self._shape()
         encoder = self.latent.cond_stage_model
         if not isinstance(encoder, FrozenCLIPEmbedder):
             raise UserError(f"the model of {args.config} takes no text: sample it with scripts/sample_diffusion_ldm.py")
-        encoder.tokenizer = self._tokenizer(encoder.max_length)
-        prompts, cali_prompts = map(_text, (prompts, cali_prompts))
+        encoder.tokenizer = self._tokenizer(encoder)
         self.conditions = Prompts(self.latent, prompts, cali_prompts)
         self.tokens = digest({"tokens": encoder.tokenizer([*prompts, *cali_prompts, ""])})
+        args.precision = resolved(args.precision, self.device)  # recorded, for another device may compute otherwise
         self.precision = precision_of(args.precision, self.device)
         pixels = (edge * self.latent.first_stage_model.factor for edge in self.shape[1:])
         self.mark = watermark(*pixels) if args.watermark else _as_it_is
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        a, always = self.args, ("config", "ckpt", "clip_path", "skip_grid", "no_grad_ckpt")
+        if a.skip_save:  # there are no pictures to add others to
+            return always
+        return (*always, "n_iter", "n_rows") if a.fixed_code else (*always, "n_iter", "n_rows", "n_samples")
 
     def _shape(self) -> tuple[int, int, int]:
         a, channels, f = self.args, self.latent.channels, self.latent.first_stage_model.factor
@@ -87,12 +101,12 @@ class TextPipeline(LatentPipeline):
         own = self.latent.image_size
         return channels, a.H // f if a.H else own, a.W // f if a.W else own
 
-    def _tokenizer(self, max_length: int) -> Callable[[list[str]], Tensor]:
-        beside = self.args.ckpt.parent
+    def _tokenizer(self, encoder: FrozenCLIPEmbedder) -> Callable[[list[str]], Tensor]:
+        beside = (self.checkpoint or self.args.ckpt).parent
         folder = self.args.clip_path or (beside if has_tokenizer(beside) else None)
         if folder is None and self.args.dry_run:  # a plan needs tokens to compute with, and nothing from elsewhere
-            return lambda prompts: torch.zeros(len(prompts), max_length, dtype=torch.long)
-        return load_tokenizer(folder, max_length)
+            return lambda prompts: torch.zeros(len(prompts), encoder.max_length, dtype=torch.long)
+        return load_tokenizer(folder, encoder.max_length, encoder.vocab_size)
 
     def noise_of(self, images: Sequence[int]) -> Sequence[int]:
         return [i % self.args.n_samples for i in images] if self.args.fixed_code else images
@@ -103,15 +117,15 @@ class TextPipeline(LatentPipeline):
     def finished(self, folder: RunFolder) -> bool:
         return self.args.skip_save and folder.grid.exists()
 
-    def metadata(self, image: int) -> Mapping[str, str]:
+    def metadata(self, *images: int) -> Mapping[str, str]:
         """What a PNG says of itself."""
         a = self.args
-        bits = f"W{a.weight_bit}{f'A{a.act_bit}' if a.quant_act else ''} {a.quant_mode}" if a.ptq else "full precision"
         return {
-            "prompt": self.conditions.prompt(image),
-            "seed": f"{a.seed}, picture {self.noise_of([image])[0]}",
+            "prompt": "\n".join(dict.fromkeys(map(self.conditions.prompt, images))),
+            "seed": f"{a.seed}, picture {', '.join(map(str, self.noise_of(images)))}",
             "sampler": f"{self.sampler}, scale {a.scale}",
-            "bits": bits,
+            "bits": bits_of(a),
+            "precision": a.precision,
             "Software": f"qdiff {version('qdiff')}",
         }
 
@@ -124,12 +138,15 @@ class TextPipeline(LatentPipeline):
             images = super().decode(x).float()
         return self.mark(images)
 
-    def finish(self, pictures: Sequence[Path], folder: RunFolder) -> None:
-        if not self.args.skip_grid:
-            super().finish(pictures, folder)
-        if self.args.skip_save:
-            for picture in pictures:
-                picture.unlink()
+    def finish(self, pictures: Sequence[Path], folder: RunFolder) -> str:
+        a = self.args
+        if not a.skip_save:
+            return f"in {folder.images}" if a.skip_grid else super().finish(pictures, folder)
+        if not a.skip_grid:
+            self.overview(pictures, folder)
+        for picture in pictures:
+            picture.unlink()
+        return "made, none kept" if a.skip_grid else f"in {folder.grid}"
 
 
 def sample(args: Namespace) -> None:

@@ -8,9 +8,9 @@ from qdiff.cli.parser import Parser, choice, number
 from qdiff.errors import UserError
 
 EXAMPLES = """examples:
-  with a small model that scripts/train_ldm.py has made, offline
-    python scripts/%(prog)s --config runs/text/config.yaml --prompt "red apple" --plms \\
-      --ckpt runs/text/model.safetensors
+  with the small model that comes with the program, offline
+    python scripts/%(prog)s --config models/ldm/emoji64-txt2img/config.yaml \\
+      --ckpt models/ldm/emoji64-txt2img/model.safetensors --prompt "red apple" --plms --cond
   Stable Diffusion v1, sampled with a checkpoint that is calibrated already
     python scripts/%(prog)s --prompt "a red fox in the snow" --plms --cond --ptq --weight_bit 4 --quant_mode qdiff \\
       --no_grad_ckpt --split --n_samples 5 --resume --cali_ckpt FILE --outdir runs/sd
@@ -39,7 +39,7 @@ def _model(parser: Parser) -> None:
     add = parser.group("model")
     config, ckpt = "configs/stable-diffusion/v1-inference.yaml", "models/ldm/stable-diffusion-v1/model.ckpt"
     add("--config", type=Path, default=Path(config), metavar="FILE", help="YAML of the model")
-    add("--ckpt", type=Path, default=Path(ckpt), metavar="FILE", help="its weights, .ckpt or .safetensors")
+    add("--ckpt", type=Path, default=Path(ckpt), metavar="FILE", help="its weights, or their folder")
     add(
         "--clip_path",
         type=Path,
@@ -80,7 +80,7 @@ def _prompts(parser: Parser) -> None:
     add("--watermark", action="store_true", help="an invisible mark of generated pictures; needs 'qdiff[watermark]'")
     add("--fixed_code", action="store_true", help="every --n_samples pictures start from the same noise")
     add("--skip_grid", action="store_true", help="no overview")
-    add("--skip_save", action="store_true", excludes=("--skip_grid",), help="no pictures beside the overview")
+    add("--skip_save", action="store_true", help="no pictures beside the overview, which shows them all")
 
 
 def _sampling(parser: Parser) -> None:

@@ -5,6 +5,11 @@ from pathlib import Path
 from qdiff.errors import UserError
 
 
+def as_text(prompt: str) -> str:
+    """A prompt without halves of surrogate pairs, which a command line may hold and no file; a "?" for each."""
+    return prompt.encode("utf-8", "replace").decode()
+
+
 def read_prompts(path: Path, flag: str) -> list[str]:
     """The lines of a file that hold more than blanks, without their ends. Raises UserError if there are none."""
     try:

@@ -102,10 +102,9 @@ class Names(TrainingCondition):
             for name in VOCABULARY:
                 shutil.copyfile(init.parent / name, folder / name)
         else:
-            size = conditioner.transformer["text_model"].config.vocab_size
-            write_vocabulary(sorted(set(pictures.names)), size, folder)
+            write_vocabulary(sorted(set(pictures.names)), conditioner.vocab_size, folder)
         self.conditioner, self.files = conditioner.requires_grad_(True), [folder / name for name in VOCABULARY]
-        conditioner.tokenizer = load_tokenizer(folder, conditioner.max_length)
+        conditioner.tokenizer = load_tokenizer(folder, conditioner.max_length, conditioner.vocab_size)
         self.none = conditioner.tokenizer([""])[0]
 
     def of(self, pictures: Pictures) -> Tensor:

@@ -44,5 +44,5 @@ def write_text_model(folder: Path) -> LatentDiffusion:
     model.load_state_dict(state, strict=False)
     OmegaConf.save(config, folder / "config.yaml")
     torch.save({"state_dict": model.state_dict()}, folder / "model.ckpt")
-    model.cond_stage_model.tokenizer = load_tokenizer(folder, TOKENS)
+    model.cond_stage_model.tokenizer = load_tokenizer(folder, TOKENS, len(VOCABULARY))
     return model

@@ -68,6 +68,16 @@ class FrozenCLIPEmbedder(nn.Module):
         self.transformer.register_load_state_dict_pre_hook(to_published)
         self.requires_grad_(False)
 
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that it knows."""
+        return self.transformer["text_model"].config.vocab_size
+
+    @property
+    def context_shape(self) -> tuple[int, int]:
+        """What a prompt becomes: (max_length, hidden_size)."""
+        return self.max_length, self.transformer["text_model"].config.hidden_size
+
     def forward(self, prompts: list[str]) -> Tensor:
         """B prompts -> (B, max_length, hidden_size). Raises ValueError without a tokenizer, or with another model's."""
         if self.tokenizer is None:
@@ -87,11 +97,12 @@ class FrozenCLIPEmbedder(nn.Module):
             ValueError: another shape, or tokens outside the vocabulary.
         """
         text_model = self.transformer["text_model"]
-        size = text_model.config.vocab_size
         if tokens.dim() != 2 or tokens.shape[1] != self.max_length:
             raise ValueError(f"tokens have the shape {tuple(tokens.shape)} instead of (B, {self.max_length})")
-        if ((tokens < 0) | (tokens >= size)).any():
-            raise ValueError(f"tokens go beyond the text encoder's {size}: they come from another model's tokenizer")
+        if ((tokens < 0) | (tokens >= self.vocab_size)).any():
+            raise ValueError(
+                f"tokens go beyond the text encoder's {self.vocab_size}: they come from another model's tokenizer"
+            )
         return text_model(input_ids=tokens.to(text_model.embeddings.position_ids.device)).last_hidden_state
 
 

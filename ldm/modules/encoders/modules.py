@@ -23,6 +23,11 @@ class ClassEmbedder(nn.Module):
         self.key = key
         self.embedding = nn.Embedding(n_classes, embed_dim)
 
+    @property
+    def context_shape(self) -> tuple[int, int]:
+        """What a class becomes: (1, embed_dim)."""
+        return 1, self.embedding.embedding_dim
+
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """`batch[key]`: class numbers in 0..n_classes - 1, shape (B,) -> (B, 1, embed_dim)."""
         return self.embedding(batch[self.key][:, None])

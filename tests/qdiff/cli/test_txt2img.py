@@ -18,10 +18,14 @@ from ldm.guidance import guided
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.samplers import ddim, dpm_solver, latent_timesteps, plms
 from qdiff.checkpoint import load_quantized
+from qdiff.cli.parser import parse
+from qdiff.cli.sample_txt2img import bits_of
+from qdiff.cli.txt2img_flags import txt2img_parser
 from qdiff.cli.watermark import MESSAGE, METHOD, watermark
 from qdiff.sampling import batch_noise, to_uint8
 from tests.command_line import script
 from tests.ldm.tiny_text import write_text_model
+from tests.tokenizer import MERGES, VOCABULARY, write
 
 RUN = "--ddim_steps 4 --seed 5 --device cpu --H 32 --W 32 --f 2 --C 4 --scale 2"
 LEARN = "--ptq --weight_bit 4 --quant_act --sm_abit 16 --split --cali_st 2 --cali_n 3 --cali_batch_size 4"
@@ -104,6 +108,21 @@ def test_a_picture_says_how_it_was_made(fp):
     text = Image.open(fp / "img" / "000003.png").text
     assert text["prompt"] == "red app" and text["seed"] == "5, picture 3" and text["bits"] == "full precision"
     assert "DDIM" in text["sampler"] and "scale 2.0" in text["sampler"] and text["Software"].startswith("qdiff ")
+    assert text["precision"] == "full", "on a CPU, where nothing else was asked for"
+    overview = Image.open(fp / "grid.png").text
+    assert overview == text | {"seed": "5, picture 0, 1, 2, 3"}
+
+
+def bits(line: str) -> str:
+    return bits_of(parse(txt2img_parser(), shlex.split(f"--prompt a {line}")))
+
+
+def test_bits_as_the_flags_say():
+    assert bits("") == "full precision"
+    assert bits("--ptq --weight_bit 4") == "W4, qdiff"
+    assert bits("--ptq --weight_bit 4 --quant_act --act_bit 6 --quant_mode linear") == "W4A6, A8 after softmax, linear"
+    assert bits("--ptq --quant_act --sm_abit 16 --split") == "W8A8, A16 after softmax, split, qdiff"
+    assert bits("--ptq --resume --cali_ckpt F") == "W8", "a file may have been calibrated in either way"
 
 
 SAMPLERS = {
@@ -142,10 +161,46 @@ def test_the_same_noise_again(model, latent, tmp_path):
 
 def test_larger_pictures_and_what_is_skipped(model, tmp_path):
     line = "--prompt red --n_samples 1 --n_iter 1"
-    large = run(model, tmp_path / "large", f"{line} --H 48 --W 64 --skip_grid")
+    large = run(model, tmp_path / "large", f"{line} --H 48 --W 64 --skip_grid --no_grad_ckpt")
     assert pixels(large).shape[1:] == (48, 64, 3) and not (large / "grid.png").exists()
-    grid = run(model, tmp_path / "grid", f"{line} --skip_save")
-    assert (grid / "grid.png").exists() and not list((grid / "img").iterdir())
+
+
+def test_an_overview_alone(model, fp, tmp_path):
+    line = '--prompt "red app" --n_samples 2 --skip_save'
+    ended = script("txt2img.py", *words(model, tmp_path / "run", f"{line} --n_iter 2"))
+    assert ended.out.strip().endswith(f"4 images in {tmp_path / 'run' / 'grid.png'}") and ended.status == 0
+    assert (tmp_path / "run" / "grid.png").read_bytes() == (fp / "grid.png").read_bytes()
+    assert not list((tmp_path / "run" / "img").iterdir())
+    assert "flags.n_iter" in refusal(model, tmp_path / "run", f"{line} --n_iter 3"), "none can be added"
+    again = script("txt2img.py", *words(model, tmp_path / "run", f"{line} --n_iter 2"))
+    assert again.out.startswith("finished before") and again.status == 0
+
+
+def test_an_overview_alone_shows_them_all(model, tmp_path):
+    line = "--prompt a --n_samples 70 --n_iter 1 --n_rows 10 --skip_save --ddim_steps 1 --scale 1"
+    folder = run(model, tmp_path, line)
+    assert Image.open(folder / "grid.png").size == (10 * 34 + 2, 7 * 34 + 2)
+
+
+def test_nothing_is_kept(model, tmp_path):
+    line = "--prompt red --n_samples 2 --n_iter 1 --ddim_steps 1 --skip_save --skip_grid"
+    ended = script("txt2img.py", *words(model, tmp_path, line))
+    assert (ended.status, ended.err) == (0, "") and "2 images made, none kept" in ended.out
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_pictures_are_added(model, latent, fp, tmp_path):
+    """With more at a time, and an empty prompt."""
+    shutil.copytree(fp, tmp_path / "more")
+    line = '--prompt "red app" --n_samples 3 --n_iter 2'
+    same_pictures(pixels(run(model, tmp_path / "more", line)), expected(latent, ["red app"] * 6))
+    same_pictures(
+        pixels(run(model, tmp_path / "b", "--prompt '' --n_samples 2 --n_iter 1")), expected(latent, [""] * 2)
+    )
+    line = '--prompt "red app" --n_iter 1 --fixed_code'
+    run(model, tmp_path / "fixed", f"{line} --n_samples 1")
+    ended = script("txt2img.py", *words(model, tmp_path / "fixed", f"{line} --n_samples 2"))
+    assert ended.status == 2 and "flags.n_samples" in ended.err, "it decides which noise comes again"
 
 
 def test_a_checkpoint_as_safetensors_without_the_level_of_the_text_model(model, fp, tmp_path):
@@ -191,7 +246,7 @@ def test_the_whole_job(learned, model, tmp_path):
     none = latent.get_learned_conditioning([""])
     assert all(torch.allclose(row, none[0], atol=1e-5) for row in data["input_2"][:3])
     assert len({tuple(row.flatten().tolist()) for row in data["input_2"][3:6]}) == 3, "a prompt each"
-    assert Image.open(learned / "img" / "000000.png").text["bits"] == "W4A8 qdiff"
+    assert Image.open(learned / "img" / "000000.png").text["bits"] == "W4A8, A16 after softmax, split, qdiff"
 
 
 def test_prompts_for_calibration(model, tmp_path):
@@ -225,12 +280,28 @@ REFUSED = [
     ("--prompt a --clip_path nowhere", "no tokenizer in 'nowhere'"),
     ("--prompt a --ddim_steps 3", "--ddim_steps 3: steps=3 leads to timestep 1000"),
     ("--prompt a --cali_prompts x", "--cali_prompts needs --ptq"),
+    ("--prompt a --ckpt nowhere/model.ckpt", "no model in --ckpt nowhere/model.ckpt"),
 ]
 
 
 @pytest.mark.parametrize(("line", "said"), REFUSED)
 def test_refusals(line, said, model, tmp_path):
     assert said in refusal(model, tmp_path / "run", line)
+
+
+def test_a_tokenizer_of_another_model(model, tmp_path):
+    write(tmp_path / "larger", [*MERGES, "l e</w>"])
+    said = refusal(model, tmp_path / "run", f"--prompt a --clip_path {tmp_path / 'larger'}")
+    assert f"has {len(VOCABULARY) + 1} tokens, the model's text encoder {len(VOCABULARY)}" in said
+
+
+@pytest.mark.parametrize("override", [{"channels": 3}, {"image_size": 15}])
+def test_a_configuration_whose_parts_do_not_fit(override, model, tmp_path):
+    config = OmegaConf.load(model / "config.yaml")
+    config.model.params.update(override)
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    said = refusal(model, tmp_path / "run", f"--prompt a --config {tmp_path / 'config.yaml'}")
+    assert "describes no latent model" in said
 
 
 def test_files_without_prompts(model, tmp_path):
@@ -249,9 +320,6 @@ def test_a_model_without_text(tmp_path):
 
 
 def test_published_defaults():
-    from qdiff.cli.parser import parse
-    from qdiff.cli.txt2img_flags import txt2img_parser
-
     args = parse(txt2img_parser(), ["--prompt", "a"])
     published = {
         "ddim_steps": 50, "ddim_eta": 0.0, "n_iter": 2, "n_samples": 3, "n_rows": 0,
@@ -280,7 +348,15 @@ def test_published_commands(line, model, learned, tmp_path):
     line = line.replace(" F", f" {learned / 'quantized.safetensors'}")
     line = line.replace(" D", f" {learned / 'calibration_data.safetensors'}")
     folder = run(model, tmp_path, f'--prompt "an astronaut" --n_iter 1 {line}')
-    assert pixels(folder).std() > 10
+    file = folder / "quantized.safetensors"
+    same = write_text_model(tmp_path / "model")
+    full, found = expected(same, ["an astronaut"] * 2, SAMPLERS["--plms"]), pixels(folder)[:2]
+    acts = {"act_bit": 8, "sm_abit": 16} if "--quant_act" in line else {}
+    calibrated = file if file.exists() else learned / "quantized.safetensors"
+    load_quantized(same.model.diffusion_model, calibrated, weight_bit=4, split=True, **acts)
+    wanted = expected(same, ["an astronaut"] * 2, SAMPLERS["--plms"])
+    assert (np.abs(found - wanted) > 2).mean() < 0.05, "an activation code may flip in a batch of another size"
+    assert (np.abs(found - full) > 2).mean() > 0.2, "the network is quantized"
     assert OmegaConf.load(folder / "config.yaml").flags.prompt == "an astronaut"
 
 

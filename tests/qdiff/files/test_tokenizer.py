@@ -31,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenize(folder):
-    return load_tokenizer(folder, LENGTH)
+    return load_tokenizer(folder, LENGTH, len(VOCABULARY))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ STABLE = st.characters(exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp", "Cn"))
 @given(st.text(st.one_of(STABLE, st.just(" ")), max_size=12))
 def test_every_byte_comes_through(folder, text):
     text = unicodedata.normalize("NFC", text.lower())
-    tokens = load_tokenizer(folder, 200)([text])[0].tolist()
+    tokens = load_tokenizer(folder, 200, len(VOCABULARY))([text])[0].tolist()
     assert tokens[0] == START
     words = tokens[1 : tokens.index(END)]
     letters = "".join(VOCABULARY[i] for i in words).replace("</w>", "")
@@ -80,8 +80,8 @@ def test_every_byte_comes_through(folder, text):
 
 @pytest.mark.parametrize("length", [2, 3, 7, 77])
 def test_a_prompt_is_cut_before_its_end_token(folder, length):
-    whole = load_tokenizer(folder, 200)(["a red apple " * 9])[0].tolist()
-    cut = load_tokenizer(folder, length)(["a red apple " * 9])[0].tolist()
+    whole = load_tokenizer(folder, 200, len(VOCABULARY))(["a red apple " * 9])[0].tolist()
+    cut = load_tokenizer(folder, length, len(VOCABULARY))(["a red apple " * 9])[0].tolist()
     assert cut == padded(whole[1 : whole.index(END)], length)
     assert len(cut) == length
     assert cut[-1] == END
@@ -92,14 +92,14 @@ def test_a_folder_that_transformers_saved(folder, tokenize, tmp_path):
     for name in ("vocab.json", "merges.txt"):  # which version 4 saves too
         (tmp_path / name).unlink(missing_ok=True)
     prompts = ["A red apple", "", "🍎 " * 30]
-    assert torch.equal(load_tokenizer(tmp_path, LENGTH)(prompts), tokenize(prompts))
+    assert torch.equal(load_tokenizer(tmp_path, LENGTH, len(VOCABULARY))(prompts), tokenize(prompts))
 
 
 def test_transformers_says_nothing(tmp_path, monkeypatch, caplog):
     write(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1}')  # about which it warns
     monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [caplog.handler])
-    load_tokenizer(tmp_path, LENGTH)(["red apple " * 99])
+    load_tokenizer(tmp_path, LENGTH, len(VOCABULARY))(["red apple " * 99])
     assert caplog.messages == []
     CLIPTokenizerFast.from_pretrained(tmp_path)("red apple")
     assert "longer than" in caplog.text  # so its loggers are as loud as before
@@ -107,7 +107,7 @@ def test_transformers_says_nothing(tmp_path, monkeypatch, caplog):
 
 def refusal(path: Path | None) -> str:
     with pytest.raises(UserError) as error:
-        load_tokenizer(path, LENGTH)
+        load_tokenizer(path, LENGTH, len(VOCABULARY))
     said = str(error.value)
     assert "\n" not in said
     assert "--clip_path FOLDER" in said
@@ -144,9 +144,9 @@ def test_a_damaged_tokenizer(tmp_path, files):
 OFFLINE = """
 from qdiff.errors import UserError
 from qdiff.files.tokenizer import load_tokenizer
-from tests.tokenizer import BYTE, END, LENGTH, LETTER, MERGES, START, VOCABULARY, WORDS, numbers, padded, write
+from tests.tokenizer import BYTE, END, LENGTH, LETTER, MERGES, START, VOCABULARY, numbers, padded, write
 try:
-    print(load_tokenizer(None, 5)(["red"]).tolist())
+    print(load_tokenizer(None, 5, len(VOCABULARY))(["red"]).tolist())
 except UserError as e:
     print(e)
 """
