@@ -155,10 +155,9 @@ class _Job:
         if not sites:
             return
         device = next(self.model.parameters()).device
-        drawn = self.data.draw(samples, self._generator("ranges"))
         try:
             with self.model.observing(observer, sites):
-                for inputs in drawn.batches(batch_size):
+                for inputs in self.data.drawn(samples, self._generator("ranges"), batch_size):
                     self.model(*(x.to(device) for x in inputs))
         except ValueError as error:
             raise UserError(

@@ -36,17 +36,17 @@ class CalibrationSet:
         """All samples in order, `size` at a time; the last batch may be smaller."""
         return zip(*(x.split(size) for x in self.inputs))
 
-    def draw(self, n: int, generator: torch.Generator) -> "CalibrationSet":
-        """`n` samples (all, if there are fewer) without repetition."""
-        chosen = torch.randperm(len(self), generator=generator)[:n]
-        return CalibrationSet(tuple(x[chosen] for x in self.inputs))
+    def drawn(self, n: int, generator: torch.Generator, size: int) -> Iterator[tuple[Tensor, ...]]:
+        """`n` samples (all, if there are fewer) without repetition, in random order, `size` at a time."""
+        for chosen in torch.randperm(len(self), generator=generator)[:n].split(size):
+            yield tuple(x[chosen] for x in self.inputs)
 
     def digest(self) -> str:
         """sha256 of every value; equal data have equal digests."""
         sha = hashlib.sha256()
         for x in self.inputs:
             sha.update(f"{tuple(x.shape)}{x.dtype}".encode())
-            sha.update(x.contiguous().numpy().tobytes())
+            sha.update(x.contiguous().numpy())
         return sha.hexdigest()
 
     def save(self, path: Path) -> None:

@@ -46,23 +46,23 @@ def collect(
         cali_st * cali_n * rows samples, grouped by step, then by row, whatever the batch size.
     """
     kept = kept_steps(steps, cali_st)
-    batches: list[dict[str, Tensor]] = []
+    whole: dict[str, Tensor] = {}  # (steps, rows, images, ...)
     for start in range(0, cali_n, batch_size):
         images = range(start, min(start + batch_size, cali_n))
         unit = f"images-{images.start:06d}-{images.stop:06d}"
         found = journal.read(unit)
         if found:
+            batch = found[0]
             progress(len(images) * (kept[-1] + 1))
-            batches.append(found[0])
-            continue
-        batches.append(_inputs_at(kept, network, trajectory(images), lambda: progress(len(images))))  # noqa: B023
-        journal.write(unit, batches[-1])
-
-    def joined(key: str) -> Tensor:
-        parts = [batch[key].unflatten(1, (rows, -1)) for batch in batches]  # (steps, rows, images, ...)
-        return torch.cat(parts, dim=2).flatten(0, 2)
-
-    return CalibrationSet(tuple(map(joined, batches[0])))
+        else:
+            batch = _inputs_at(kept, network, trajectory(images), lambda: progress(len(images)))  # noqa: B023
+            journal.write(unit, batch)
+        for key, x in batch.items():
+            part = x.unflatten(1, (rows, -1))
+            if key not in whole:  # room for all, once, because they may take much of the memory
+                whole[key] = part.new_empty(*part.shape[:2], cali_n, *part.shape[3:])
+            whole[key][:, :, images.start : images.stop] = part
+    return CalibrationSet(tuple(x.flatten(0, 2) for x in whole.values()))
 
 
 def _inputs_at(

@@ -122,7 +122,13 @@ def make_plan(
     plan = Plan(plans, samples, settings, forward_bytes)
     budget = default_budget(0 if batch[0].is_cuda else plan.working) if memory is None else memory
     replayed = replayed_samples(stops, samples, settings.batch_size, budget)
-    return replace(plan, budget=budget, replayed=replayed, replayed_bytes=replayed * kept_bytes(stops))
+    return replace(
+        plan,
+        budget=budget,
+        replayed=replayed,
+        replayed_bytes=replayed * kept_bytes(stops),
+        data_bytes=samples * sum(x[0].numel() * x.element_size() for x in batch),
+    )
 
 
 def _ways(seconds: Mapping[str, float], learned: Sequence[str]) -> dict[str, tuple[float, float]]:

@@ -52,6 +52,7 @@ class Plan:
         budget: bytes of memory for captured activations; files take what exceeds it.
         replayed: samples of which the outputs of finished blocks are kept (see `qdiff.replay`).
         replayed_bytes: what is kept, at its peak.
+        data_bytes: of the calibration set, which is in memory before the calibration starts.
     """
 
     blocks: list[BlockPlan]
@@ -61,6 +62,7 @@ class Plan:
     budget: int = 0
     replayed: int = 0
     replayed_bytes: int = 0
+    data_bytes: int = 0
 
     @property
     def captured(self) -> int:
@@ -145,6 +147,7 @@ class Plan:
             [
                 *rows,
                 f"{len(self.blocks)} blocks, {self.samples} calibration samples",
+                f"memory for calibration data: {self.data_bytes / GIB:.2f} GiB",
                 f"memory for captured activations: {self.in_memory / GIB:.2f} GiB, "
                 f"on disk up to {self.on_disk / GIB:.2f} GiB; for computing {self.working / GIB:.2f} GiB",
                 f"memory for outputs of finished blocks: {self.replayed_bytes / GIB:.2f} GiB, those of {self.replayed} "

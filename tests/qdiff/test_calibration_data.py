@@ -79,12 +79,17 @@ def test_batches_hold_all_samples_in_order():
 
 def test_drawn_samples_are_different_ones_that_stay_together():
     data = some(40)
-    x, t = data.draw(15, torch.Generator().manual_seed(3)).inputs
+
+    def drawn(n: int, size: int) -> list[torch.Tensor]:
+        batches = list(data.drawn(n, torch.Generator().manual_seed(3), size))
+        assert [len(t) for _, t in batches[:-1]] == [size] * (len(batches) - 1)
+        return [torch.cat(xs) for xs in zip(*batches)]
+
+    x, t = drawn(15, 4)
     assert len(set(t.tolist())) == 15 and t.tolist() != sorted(t.tolist())
     assert torch.equal(x, data.inputs[0][t])
-    assert torch.equal(t, data.draw(15, torch.Generator().manual_seed(3)).inputs[1])
-    everything = data.draw(1000, torch.Generator().manual_seed(3)).inputs[1]
-    assert sorted(everything.tolist()) == list(range(40))
+    assert torch.equal(t, drawn(15, 7)[1]), "whatever the size of a batch"
+    assert sorted(drawn(1000, 7)[1].tolist()) == list(range(40))
 
 
 @pytest.mark.parametrize(

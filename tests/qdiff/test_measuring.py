@@ -55,6 +55,7 @@ def test_measured_on_a_network():
     assert (found["model.conv_in"].sites, found["model.mid.attn_1"].sites) == (1, 8)
     assert found["model.mid.block_1"].sites == 3 and found["model.up.1.block.0"].sites == 4
     assert made.replayed == 9, "memory has room for all samples"
+    assert made.data_bytes == 9 * (4 * 3 * 8 * 8 + 8), "pictures and timesteps"
     per_batch = 6 / 2 * 0.2  # the batch of calibration is three times as large
     assert per_batch < found["model.mid.attn_1"].seconds < 3 * per_batch
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules() if m is not slow)

@@ -149,3 +149,4 @@ def test_table():
     ]
     assert lines[4] == "3 blocks, 25 calibration samples"
     assert clock(plan(BOTH).seconds) in lines[-1]
+    assert "calibration data: 3.00 GiB" in Plan(BLOCKS, 25, BOTH, 0, data_bytes=3 * GIB).table()
