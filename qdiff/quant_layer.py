@@ -188,7 +188,7 @@ class QuantModule(nn.Module):
         return self.dequantized
 
     def forget_full_precision(self) -> None:
-        """Give up the original weight: half of the memory, and `full_precision` is no longer possible."""
+        """Give up the original weight."""
         self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -90,6 +90,11 @@ class QuantModel(nn.Module):
             for m, value in zip(self._leaves, before):
                 m.quantizing = value
 
+    def forget_full_precision(self) -> None:
+        """Give up the original weights: half of the memory, and `full_precision` is no longer possible."""
+        for layer in self.layers().values():
+            layer.forget_full_precision()
+
     @contextmanager
     def observing(self, kind: type[Observer], sites: Sequence[ActSite] | None = None) -> Iterator[None]:
         """Activations are quantized with the ranges of what comes by inside; by default at all sites. No gradients.
@@ -152,8 +157,7 @@ class QuantModel(nn.Module):
         for site in quantized.sites() if activations else []:
             site.set(quantizer_from(state, f"{site.path}.{site.name}", site.spec, site.split).to(device))
         if not keep_weights:
-            for layer in quantized.layers().values():
-                layer.forget_full_precision()
+            quantized.forget_full_precision()
             others = [key for key in quantized.state_dict() if not key.endswith(".codes")]
             quantized.load_state_dict({key: state[key] for key in others}, strict=False)
         return quantized

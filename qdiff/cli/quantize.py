@@ -146,6 +146,7 @@ class Quantization:
             self._calibrate(model, data, provenance)
         save_quantized(self.file, model, config=self.config, provenance=provenance)
         log.info("saved %s, %.1f MB", self.file, self.file.stat().st_size / 1e6)
+        model.forget_full_precision()  # sampling does without
         return model
 
     def _load(self, path: Path) -> QuantModel:

@@ -10,6 +10,7 @@ from qdiff.adapters import adapter_for
 from qdiff.block_recon import Schedule
 from qdiff.calibration import CalibrationSettings, calibrate
 from qdiff.calibration_data import CalibrationSet
+from qdiff.checkpoint import load_quantized, save_quantized
 from qdiff.journal import Journal
 from qdiff.measuring import make_plan
 from qdiff.memory import batch_peak, peak_bytes, without_values
@@ -92,6 +93,23 @@ def test_values_come_back_as_the_same_objects():
         raise ZeroDivisionError
     after = layer.state_dict(keep_vars=True)
     assert before.keys() == after.keys() and all(after[key] is before[key] for key in before)
+
+
+def test_low_memory_samples_in_less_than_half_of_that_of_full_precision(tmp_path):
+    """Weights and tensors of a forward together, in a network whose weights take most of it."""
+
+    def network() -> UNetModel:
+        return UNetModel(4, 64, 4, 2, [1, 2], channel_mult=[1, 2, 4], num_heads=4).eval()
+
+    def taken(model: nn.Module) -> int:
+        held = sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
+        with torch.no_grad():
+            return held + peak_bytes(lambda: model(torch.zeros(1, 4, 8, 8), torch.zeros(1)))
+
+    policy = QuantPolicy(QuantSpec(4, per_channel=True, range_search="minmax"), None)
+    save_quantized(tmp_path / "q", QuantModel(network(), policy, adapter_for(network())), config={}, provenance={})
+    full, packed = network(), load_quantized(network(), tmp_path / "q", low_memory=True)
+    assert taken(packed) < 0.5 * taken(full)
 
 
 @pytest.mark.parametrize(("running", "memory"), [(False, 0), (True, 2**30)])

@@ -1,6 +1,7 @@
-"""Calibration with activations, to its end, of networks as published for LSUN and ImageNet, but narrow."""
+"""Calibration with activations, to its end, of networks as published for LSUN, ImageNet and text, but narrow."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,16 @@ from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
 from tests.golden_networks import golden_state_dict
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "latent-diffusion"
+CONFIGS = Path(__file__).parents[2] / "configs"
 SETTINGS = CalibrationSettings(batch_size=2, rounding=Schedule(1, 1e-3), steps=Schedule(1, 4e-4), range_samples=2)
+RUNNING = replace(SETTINGS, running_stat=True)
 POLICY = QuantPolicy(QuantSpec(4, per_channel=True, range_search="minmax"), QuantSpec(8, range_search="minmax"))
+FOR_TEXT = replace(POLICY, softmax_bits=16, split=True)
 
 
 def narrow(name: str) -> tuple[DictConfig, CalibrationSet]:
     """All levels, blocks and attentions of the network, with 32 channels where it has 192 or 224."""
-    config = OmegaConf.load(CONFIGS / f"{name}.yaml")
+    config = OmegaConf.load(next(CONFIGS.rglob(f"{name}.yaml")))
     unet = config.model.params.unet_config.params
     unet.model_channels, side = 32, 2 ** (len(unet.channel_mult) - 1)
     draw = torch.Generator().manual_seed(0)
@@ -37,14 +40,15 @@ def narrow(name: str) -> tuple[DictConfig, CalibrationSet]:
 
 
 @pytest.mark.parametrize(
-    ("name", "products"),
+    ("name", "products", "policy", "settings"),
     [
-        ("lsun_bedrooms-ldm-vq-4", 2 * 16),
-        ("lsun_churches-ldm-kl-8", 2 * 21),
-        ("cin256-v2", 2 * 2 * 16),
+        ("lsun_bedrooms-ldm-vq-4", 2 * 16, POLICY, SETTINGS),
+        ("lsun_churches-ldm-kl-8", 2 * 21, POLICY, SETTINGS),
+        ("cin256-v2", 2 * 2 * 16, POLICY, SETTINGS),
+        ("v1-inference", 2 * 2 * 16, FOR_TEXT, RUNNING),
     ],
 )
-def test_calibration_runs_to_its_end(name, products, tmp_path):
+def test_calibration_runs_to_its_end(name, products, policy, settings, tmp_path):
     config, data = narrow(name)
     adapter = adapter_of("ldm")
 
@@ -53,8 +57,8 @@ def test_calibration_runs_to_its_end(name, products, tmp_path):
         model.load_state_dict(golden_state_dict({key: x.shape for key, x in model.state_dict().items()}))
         return model
 
-    model = QuantModel(network(), POLICY, adapter)
-    calibrate(model, data, SETTINGS, Journal(tmp_path / "journal", {}), memory=2**30)
+    model = QuantModel(network(), policy, adapter)
+    calibrate(model, data, settings, Journal(tmp_path / "journal", {}), memory=2**30)
     sites = [site for site in model.sites() if site.name != "act_quantizer"]
     assert len(sites) == 2 * products, "two operands of every product"
     units = {path.stem for path in (tmp_path / "journal").glob("*.safetensors")}
@@ -64,7 +68,8 @@ def test_calibration_runs_to_its_end(name, products, tmp_path):
     assert attending and {f"steps-{i:03d}" for i in attending} < units
     save_quantized(tmp_path / "q", model, config={}, provenance={})
     with torch.no_grad():
-        again, found = load_quantized(network(), tmp_path / "q", act_bit=8)(*data.inputs), model(*data.inputs)
+        flags = {"act_bit": 8, "sm_abit": policy.softmax_bits, "split": policy.split}
+        again, found = load_quantized(network(), tmp_path / "q", **flags)(*data.inputs), model(*data.inputs)
         wanted = network()(*data.inputs)
     assert torch.equal(again, found)
     error = (found - wanted).norm() / wanted.norm()

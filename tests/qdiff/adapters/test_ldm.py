@@ -9,15 +9,16 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import instantiate_from_config
-from qdiff.adapters import adapter_for, adapter_of
+from qdiff.adapters import Adapter, adapter_for, adapter_of
 from qdiff.checkpoint import load_quantized, save_quantized
 from qdiff.compat import original_shapes
 from qdiff.fitting import legacy_owners, splits_of, state_shapes
+from qdiff.packing import packed_size
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
 from tests.ldm.golden import golden_model
@@ -107,21 +108,38 @@ def test_ours_holds_what_the_original_holds(load, tmp_path):
         ("lsun_bedrooms-ldm-vq-4", "lsun_beds256", False),
         ("lsun_churches-ldm-kl-8", "lsun_churches256", False),
         ("cin256-v2", "cin256", False),
+        ("v1-inference", "sd_v1", True),
     ],
 )
 def test_published_calibrated_files_have_these_keys(config, manifest, split):
     """Of the published networks at full size, without their numbers."""
-    file = REFERENCE / "manifests" / f"{manifest}_quantized_wa.json"
+    file = REFERENCE / "manifests" / f"{manifest}_quantized_{'split_' if split else ''}wa.json"
     if not file.exists():
         pytest.skip("the manifests of calibrated checkpoints are not beside the repository")
-    path = next((Path(__file__).parents[3] / "configs").rglob(f"{config}.yaml"))
-    adapter = adapter_of("ldm")
-    with torch.device("meta"):
-        network = adapter.build(OmegaConf.load(path))
+    adapter, network = published(config)
     policy = QuantPolicy(act=QuantSpec(8), split=split)
     shapes = state_shapes(network, policy, adapter)
     expected = original_shapes(shapes, splits_of(network, policy, adapter), legacy_owners(network, adapter))
     assert {key: list(shape) for key, shape in expected.items()} == json.loads(file.read_text())
+
+
+def published(config: str) -> tuple[Adapter, nn.Module]:
+    """A published network at full size, without its numbers."""
+    adapter = adapter_of("ldm")
+    with torch.device("meta"):
+        path = next((Path(__file__).parents[3] / "configs").rglob(f"{config}.yaml"))
+        return adapter, adapter.build(OmegaConf.load(path))
+
+
+def test_a_file_of_stable_diffusion_has_a_seventh_of_its_size():
+    """At most 0.14 x, step sizes, zero points and what is not quantized in 4 bytes each."""
+    adapter, network = published("v1-inference")
+    parameters = sum(x.numel() for x in network.parameters())
+    assert parameters == 859_520_964
+    shapes = state_shapes(network, QuantPolicy(QuantSpec(4), QuantSpec(8), 16, split=True), adapter)
+    sizes = {key: torch.Size(shape).numel() for key, shape in shapes.items()}
+    taken = sum(packed_size(n, 4) if key.endswith(".codes") else 4 * n for key, n in sizes.items())
+    assert 0.125 < taken / (4 * parameters) < 0.14
 
 
 def test_blocks_of_a_transformer_network():
