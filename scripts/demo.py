@@ -4,12 +4,14 @@
 import argparse
 import os
 import platform
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from qdiff.cli.experiments import FP, Experiment
 from qdiff.cli.parser import Parser, number, parse, run
+from qdiff.files.prompts import read_prompts
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
 FEATURES = ROOT / "models/features/emoji32"
@@ -18,6 +20,7 @@ LR_W = 4e-3  # four times the default, because the iterations are few; with more
 ETA = 0.5  # noise on the way mends what a network that was trained for a short time gets wrong
 SCALE = 3
 CATEGORIES = 9
+TURNS = 2  # pictures of each prompt
 
 
 def demo_parser() -> Parser:
@@ -27,6 +30,7 @@ def demo_parser() -> Parser:
     add("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder of the results")
     add("--config", type=Path, default=ROOT / "configs/emoji32.yml", metavar="FILE", help="the pixel-space model")
     add("--latent", type=Path, default=ROOT / "models/ldm/emoji64", metavar="DIR", help="the latent model")
+    add("--text", type=Path, default=ROOT / "models/ldm/emoji64-txt2img", metavar="DIR", help="the text-to-image model")
     add("--max_images", default=36, help="images of each method", **number(int, 2))
     add("--timesteps", default=30, help="sampling steps", **number(int, 1))
     add("--cali_st", default=10, help="how many of the sampling steps give calibration data", **number(int, 1))
@@ -40,6 +44,11 @@ def quantization(args: argparse.Namespace, weight_bit: int, *words, cali_n: int 
     """Words of a quantized run."""
     data = ["--cali_st", args.cali_st, "--cali_n", cali_n or args.cali_n, "--cali_batch_size", 8]
     return ["--ptq", "--weight_bit", weight_bit, "--quant_act", "--act_bit", 8, *data, *words]
+
+
+def guided_quantization(args: argparse.Namespace) -> Callable[..., list]:
+    """`quantization` from half of the samples, because guidance makes two of one."""
+    return partial(quantization, args, cali_n=max(1, args.cali_n // 2))
 
 
 def learning(args: argparse.Namespace, data: Path) -> list:
@@ -74,7 +83,7 @@ def latent(args: argparse.Namespace) -> Experiment:
     out = args.out / "latent"
     learned = learning(args, out / "linear_w4a8")
     sampling = ["-r", args.latent, "--seed", 41, "-c", args.timesteps, "-e", 1, "--batch_size", 9, "--scale", SCALE]
-    half = partial(quantization, args, cali_n=max(1, args.cali_n // 2))  # guidance makes two samples of one
+    quantized = guided_quantization(args)
     kept = ["--quant_mode", "linear", "--cali_data_path", out / "linear_w4a8" / "calibration_data.safetensors"]
     return Experiment(
         "latent",
@@ -83,14 +92,41 @@ def latent(args: argparse.Namespace) -> Experiment:
         [*sampling, "--classes", ",".join(map(str, range(CATEGORIES))), "-n", args.max_images],
         {
             FP: (out / "fp", []),
-            "linear W4A8": (out / "linear_w4a8", half(4, "--quant_mode", "linear")),
-            "Q-Diffusion W4A8": (out / "qdiff_w4a8", half(4, "--split", *learned)),
-            "linear W8A8": (out / "linear_w8a8", half(8, *kept)),
-            "Q-Diffusion W8A8": (out / "qdiff_w8a8", half(8, "--split", *learned)),
+            "linear W4A8": (out / "linear_w4a8", quantized(4, "--quant_mode", "linear")),
+            "Q-Diffusion W4A8": (out / "qdiff_w4a8", quantized(4, "--split", *learned)),
+            "linear W8A8": (out / "linear_w8a8", quantized(8, *kept)),
+            "Q-Diffusion W8A8": (out / "qdiff_w8a8", quantized(8, "--split", *learned)),
         },
         args.max_images,
         FEATURES / "reference_all.safetensors",
         CATEGORIES,
+    )
+
+
+def text_to_image(args: argparse.Namespace) -> Experiment:
+    """The effect of the bits on what prompts show: a column of pictures for each prompt of a file."""
+    out, file = args.out / "text", args.text / "prompts.txt"
+    prompts = read_prompts(file, "--text")
+    learned = learning(args, out / "linear_w4a8")
+    model = ["--config", args.text / "config.yaml", "--ckpt", args.text / "model.safetensors", "--from-file", file]
+    sampling = ["--n_samples", len(prompts), "--n_iter", TURNS, "--scale", SCALE, "--ddim_steps", args.timesteps]
+    quantized = guided_quantization(args)
+    linear = ["--quant_mode", "linear", "--cali_prompts", args.text / "cali_prompts.txt"]
+    return Experiment(
+        "text",
+        "A text-to-image model, 64 x 64",
+        ROOT / "scripts/txt2img.py",
+        [*model, *sampling, "--ddim_eta", 1, "--seed", 41],
+        {
+            FP: (out / "fp", []),
+            "linear W4A8": (out / "linear_w4a8", quantized(4, *linear)),
+            "Q-Diffusion W4A8": (out / "qdiff_w4a8", quantized(4, "--split", *learned)),
+            "Q-Diffusion W8A8": (out / "qdiff_w8a8", quantized(8, "--split", *learned)),
+        },
+        TURNS * len(prompts),
+        FEATURES / "reference_all.safetensors",
+        shown=prompts,
+        folder_flag="--outdir",
     )
 
 
@@ -108,7 +144,7 @@ def settings(args: argparse.Namespace) -> dict[str, str]:
 def main() -> None:
     """Run the commands, then write the report."""
     args = parse(demo_parser())
-    experiments = [pixel_space(args), latent(args)]
+    experiments = [pixel_space(args), latent(args), text_to_image(args)]
     for experiment in experiments:
         for method in experiment.runs:
             method.carry_out()

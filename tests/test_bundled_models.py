@@ -5,14 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from qdiff.checkpoint import load_weights
 from qdiff.features import FeatureNet
+from qdiff.files.prompts import read_prompts
 from qdiff.report import read_pictures
 from tests.command_line import script
 
 ROOT = Path(__file__).parents[1]
 LATENT = ROOT / "models" / "ldm" / "emoji64"
+TEXT = ROOT / "models" / "ldm" / "emoji64-txt2img"
 
 
 def test_the_latent_model_is_laid_out_as_a_published_one():
@@ -34,3 +37,43 @@ def test_pictures_look_like_their_category(tmp_path):
     load_weights(net, ROOT / "models" / "features" / "emoji32" / "classifier.safetensors")
     pictures = FeatureNet.fit_size(read_pictures(sorted((tmp_path / "img").iterdir())))
     assert net.recognised(pictures, torch.arange(18) % 9) >= 0.5
+
+
+def test_the_text_model_is_laid_out_as_a_published_one():
+    tokenizer = {"vocab.json", "merges.txt"}
+    prompts = {"prompts.txt", "cali_prompts.txt"}
+    assert {path.name for path in TEXT.iterdir()} >= {
+        "config.yaml",
+        "model.safetensors",
+        "README.md",
+    } | tokenizer | prompts
+    assert sum(path.stat().st_size for path in TEXT.iterdir()) < 25e6
+    config, training = (
+        OmegaConf.load(TEXT / "config.yaml"),
+        OmegaConf.load(ROOT / "configs" / "latent-diffusion" / "emoji64-txt2img.yaml"),
+    )
+    assert config.model == training.model
+    shown, calibrated = (read_prompts(TEXT / name, "a flag") for name in ("prompts.txt", "cali_prompts.txt"))
+    assert len(shown) == 12 and len(set(calibrated)) >= 64 and not set(shown) & set(calibrated)
+
+
+def test_both_latent_models_have_one_first_stage():
+    first, second = (load_file(folder / "model.safetensors") for folder in (LATENT, TEXT))
+    keys = [key for key in first if key.startswith("first_stage_model.")]
+    assert keys and all(torch.equal(first[key], second[key]) for key in keys)
+
+
+@pytest.mark.slow
+def test_pictures_have_the_colours_that_a_prompt_names(tmp_path):
+    """The command of the documentation, offline; the colour is that of what is not the white around."""
+    (tmp_path / "prompts.txt").write_text("red apple\ngreen apple\nblue heart\n")
+    line = f"--config {TEXT / 'config.yaml'} --ckpt {TEXT / 'model.safetensors'} --from-file {tmp_path / 'prompts.txt'}"
+    ended = script(
+        "txt2img.py", *line.split(), *f"--plms --cond --scale 3 --n_iter 4 --outdir {tmp_path / 'out'}".split()
+    )
+    assert ended.status == 0, ended.err
+    pictures = read_pictures(sorted((tmp_path / "out" / "img").iterdir())).float()
+    for i, channel in enumerate((0, 1, 2)):
+        shown = pictures[i::3].permute(1, 0, 2, 3).flatten(1)
+        shown = shown[:, shown.amin(0) < 200]
+        assert shown.mean(1).argmax() == channel

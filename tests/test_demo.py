@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from qdiff.checkpoint import read_checkpoint
 from qdiff.cli import experiments
@@ -15,14 +16,24 @@ from qdiff.errors import UserError
 from scripts import demo
 from tests.command_line import script
 from tests.ldm.tiny import CLASSES, write_latent
+from tests.ldm.tiny_text import write_text_model
 from tests.tiny import write_tiny
 
-FILES = {"comparison_pixel.png", "comparison_latent.png", "results.json", "table.md", "report.html"}
+FILES = {
+    "comparison_pixel.png",
+    "comparison_latent.png",
+    "comparison_text.png",
+    "results.json",
+    "table.md",
+    "report.html",
+}
 RUNS = {
     "pixel": ["fp", "linear", "qdiff", "qdiff_split"],
     "latent": ["fp", "linear_w4a8", "qdiff_w4a8", "linear_w8a8", "qdiff_w8a8"],
+    "text": ["fp", "linear_w4a8", "qdiff_w4a8", "qdiff_w8a8"],
 }
 IMAGES = 3
+PICTURES = {"pixel": IMAGES, "latent": IMAGES, "text": 2 * 2}
 QUICK = {"max_images": IMAGES, "timesteps": 4, "cali_st": 2, "cali_n": 2, "cali_iters": 2, "cali_iters_a": 2}
 
 
@@ -54,7 +65,12 @@ def words(tmp_path_factory) -> list:
     """Tiny networks, few pictures, few iterations."""
     folder = tmp_path_factory.mktemp("demo")
     write_latent(CLASSES, folder / "latent")
-    flags = {"config": write_tiny(folder), "latent": folder / "latent", "out": folder / "out", **QUICK}
+    text = folder / "text"
+    save_file(write_text_model(text).state_dict(), text / "model.safetensors")
+    (text / "prompts.txt").write_text("red\napple\n")
+    (text / "cali_prompts.txt").write_text("red apple\n")
+    models = {"config": write_tiny(folder), "latent": folder / "latent", "text": text}
+    flags = {**models, "out": folder / "out", **QUICK}
     return [word for name, value in flags.items() for word in (f"--{name}", value)]
 
 
@@ -80,7 +96,7 @@ def test_everything_is_written_and_named(out, printed):
         assert {p.name for p in (out / model).iterdir()} == set(runs)
         for run in runs:
             assert (out / model / run / "quantized.safetensors").exists() == (run != "fp")
-            assert len(list((out / model / run / "img").glob("*.png"))) == IMAGES
+            assert len(list((out / model / run / "img").glob("*.png"))) == PICTURES[model]
     assert Image.open(out / "comparison_pixel.png").width > 4 * 2 * 8
     assert Image.open(out / "comparison_latent.png").width > 5 * 2 * 32
 
@@ -92,12 +108,12 @@ def test_results_say_what_the_files_say(out, results):
         for run, result in zip(runs[1:], results[model][1:], strict=True):
             file = out / model / run / "quantized.safetensors"
             facts = read_checkpoint(file).facts
-            split = run == "qdiff_split" or (model == "latent" and "qdiff" in run)
+            split = run == "qdiff_split" or (model != "pixel" and "qdiff" in run)
             bits = 8 if "w8" in run else 4
             assert (facts.weight_bits, facts.activations.bits, facts.split) == (bits, 8, split)
             assert (result["size"], result["fp32_size"]) == (file.stat().st_size, facts.fp32_bytes)
             assert result["psnr"] > 0 and 0 < result["mae"] < 255 and result["frechet"] >= 0
-            assert (result["recognised"] is None) == (model == "pixel")
+            assert (result["recognised"] is None) == (model != "latent")
 
 
 def test_more_bits_are_closer(results):
