@@ -84,7 +84,13 @@ def _some_quantizer(sites: Sequence[ActSite]):
 
 
 def make_plan(
-    model: QuantModel, batch: Sequence[Tensor], samples: int, settings: CalibrationSettings, memory: int | None
+    model: QuantModel,
+    batch: Sequence[Tensor],
+    samples: int,
+    settings: CalibrationSettings,
+    memory: int | None,
+    *,
+    data_in_memory: bool = True,
 ) -> Plan:
     """Measure a forward of a batch, block by block, and the memory of a forward and of every block's iteration.
 
@@ -94,6 +100,7 @@ def make_plan(
         samples: size of the calibration set.
         settings: of the calibration.
         memory: bytes for captured activations; None: half of what computing leaves free.
+        data_in_memory: whether what is free is so with the calibration set in memory; if not, it takes its part of it.
     """
     blocks = model.blocks()
     stops = route(model, [block.module for block in blocks], [x[:1] for x in batch])
@@ -119,16 +126,12 @@ def make_plan(
         )
         for block in blocks
     ]
-    plan = Plan(plans, samples, settings, forward_bytes)
-    budget = default_budget(0 if batch[0].is_cuda else plan.working) if memory is None else memory
-    replayed = replayed_samples(stops, samples, settings.batch_size, budget)
-    return replace(
-        plan,
-        budget=budget,
-        replayed=replayed,
-        replayed_bytes=replayed * kept_bytes(stops),
-        data_bytes=samples * sum(x[0].numel() * x.element_size() for x in batch),
-    )
+    data_bytes = samples * sum(x[0].numel() * x.element_size() for x in batch)
+    plan = Plan(plans, samples, settings, forward_bytes, data_bytes=data_bytes)
+    if memory is None:
+        memory = default_budget((0 if batch[0].is_cuda else plan.working) + (0 if data_in_memory else data_bytes))
+    replayed = replayed_samples(stops, samples, settings.batch_size, memory)
+    return replace(plan, budget=memory, replayed=replayed, replayed_bytes=replayed * kept_bytes(stops))
 
 
 def _ways(seconds: Mapping[str, float], learned: Sequence[str]) -> dict[str, tuple[float, float]]:

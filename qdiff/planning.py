@@ -157,9 +157,9 @@ class Plan:
         )
 
 
-def default_budget(working: int) -> int:
-    """Bytes for captured activations: half of what is free once computing has taken `working` bytes."""
-    return max(0, psutil.virtual_memory().available - working) // 2
+def default_budget(others: int) -> int:
+    """Bytes for captured activations: half of what is free once others, as computing, have taken so many bytes."""
+    return max(0, psutil.virtual_memory().available - others) // 2
 
 
 def _require(needed: int, free: int, what: str, remedy: str) -> None:

@@ -17,6 +17,7 @@ from qdiff.files.atomic import replacing
 from qdiff.files.pictures import read_picture
 
 ENLARGED = 2  # screen pixels a side for a pixel of a picture, in the comparison
+WIDE = 2  # a picture is wide whose width is more than so many times its height
 MARGIN = 8
 COLUMNS_SHOWN = "Columns of pictures, from the left:"
 
@@ -151,17 +152,18 @@ def json_text(sections: Sequence[Section], settings: Mapping[str, str]) -> str:
 
 
 def comparison(pictures: Mapping[str, Path]) -> Image.Image:
-    """Pictures of equal size side by side, enlarged without smoothing, each under its name."""
-    font = ImageFont.load_default(20)
-    title = 2 * MARGIN + 20
+    """Pictures of equal size side by side (wide ones one below the other), enlarged without smoothing, with names."""
+    font, title = ImageFont.load_default(20), 2 * MARGIN + 20
     loaded = {name: _enlarged(path) for name, path in pictures.items()}
-    width = sum(picture.width + MARGIN for picture in loaded.values()) + MARGIN
-    sheet = Image.new("RGB", (width, title + max(p.height for p in loaded.values()) + MARGIN), "white")
-    draw, x = ImageDraw.Draw(sheet), MARGIN
-    for name, picture in loaded.items():
-        draw.text((x, MARGIN), name, "black", font)
-        sheet.paste(picture, (x, title))
-        x += picture.width + MARGIN
+    width, height = map(max, zip(*(picture.size for picture in loaded.values())))
+    step = (0, title + height) if width > WIDE * height else (width + MARGIN, 0)
+    last_x, last_y = (edge * (len(loaded) - 1) for edge in step)
+    sheet = Image.new("RGB", (last_x + width + 2 * MARGIN, last_y + title + height + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, picture) in enumerate(loaded.items()):
+        x, y = MARGIN + i * step[0], i * step[1]
+        draw.text((x, y + MARGIN), name, "black", font)
+        sheet.paste(picture, (x, y + title))
     return sheet
 
 

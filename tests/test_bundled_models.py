@@ -65,7 +65,7 @@ def test_both_latent_models_have_one_first_stage():
 
 @pytest.mark.slow
 def test_pictures_have_the_colours_that_a_prompt_names(tmp_path):
-    """The command of the documentation, offline; the colour is that of what is not the white around."""
+    """With little guidance; the colour is that of what is not the white around."""
     (tmp_path / "prompts.txt").write_text("red apple\ngreen apple\nblue heart\n")
     line = f"--config {TEXT / 'config.yaml'} --ckpt {TEXT / 'model.safetensors'} --from-file {tmp_path / 'prompts.txt'}"
     ended = script(

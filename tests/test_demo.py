@@ -98,7 +98,9 @@ def test_everything_is_written_and_named(out, printed):
             assert (out / model / run / "quantized.safetensors").exists() == (run != "fp")
             assert len(list((out / model / run / "img").glob("*.png"))) == PICTURES[model]
     assert Image.open(out / "comparison_pixel.png").width > 4 * 2 * 8
-    assert Image.open(out / "comparison_latent.png").width > 5 * 2 * 32
+    assert Image.open(out / "comparison_latent.png").height > 5 * 2 * 32, "wide, so one below the other"
+    assert Image.open(out / "comparison_text.png").width > 4 * 2 * 32
+    assert "red, apple" in (out / "table.md").read_text(), "what its columns show"
 
 
 def test_results_say_what_the_files_say(out, results):

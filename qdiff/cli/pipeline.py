@@ -97,7 +97,7 @@ class Pipeline(ABC):
         return f"in {folder.images}, the first ones in {folder.grid}"
 
     def overview(self, pictures: Sequence[Path], folder: RunFolder) -> None:
-        """One picture of the first ones."""
+        """One PNG of these pictures: the run's first ones, or all."""
         write_grid(pictures, folder.grid, self.columns, self.metadata(*range(len(pictures))))
 
     def latest_timestep(self, batch_size: int, num_timesteps: int) -> Tensor:

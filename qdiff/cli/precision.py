@@ -26,7 +26,7 @@ def resolved(name: str, device: torch.device) -> str:
         return name
     if not cuda:
         return "full"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def precision_of(name: str, device: torch.device) -> AbstractContextManager:

@@ -25,6 +25,8 @@ from qdiff.planning import GIB, Plan
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
 
+CHECKED = 64  # samples that are checked at a time, because a check takes memory as they do
+
 log = logging.getLogger(__name__)
 
 
@@ -122,7 +124,8 @@ class Quantization:
         model, settings = self.starting_point(), settings_of(self.args)
         if not (settings.rounding or settings.steps):
             return None
-        return make_plan(model, self.example, self.samples, settings, memory_budget(self.args))
+        budget = memory_budget(self.args)
+        return make_plan(model, self.example, self.samples, settings, budget, data_in_memory=False)
 
     def run(self) -> QuantModel:
         """The quantized network, loaded or calibrated.
@@ -199,7 +202,7 @@ class Quantization:
                 f"calibration data from {source} have the shapes {have}, the network takes {want}: give data of this "
                 "network, or leave out --cali_data_path"
             )
-        if not all(torch.isfinite(x).all() for x in data.inputs):
+        if not all(torch.isfinite(x).all() for batch in data.batches(CHECKED) for x in batch):
             raise UserError(
                 f"calibration data from {source} are not finite: check the weights, or give other data with "
                 "--cali_data_path"

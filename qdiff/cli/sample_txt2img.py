@@ -36,7 +36,7 @@ def sampler_of(args: Namespace) -> Sampler:
 def bits_of(args: Namespace) -> str:
     """How the flags say that the network is quantized; how a file was calibrated they do not tell."""
     if not args.ptq:
-        return "full precision"
+        return "not quantized"
     parts = {
         f"W{args.weight_bit}{f'A{args.act_bit}' if args.quant_act else ''}": True,
         f"A{args.sm_abit} after softmax": args.quant_act and args.sm_abit != args.act_bit,
@@ -102,7 +102,8 @@ class TextPipeline(LatentPipeline):
         return channels, a.H // f if a.H else own, a.W // f if a.W else own
 
     def _tokenizer(self, encoder: FrozenCLIPEmbedder) -> Callable[[list[str]], Tensor]:
-        beside = (self.checkpoint or self.args.ckpt).parent
+        ckpt = self.checkpoint or self.args.ckpt
+        beside = ckpt if ckpt.is_dir() else ckpt.parent
         folder = self.args.clip_path or (beside if has_tokenizer(beside) else None)
         if folder is None and self.args.dry_run:  # a plan needs tokens to compute with, and nothing from elsewhere
             return lambda prompts: torch.zeros(len(prompts), encoder.max_length, dtype=torch.long)

@@ -10,7 +10,8 @@ from qdiff.errors import UserError
 EXAMPLES = """examples:
   with the small model that comes with the program, offline
     python scripts/%(prog)s --config models/ldm/emoji64-txt2img/config.yaml \\
-      --ckpt models/ldm/emoji64-txt2img/model.safetensors --prompt "red apple" --plms --cond
+      --ckpt models/ldm/emoji64-txt2img/model.safetensors --prompt "red apple" --plms --cond \\
+      --outdir runs/text
   Stable Diffusion v1, sampled with a checkpoint that is calibrated already
     python scripts/%(prog)s --prompt "a red fox in the snow" --plms --cond --ptq --weight_bit 4 --quant_mode qdiff \\
       --no_grad_ckpt --split --n_samples 5 --resume --cali_ckpt FILE --outdir runs/sd
@@ -80,7 +81,11 @@ def _prompts(parser: Parser) -> None:
     add("--watermark", action="store_true", help="an invisible mark of generated pictures; needs 'qdiff[watermark]'")
     add("--fixed_code", action="store_true", help="every --n_samples pictures start from the same noise")
     add("--skip_grid", action="store_true", help="no overview")
-    add("--skip_save", action="store_true", help="no pictures beside the overview, which shows them all")
+    add(
+        "--skip_save",
+        action="store_true",
+        help="no pictures beside the overview, which shows them all; they are all in memory for it",
+    )
 
 
 def _sampling(parser: Parser) -> None:

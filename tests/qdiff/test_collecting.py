@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from qdiff.collecting import collect
 from qdiff.journal import Journal
+from qdiff.memory import peak_bytes
 
 SHAPE = (2, 3, 3)
 
@@ -51,6 +52,19 @@ def test_collect_keeps_what_the_network_was_given(batch_size, tmp_path):
     assert max(went) == 4, "nothing is sampled behind the last step that is kept"
     assert sum(progress) == 5 * 5
     assert not NETWORK._forward_pre_hooks
+
+
+def test_data_are_in_memory_once(tmp_path):
+    """Beside them a batch of images, which is small, and what a sampler has made of it."""
+
+    def trajectory(images):
+        for step in range(4):
+            NETWORK(torch.zeros(len(images), 64, 8, 8), torch.zeros(len(images)))
+            yield ToyStep(step)
+
+    found = []
+    peak = peak_bytes(lambda: found.append(collect(NETWORK, trajectory, 4, 4, 64, 2, Journal(tmp_path, {}))))
+    assert peak < 1.2 * sum(x.nbytes for x in found[0].inputs)
 
 
 def test_collecting_goes_on_where_it_was_stopped(tmp_path):

@@ -87,6 +87,8 @@ def test_without_a_budget_what_is_captured_and_kept_fits_beside_the_computing(tm
     made = make_plan(network(), ONE, 100, settings, None)
     assert made.budget == (free - made.working) // 2 and 0 < made.replayed < 100 and made.on_disk == 0
     made.check(tmp_path, None)
+    beforehand = make_plan(network(), ONE, 100, settings, None, data_in_memory=False)
+    assert beforehand.budget == (free - made.working - made.data_bytes) // 2
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=made.working - 1))
     with pytest.raises(UserError, match="lower --cali_batch_size"):
         make_plan(network(), ONE, 100, settings, None).check(tmp_path, None)

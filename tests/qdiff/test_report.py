@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from qdiff.errors import UserError
-from qdiff.report import COLUMNS, Result, Section, markdown_table, read_pictures, text_table, write_report
+from qdiff.report import COLUMNS, Result, Section, comparison, markdown_table, read_pictures, text_table, write_report
 
 RESULTS = [
     Result("FP", "python sample.py -l 'a b'", math.inf, 0.0, 1.234, 10_944_396, 10_944_396),
@@ -131,6 +131,18 @@ def test_comparison_holds_every_picture_enlarged(written, pictures):
         np.testing.assert_array_equal(sheet[top : top + 12, left : left + 18], enlarged)
     assert (sheet[:8] == 255).all() and (sheet[-8:] == 255).all()
     assert (sheet[8:-20] < 128).any(), "names stand above"
+
+
+def test_wide_pictures_stand_one_below_the_other(tmp_path):
+    drawn = {name: np.random.default_rng(i).integers(0, 256, (4, 9, 3), np.uint8) for i, name in enumerate("ab")}
+    for name, pixels in drawn.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    sheet = np.asarray(comparison({name: tmp_path / f"{name}.png" for name in drawn}))
+    assert sheet.shape == (2 * (36 + 8) + 8, 18 + 2 * 8, 3)
+    for i, pixels in enumerate(drawn.values()):
+        top = 36 + i * (36 + 8)
+        np.testing.assert_array_equal(sheet[top : top + 8, 8:26], pixels.repeat(2, 0).repeat(2, 1))
+        assert (sheet[top - 36 : top] < 128).any(), "a name stands above"
 
 
 def test_pictures_are_read_as_they_are(pictures, tmp_path):

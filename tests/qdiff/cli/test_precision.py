@@ -19,7 +19,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 )
 def test_what_a_name_means(name, on_cpu, on_cuda, on_older_cuda, monkeypatch):
     for supported, wanted in ((True, on_cuda), (False, on_older_cuda)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)  # noqa: B023 - called at once
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: supported)  # noqa: B023
         assert resolved(name, CUDA) == wanted
     if on_cpu:
         assert resolved(name, CPU) == on_cpu

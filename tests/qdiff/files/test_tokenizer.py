@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -169,4 +170,10 @@ def test_offline_the_cache_of_the_hub_serves_or_the_error_names_the_flag(tmp_pat
     write(repository / "snapshots" / revision)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
+    (repository / "snapshots" / revision / "vocab.json").rename(tmp_path / "kept")
+    (repository / ".no_exist" / revision).mkdir(parents=True)
+    (repository / ".no_exist" / revision / "vocab.json").touch()
+    assert offline(tmp_path).startswith("cannot get the tokenizer of openai/clip"), "noted as not there"
+    shutil.rmtree(repository / ".no_exist")
+    (tmp_path / "kept").rename(repository / "snapshots" / revision / "vocab.json")
     assert offline(tmp_path) == f"{[padded(numbers('red</w>'), 5)]}\n"
