@@ -17,7 +17,6 @@ ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
 FEATURES = ROOT / "models/features/emoji32"
 TITLE = "Diffusion models in 4 and 8 bits"
 LR_W = 4e-3  # four times the default, because the iterations are few; with more, roundings shift the colours
-TEXT_LR_W = 1e-2  # the text-to-image model keeps its colours better so: seen on pictures of another seed
 ETA = 0.5  # noise on the way mends what a network that was trained for a short time gets wrong
 SCALE = 3
 CATEGORIES = 9
@@ -52,9 +51,9 @@ def guided_quantization(args: argparse.Namespace) -> Callable[..., list]:
     return partial(quantization, args, cali_n=max(1, args.cali_n // 2))
 
 
-def learning(args: argparse.Namespace, data: Path, lr_w: float = LR_W) -> list:
+def learning(args: argparse.Namespace, data: Path) -> list:
     """Words of a run that learns, from the data that another one has collected."""
-    schedule = ["--cali_iters", args.cali_iters, "--cali_lr_w", lr_w, "--cali_iters_a", args.cali_iters_a]
+    schedule = ["--cali_iters", args.cali_iters, "--cali_lr_w", LR_W, "--cali_iters_a", args.cali_iters_a]
     return ["--cali_data_path", data / "calibration_data.safetensors", *schedule]
 
 
@@ -108,7 +107,7 @@ def text_to_image(args: argparse.Namespace) -> Experiment:
     """The effect of the bits on what prompts show: a column of pictures for each prompt of a file."""
     out, file = args.out / "text", args.text / "prompts.txt"
     prompts = read_prompts(file, "--text")
-    learned = learning(args, out / "linear_w4a8", TEXT_LR_W)
+    learned = learning(args, out / "linear_w4a8")
     model = ["--config", args.text / "config.yaml", "--ckpt", args.text / "model.safetensors", "--from-file", file]
     model += ["--precision", "full"]  # on a GPU too, as in the other parts
     sampling = ["--n_samples", len(prompts), "--n_iter", TURNS, "--scale", SCALE, "--ddim_steps", args.timesteps]
