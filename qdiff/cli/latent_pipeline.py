@@ -88,7 +88,11 @@ class LatentPipeline(Pipeline):
 
     def _settle(self) -> None:
         self.latent.adopt_ema()
+        network = self.network
+        if self.args.resume:  # it holds no numbers yet, and is moved with those of the calibrated file
+            self.latent.model.diffusion_model = None
         self.latent.to(self.device)
+        self.latent.model.diffusion_model = network
 
     def steps(self, images: Sequence[int]) -> Iterator:
         return self._steps(self.noise_of(images), self.conditions.of(images))

@@ -85,7 +85,7 @@ class Quantization:
 
     Args:
         args: the flags.
-        model: the network in full precision, on its device; it is changed.
+        model: the network in full precision, on its device or, with `--resume`, where its file is read; it is changed.
         config: its configuration, JSON values, for the file.
         folder: where data, journal and the calibrated file are kept.
         collect: collects calibration data with the network in full precision, noting in a journal what is done.
@@ -165,7 +165,7 @@ class Quantization:
             sm_abit=a.sm_abit,
             low_memory=a.low_memory,
         )
-        return model.eval()
+        return model.eval().to(self.example[0].device)
 
     def starting_point(self) -> QuantModel:
         """What calibration begins with: rounded to nearest, or with the weights of `--cali_ckpt`.

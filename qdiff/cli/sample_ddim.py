@@ -49,7 +49,9 @@ class PixelPipeline(Pipeline):
             raise UserError(f"--timesteps {args.timesteps}: {error}") from None
         data = self.config.data
         self.shape = (data.channels, data.image_size, data.image_size)
-        self.network = build_network(self.config, args.config).eval().to(self.device)
+        self.network = build_network(self.config, args.config).eval()
+        if not args.resume:  # then it is moved with the numbers of the calibrated file
+            self.network.to(self.device)
 
     def load(self) -> Mapping[str, Tensor]:
         """Nothing with `--resume`: a calibrated file holds every number that is needed."""
