@@ -50,7 +50,7 @@ class PixelPipeline(Pipeline):
         data = self.config.data
         self.shape = (data.channels, data.image_size, data.image_size)
         self.network = build_network(self.config, args.config).eval()
-        if not args.resume:  # then it is moved with the numbers of the calibrated file
+        if args.dry_run:  # it computes with the drawn numbers; loaded ones bring the network there with them
             self.network.to(self.device)
 
     def load(self) -> Mapping[str, Tensor]:

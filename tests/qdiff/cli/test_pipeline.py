@@ -1,18 +1,22 @@
 """Where the tensors of a pipeline are. A stand-in for a GPU is the meta device: what is left behind is seen there."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
 
-from qdiff.cli import ddim_flags, pipeline, txt2img_flags
-from qdiff.cli.parser import parse
+from qdiff.cli import pipeline
+from qdiff.cli.ddim_flags import ddim_parser
+from qdiff.cli.parser import Parser, parse
 from qdiff.cli.pipeline import Pipeline
 from qdiff.cli.run import Run
 from qdiff.cli.sample_ddim import PixelPipeline
 from qdiff.cli.sample_txt2img import TextPipeline
+from qdiff.cli.txt2img_flags import txt2img_parser
 from tests.command_line import script
 from tests.ldm.tiny_text import write_text_model
 from tests.tiny import write_tiny
@@ -22,52 +26,69 @@ LINEAR = f"{ACT} --quant_mode linear --cali_st 2 --cali_n 2 --cali_batch_size 4 
 META = torch.device("meta")
 
 
-def pixel(folder: Path, line: str) -> list[str]:
-    return shlex.split(f"--config {write_tiny(folder)} --timesteps 4 --max_images 1 -l {folder / 'run'} {line}")
+class Script(NamedTuple):
+    program: str
+    write: Callable[[Path], object]
+    words: str
+    parser: Callable[[], Parser]
+    pipeline: type[Pipeline]
 
 
-def text(folder: Path, line: str) -> list[str]:
-    write_text_model(folder)
-    model = f"--config {folder / 'config.yaml'} --ckpt {folder / 'model.ckpt'} --f 2 --H 32 --W 32 --precision full"
-    return shlex.split(f"{model} --prompt a --ddim_steps 4 --n_samples 1 --outdir {folder / 'run'} {line}")
-
-
+TEXT = "--config {0}/config.yaml --ckpt {0}/model.ckpt --f 2 --H 32 --W 32 --precision full --prompt a --ddim_steps 4"
 SCRIPTS = {
-    "pixel": ("sample_diffusion_ddim.py", pixel, ddim_flags.ddim_parser, PixelPipeline),
-    "text": ("txt2img.py", text, txt2img_flags.txt2img_parser, TextPipeline),
+    "pixel": Script(
+        "sample_diffusion_ddim.py",
+        write_tiny,
+        "--config {0}/tiny.yml --timesteps 4 --max_images 1 -l {0}/run",
+        ddim_parser,
+        PixelPipeline,
+    ),
+    "text": Script(
+        "txt2img.py", write_text_model, f"{TEXT} --n_samples 1 --outdir {{0}}/run", txt2img_parser, TextPipeline
+    ),
 }
+
+
+@pytest.fixture(params=SCRIPTS, scope="module")
+def calibrated(request, tmp_path_factory) -> tuple[Script, Path]:
+    """A script, and the folder of a model that it has calibrated."""
+    made, folder = SCRIPTS[request.param], tmp_path_factory.mktemp(request.param)
+    made.write(folder)
+    ended = script(made.program, *shlex.split(f"{made.words.format(folder)} {LINEAR}"))
+    assert ended.status == 0, ended
+    return made, folder
+
+
+@pytest.fixture
+def build(calibrated, monkeypatch) -> Callable[[str], Pipeline]:
+    """Gives the pipeline with more flags, for the device that stands in for a GPU."""
+    made, folder = calibrated
+    monkeypatch.setattr(pipeline, "find_device", lambda _: META)
+    return lambda line: made.pipeline(parse(made.parser(), shlex.split(f"{made.words.format(folder)} {line}")))
 
 
 def devices(module: nn.Module) -> set[str]:
     return {x.device.type for x in (*module.parameters(), *module.buffers())}
 
 
-def loaded(line: str, name: str, folder: Path) -> Pipeline:
-    _, words, parser, kind = SCRIPTS[name]
-    made = kind(parse(parser(), words(folder, line)))
-    made.load()
-    return made
-
-
 @pytest.mark.parametrize("flag", ["", "--low_memory"])
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_network_goes_to_the_device_with_its_calibrated_numbers(name, flag, tmp_path, monkeypatch):
-    program, words, *_ = SCRIPTS[name]
-    ended = script(program, *words(tmp_path, LINEAR))
-    assert ended.status == 0, ended
-    monkeypatch.setattr(pipeline, "find_device", lambda _: META)
-    file = tmp_path / "run" / "quantized.safetensors"
-    made = loaded(f"{ACT} --resume --cali_ckpt {file} {flag}", name, tmp_path)
-    assert devices(made.network) == {"cpu"}, "its full-precision numbers, which nobody needs, stay here"
-    if name == "text":
-        assert devices(made.latent.cond_stage_model) | devices(made.latent.first_stage_model) == {"meta"}
-    Run(made).quantization(tmp_path, batch_size=1).run()
-    assert devices(made.network) == {"meta"}
-    assert made.network(*made.example(2)).is_meta
+def test_a_network_goes_to_the_device_with_its_calibrated_numbers(flag, calibrated, build, tmp_path):
+    found = build(f"{ACT} --resume --cali_ckpt {calibrated[1] / 'run' / 'quantized.safetensors'} {flag}")
+    found.load()
+    assert devices(found.network) == {"cpu"}, "its full-precision numbers, which nobody needs, stay here"
+    if isinstance(found, TextPipeline):
+        assert devices(found.latent.cond_stage_model) | devices(found.latent.first_stage_model) == {"meta"}
+    Run(found).quantization(tmp_path, batch_size=1).run()
+    assert devices(found.network) == {"meta"}
+    assert found.network(*found.example(2)).is_meta
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_in_full_precision_a_network_is_on_the_device_once_it_is_loaded(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "find_device", lambda _: META)
-    made = loaded("", name, tmp_path)
-    assert devices(made.network) == {"meta"} and made.network(*made.example(2)).is_meta
+def test_in_full_precision_a_network_is_on_the_device_once_it_is_loaded(build):
+    found = build("")
+    found.load()
+    assert devices(found.network) == {"meta"} and found.network(*found.example(2)).is_meta
+
+
+def test_a_plan_computes_on_the_device(build):
+    found = build("--dry-run")
+    assert devices(found.network) == {"meta"} and found.network(*found.example(2)).is_meta
