@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qdiff.adapters.latent_diffusion import decode, guided, published_keys, schedule
+from qdiff.adapters.latent_diffusion import build, decode, guided, published_keys, schedule
 from qdiff.adapters.latent_sampling import Sampler
 from qdiff.checkpoint import load_weights
 from qdiff.cli.conditions import Conditions
@@ -24,7 +24,7 @@ class LatentPipeline(Pipeline):
     """A latent model; its scripts set what is not listed among the arguments.
 
     Attributes:
-        latent: the model, on the meta device until `load`, or with random weights for a dry run.
+        latent: the model, on the meta device until `load` or `draw`.
         conditions: of its pictures.
         shape: (C, h, w) of a latent.
 
@@ -55,10 +55,7 @@ class LatentPipeline(Pipeline):
         super().__init__(args)
         self.source, self.checkpoint, self.sampler = source, checkpoint, sampler
         self.config = load_latent_config(source, overrides)
-        # Weights come from the file, so none are drawn; a plan needs numbers to compute with, and no file.
-        self.latent = build_latent(self.config, source, empty=not args.dry_run).eval().requires_grad_(False)
-        if args.dry_run:
-            self._settle()
+        self.latent = build_latent(self.config, source, empty=True).eval().requires_grad_(False)
         self.rows = 2 if args.scale != 1 else 1
         try:
             self.calls = sampler.calls(self.latent.num_timesteps)
@@ -85,6 +82,10 @@ class LatentPipeline(Pipeline):
             self.network.to_empty(device="cpu")  # memory is taken when it is written to
         self._settle()
         return {key: x for key, x in self.latent.state_dict().items() if not key.startswith(loaded_without)}
+
+    def draw(self) -> None:
+        self.latent.load_state_dict(build(self.config).state_dict(), assign=True)
+        self._settle()
 
     def _settle(self) -> None:
         self.latent.adopt_ema()

@@ -60,6 +60,10 @@ class Pipeline(ABC):
         """Load the weights that sampling needs, and return them by name. Raises UserError."""
 
     @abstractmethod
+    def draw(self) -> None:
+        """Take numbers at random in place of those that `load` reads: enough for a plan, which needs no file."""
+
+    @abstractmethod
     def steps(self, images: Sequence[int]) -> Iterator[SamplerStep]:
         """The sampling steps of pictures by their numbers; picture i is the same in whatever company."""
 

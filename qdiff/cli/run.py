@@ -89,6 +89,7 @@ class Run:
     def dry_run(self) -> None:
         """Print what would be done; needs no weights and writes nothing."""
         a, p = self.args, self.pipeline
+        p.draw()
         print(f"network: {p.source}, {sum(x.numel() for x in p.network.parameters()):,} parameters on {p.device}")
         quantization = self.quantization(a.logdir, MEASURED)
         plan = quantization.plan() if a.ptq else None

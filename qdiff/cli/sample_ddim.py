@@ -50,8 +50,6 @@ class PixelPipeline(Pipeline):
         data = self.config.data
         self.shape = (data.channels, data.image_size, data.image_size)
         self.network = build_network(self.config, args.config).eval()
-        if args.dry_run:  # it computes with the drawn numbers; loaded ones bring the network there with them
-            self.network.to(self.device)
 
     def load(self) -> Mapping[str, Tensor]:
         """Nothing with `--resume`: a calibrated file holds every number that is needed."""
@@ -59,6 +57,10 @@ class PixelPipeline(Pipeline):
             return {}
         load_weights(self.network, self._weights_file())
         return self.network.to(self.device).state_dict()
+
+    def draw(self) -> None:
+        """They were drawn as the network was built."""
+        self.network.to(self.device)
 
     def steps(self, images: Sequence[int]) -> Iterator:
         x_T, noise = batch_noise(self.args.seed, images, self.shape, self.device)

@@ -91,4 +91,15 @@ def test_in_full_precision_a_network_is_on_the_device_once_it_is_loaded(build):
 
 def test_a_plan_computes_on_the_device(build):
     found = build("--dry-run")
+    found.draw()
     assert devices(found.network) == {"meta"} and found.network(*found.example(2)).is_meta
+
+
+def test_flags_are_checked_before_a_plan_draws_anything(tmp_path):
+    write_text_model(tmp_path)
+    found = TextPipeline(parse(txt2img_parser(), shlex.split(f"{TEXT.format(tmp_path)} --device cpu --dry-run")))
+    assert devices(found.latent) == {"meta"}
+    found.draw()
+    assert devices(found.latent) == {"cpu"}
+    assert all(x.isfinite().all() for x in found.latent.state_dict().values())
+    assert found.latent.decode_first_stage(found.network(*found.example(1))).isfinite().all()
