@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test
+.PHONY: demo test matrix
 demo: $(INSTALLED)
 	$(RUN) scripts/demo.py $(ARGS)
 
@@ -12,6 +12,10 @@ test: $(INSTALLED)
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m pytest $(ARGS)
+
+# Every promised version of PyTorch, in environments of its own; see CONTRIBUTING.md
+matrix:
+	@$(PYTHON) tests/matrix.py $(ARGS)
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
