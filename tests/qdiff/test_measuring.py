@@ -1,5 +1,4 @@
 import math
-import time
 from types import SimpleNamespace
 
 import psutil
@@ -7,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from qdiff import measuring
 from qdiff.adapters import adapter_for
 from qdiff.block_recon import LearnedRounding, Schedule
 from qdiff.calibration import CalibrationSettings
@@ -20,29 +20,42 @@ from qdiff.reaching import block_inputs
 from tests.tiny import tiny_network
 
 
-def test_forward_seconds():
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """A clock that goes on where the test says so."""
+    clock = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(measuring, "now", lambda x: clock.seconds)
+    return clock
+
+
+def test_forward_seconds(clock):
     class Slow(nn.Module):
         calls = 0
 
         def forward(self, x):
             Slow.calls += 1
-            time.sleep(0.05)
+            clock.seconds += 2.0**-Slow.calls
             return x
 
-    assert 0.05 <= forward_seconds(Slow(), [torch.zeros(1)]) < 0.1 and Slow.calls == 2
+    assert forward_seconds(Slow(), [torch.zeros(1)]) == 0.25, "of the second"
+    assert Slow.calls == 2
 
 
 # The plan
 
 
-def test_measured_on_a_network():
+def test_measured_on_a_network(clock):
     policy = QuantPolicy(QuantSpec(4, per_channel=True, range_search="minmax"), QuantSpec(8), split=True)
     weights = {name: x.numel() for name, x in tiny_network().named_parameters()}
     network = tiny_network()
     model = QuantModel(network, policy, adapter_for(network)).eval()
     batch = torch.randn(2, 3, 8, 8), torch.tensor([0, 5])
     slow = model.get_submodule("model.mid.attn_1.q")
-    slow.register_forward_pre_hook(lambda module, args: time.sleep(0.2))
+
+    def take_time(module, args):
+        clock.seconds += 0.5
+
+    slow.register_forward_pre_hook(take_time)
     made = make_plan(model, batch, 9, CalibrationSettings(6, Schedule(1, 1), None), 10**9)
     assert [b.path for b in made.blocks] == [b.path for b in model.blocks()]
     found = {b.path: b for b in made.blocks}
@@ -56,8 +69,8 @@ def test_measured_on_a_network():
     assert found["model.mid.block_1"].sites == 3 and found["model.up.1.block.0"].sites == 4
     assert made.replayed == 9, "memory has room for all samples"
     assert made.data_bytes == 9 * (4 * 3 * 8 * 8 + 8), "pictures and timesteps"
-    per_batch = 6 / 2 * 0.2  # the batch of calibration is three times as large
-    assert per_batch < found["model.mid.attn_1"].seconds < 3 * per_batch
+    seconds = {path: block.seconds for path, block in found.items() if block.seconds}
+    assert seconds == {"model.mid.attn_1": 1.5}, "the batch of calibration is three times as large"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules() if m is not slow)
 
 
@@ -79,7 +92,7 @@ ONE = torch.randn(1, 3, 8, 8), torch.tensor([5])
 
 def test_without_a_budget_what_is_captured_and_kept_fits_beside_the_computing(tmp_path, monkeypatch):
     """Memory is the limit, and the job still begins: fewer outputs are kept."""
-    settings = CalibrationSettings(2, Schedule(1, 1e-3), Schedule(1, 1e-3))
+    settings = CalibrationSettings(2, Schedule(1, 1e-3), None)
     plenty = make_plan(network(), ONE, 100, settings, None)
     assert plenty.replayed == 100
     free = plenty.working + 2 * plenty.captured + plenty.replayed_bytes
