@@ -12,7 +12,8 @@ from torch import Tensor
 
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
-from qdiff.files.pickles import format_of, load_pickle
+from qdiff.files.formats import format_of
+from qdiff.files.pickles import load_pickle
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ FLOW = (
     ("quant_layer", "files"),
     ("observing",),
     ("adaptive_rounding", "quant_block", "adapters", "compat", "journal", "run_folder", "sampling", "report"),
-    ("quant_model", "fitting", "calibration_data"),
+    ("quant_model", "fitting", "weights", "calibration_data"),
     ("replay", "checkpoint", "collecting"),
     ("capture",),
     ("block_recon",),

@@ -2,13 +2,12 @@
 
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from qdiff.adapters.latent_diffusion import build, decode, guided, published_keys, schedule
+from qdiff.adapters.latent_checkpoints import PublishedKeys
+from qdiff.adapters.latent_diffusion import build, decode, guided
 from qdiff.adapters.latent_sampling import Sampler
 from qdiff.checkpoint import load_weights
 from qdiff.cli.conditions import Conditions
@@ -71,12 +70,9 @@ class LatentPipeline(Pipeline):
     def load(self) -> Mapping[str, Tensor]:
         """All weights, but not those of the UNet with `--resume`: a calibrated file has them."""
         loaded_without = UNET if self.args.resume else ()
-        load_weights(self.latent, self.checkpoint, partial(published_keys, self.latent), loaded_without)
-        if not torch.allclose(self.latent.alphas_cumprod, schedule(self.config), rtol=1e-4, atol=0):
-            raise UserError(
-                f"'{self.checkpoint}' has another noise schedule than '{self.source}', overrides included, says: the "
-                "network was trained with its own, so leave its keys as they are"
-            )
+        layout = PublishedKeys(self.latent, self.config, self.source)
+        averages = self.latent.model_ema is not None
+        load_weights(self.latent, self.checkpoint, layout=layout, averages=averages, skip=loaded_without)
         if self.args.resume:
             self.latent.model_ema = None
             self.network.to_empty(device="cpu")  # memory is taken when it is written to

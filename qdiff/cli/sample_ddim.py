@@ -55,7 +55,7 @@ class PixelPipeline(Pipeline):
         """Nothing with `--resume`: a calibrated file holds every number that is needed."""
         if self.args.resume:
             return {}
-        load_weights(self.network, self._weights_file())
+        load_weights(self.network, self._weights_file(), averages=self.config.model.get("ema"))
         return self.network.to(self.device).state_dict()
 
     def draw(self) -> None:

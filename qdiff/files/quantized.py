@@ -127,7 +127,7 @@ def read_quantized(path: str | Path) -> QuantizedFile:
     """
     text, tensors = _open(path)
     if text is None and not any(key.endswith(CODES) for key in tensors):
-        raise UserError(f"'{path}' has no quantizers, it is a full-precision checkpoint: use --ckpt or -r for it")
+        raise UserError(f"'{path}' is a full-precision checkpoint without quantizers: use --ckpt or -r for it")
     try:
         header = json.loads(text or "{}")
         written = header["format"], header["version"]

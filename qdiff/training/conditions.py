@@ -2,8 +2,7 @@
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -97,7 +96,7 @@ class Names(TrainingCondition):
 
     def __init__(self, conditioner: FrozenCLIPEmbedder, pictures: Pictures, folder: Path, init: Path | None):
         if init and has_vocabulary(init.parent):
-            load_weights(conditioner, init, partial(part_of, name="cond_stage_model"))
+            load_weights(conditioner, init)
             folder.mkdir(parents=True, exist_ok=True)
             for name in VOCABULARY:
                 shutil.copyfile(init.parent / name, folder / name)
@@ -112,11 +111,6 @@ class Names(TrainingCondition):
 
     def embed(self, numbers: Tensor) -> Tensor:
         return self.conditioner.encode_tokens(numbers)
-
-
-def part_of(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Of a whole model's weights those of one part, without its name."""
-    return {key.removeprefix(f"{name}."): x for key, x in state.items() if key.startswith(f"{name}.")}
 
 
 def condition_of(

@@ -1,7 +1,6 @@
 """Training of a conditional latent model: its UNet and its conditioner, on a finished first stage."""
 
 import shutil
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from qdiff.cli.latent_config import build_latent, load_latent_config
 from qdiff.cli.quantize import digest
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
-from qdiff.training.conditions import TrainingCondition, condition_of, part_of
+from qdiff.training.conditions import TrainingCondition, condition_of
 from qdiff.training.denoiser import Denoiser
 from qdiff.training.first_stage import EXAMPLE
 from qdiff.training.pictures import Pictures
@@ -90,7 +89,7 @@ def train(
     pictures = Pictures(data_path, side, classes_of(config, config_path))
     condition = condition_of(latent, pictures, config, config_path, run_dir, init)
     if init:
-        load_weights(latent.model, init, partial(part_of, name="model"))
+        load_weights(latent.model, init)
     load_weights(latent.first_stage_model, first_stage)
     latent.first_stage_model.eval()
     data = _latents(latent, condition, pictures)

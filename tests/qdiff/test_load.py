@@ -229,7 +229,7 @@ def test_full_precision_given_as_calibrated(split_case, tmp_path):
     save_file(split_case.original.weights, tmp_path / "fp.safetensors")
     for path in (split_case.fp, tmp_path / "fp.safetensors"):
         message = refusal(split_case.load, path, act=False)
-        assert "full-precision checkpoint: use --ckpt" in message
+        assert "full-precision checkpoint without quantizers: use --ckpt" in message
         assert str(path) in message
 
 
