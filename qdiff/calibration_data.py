@@ -94,7 +94,9 @@ def read_calibration_data(
         stored = load_file(path)
         data = CalibrationSet(tuple(stored[f"input_{i}"] for i in range(len(stored))))
     except (SafetensorError, KeyError, ValueError):
-        raise UserError(f"'{path}' is damaged or holds no calibration data: collect or copy them again") from None
+        raise UserError(
+            f"'{path}' holds no calibration data: give data, or leave out --cali_data_path to collect them"
+        ) from None
     if len(data) != cali_st * cali_n * rows:
         guided = ", with guidance," if rows > 1 else ""
         raise UserError(

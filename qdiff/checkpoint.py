@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qdiff import compat, weights
@@ -219,8 +220,18 @@ def _state_for(
     ours = isinstance(file, QuantizedFile)
     compare(path, file.state, shapes if ours else compat.original_shapes(shapes, splits, owners))
     check_numbers(path, file.state)
+    if not ours:
+        _check_precision(path, file.state)
     if ours and file.splits != splits:
         raise UserError(
             f"'{path}' splits its shortcuts at other channels than the network: give the --config of its network"
         )
     return file.state if ours else compat.from_original(file.state, shapes, policy.weight, owners)
+
+
+def _check_precision(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse a calibrated file in less than float32: floor(w / delta) of rounded numbers gives other codes."""
+    for key, x in state.items():
+        if key.endswith((".weight", ".alpha", ".delta")) and x.dtype not in (torch.float32, torch.float64):
+            dtype = str(x.dtype).removeprefix("torch.")
+            raise UserError(f"'{path}': '{key}' is {dtype}, too coarse for its codes: give the file in float32")

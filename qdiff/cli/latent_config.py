@@ -12,6 +12,7 @@ from yaml import YAMLError
 from qdiff.cli.config import one_line, read_yaml
 from qdiff.cli.parser import suggestion
 from qdiff.errors import UserError
+from qdiff.files.formats import folder_kind
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +40,8 @@ def find_checkpoint(base: Path, flag: str) -> Path:
     candidates = [base / name for name in CHECKPOINTS] if base.is_dir() else [base]
     found = [path for path in candidates if path.is_file()]
     if not found:
+        if base.is_dir() and (kind := folder_kind(base)):
+            raise UserError(f"{flag} {base} is {kind}")
         raise UserError(f"no model in {flag} {base}: give a checkpoint, or a folder with {' or '.join(CHECKPOINTS)}")
     return found[0]
 

@@ -218,6 +218,13 @@ def test_a_wrong_tensor_is_named(plain_case, tmp_path, key, x, named):
     assert f"'{key}' {named}" in message
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_calibrated_file_in_half_precision(split_case, tmp_path, dtype):
+    """Its weights lie on other steps than those that were calibrated."""
+    save_file({key: x.to(dtype) for key, x in split_case.original.state.items()}, tmp_path / "half.pth")
+    assert "too coarse" in refusal(split_case.load, tmp_path / "half.pth", act=False)
+
+
 def test_slices_at_other_channels(split_case):
     model = split_case.original.network()
     model.up[0].block[0].skip_channels = 64  # 32 from below instead of 64
