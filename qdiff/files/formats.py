@@ -8,6 +8,7 @@ from qdiff.errors import UserError
 
 Format = Literal["zip", "safetensors", "pickle"]
 
+HEADER = 100_000_000  # bytes at most of a safetensors header, whose length comes first; text there is a larger number
 WEIGHTS = "give a checkpoint that torch.save or safetensors wrote"
 
 # First bytes of files that are no checkpoint -> what they are, and what to do
@@ -20,7 +21,6 @@ SIGNATURES = {
     b"\x1f\x8b": "a gzip archive: unpack it, and give the checkpoint inside",
     b"7z\xbc\xaf": "a 7z archive: unpack it, and give the checkpoint inside",
     b"Rar!": "a RAR archive: unpack it, and give the checkpoint inside",
-    b"{": f"a JSON text: {WEIGHTS}",
 }
 INDEX = "the index of a checkpoint in several files, which are not read: merge them into one file, and give that"
 DIFFUSERS = (
@@ -50,22 +50,21 @@ def format_of(path: str | Path) -> Format:
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(
-            f"'{path}' is {folder_kind(path) or 'a folder'}" + ("" if folder_kind(path) else f": {WEIGHTS}")
-        )
+        raise UserError(f"'{path}' is {folder_kind(path) or f'a folder: {WEIGHTS}'}")
     try:
         with path.open("rb") as file:
             head = file.read(512)
-        size = path.stat().st_size
     except OSError as e:
         raise UserError(f"cannot read '{path}' ({e.strerror}): give the path of a checkpoint file") from e
     if not head:
         raise UserError(f"'{path}' is empty: {WEIGHTS}")
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:  # the length of the header, then its JSON
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= HEADER:
         return "safetensors"
+    if head.lstrip().startswith(b"{"):
+        raise UserError(f"'{path}' is {INDEX if b'weight_map' in path.read_bytes() else f'a JSON text: {WEIGHTS}'}")
     for start, what in SIGNATURES.items():
         if head.lstrip().startswith(start):
-            raise UserError(f"'{path}' is {INDEX if start == b'{' and b'weight_map' in path.read_bytes() else what}")
+            raise UserError(f"'{path}' is {what}")
     if head[257:262] == b"ustar":
         raise UserError(f"'{path}' is a tar archive: unpack it, and give the checkpoint inside")
     return "zip" if head.startswith(b"PK\x03\x04") else "pickle"

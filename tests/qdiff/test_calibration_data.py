@@ -226,7 +226,7 @@ def test_other_pickles(content, tmp_path):
 
 def test_files_that_are_no_data(tmp_path):
     assert "cannot read" in refusal(tmp_path / "missing")
-    assert "cannot read" in refusal(tmp_path)
+    assert "is a folder" in refusal(tmp_path)
     (tmp_path / "empty").touch()
     assert "is empty" in refusal(tmp_path / "empty")
     torch.save(original(2, 2), tmp_path / "whole")
