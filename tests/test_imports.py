@@ -44,7 +44,6 @@ OPEN_FILES = (
     "qdiff/journal.py",
     "qdiff/report.py",
     "qdiff/run_folder.py",
-    "qdiff/sampling.py",
     "qdiff/cli/",
     "qdiff/training/",
     "qdiff/__main__.py",
