@@ -46,7 +46,6 @@ OPEN_FILES = (
     "qdiff/run_folder.py",
     "qdiff/cli/",
     "qdiff/training/",
-    "qdiff/__main__.py",
     "scripts/",
 )
 NAME_DEVICES = ("qdiff/cli/", "qdiff/files/", "qdiff/sampling.py", "qdiff/training/", "scripts/")
