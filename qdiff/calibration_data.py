@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
+from qdiff.files.names import utf8_name
 from qdiff.files.pickles import format_of, load_pickle
 
 
@@ -90,7 +91,8 @@ def read_calibration_data(
     if format_of(path) != "safetensors":
         return _from_original(path, cali_st, cali_n, ("ucs", "cs")[-rows:] if conditions else ())
     try:
-        stored = load_file(path)
+        with utf8_name(path) as name:
+            stored = load_file(name)
         data = CalibrationSet(tuple(stored[f"input_{i}"] for i in range(len(stored))))
     except (SafetensorError, KeyError, ValueError):
         raise UserError(f"'{path}' is damaged or holds no calibration data: collect or copy them again") from None
