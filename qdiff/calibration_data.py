@@ -13,6 +13,7 @@ from torch import Tensor
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
 from qdiff.files.formats import format_of
+from qdiff.files.names import utf8_name
 from qdiff.files.pickles import load_pickle
 
 
@@ -91,7 +92,8 @@ def read_calibration_data(
     if format_of(path) != "safetensors":
         return _from_original(path, cali_st, cali_n, ("ucs", "cs")[-rows:] if conditions else ())
     try:
-        stored = load_file(path)
+        with utf8_name(path) as name:
+            stored = load_file(name)
         data = CalibrationSet(tuple(stored[f"input_{i}"] for i in range(len(stored))))
     except (SafetensorError, KeyError, ValueError):
         raise UserError(

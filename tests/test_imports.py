@@ -44,10 +44,8 @@ OPEN_FILES = (
     "qdiff/journal.py",
     "qdiff/report.py",
     "qdiff/run_folder.py",
-    "qdiff/sampling.py",
     "qdiff/cli/",
     "qdiff/training/",
-    "qdiff/__main__.py",
     "scripts/",
 )
 NAME_DEVICES = ("qdiff/cli/", "qdiff/files/", "qdiff/sampling.py", "qdiff/training/", "scripts/")

@@ -22,6 +22,7 @@ class AutoencoderKL(nn.Module):
 
     Attributes:
         factor: pixels of an image for each pixel of its latent, along an edge.
+        out_channels: of a decoded image.
 
     Args:
         ddconfig: fields of `AutoencoderSettings`, with `double_z`.
@@ -34,7 +35,7 @@ class AutoencoderKL(nn.Module):
     def __init__(self, ddconfig: Mapping, embed_dim: int):
         super().__init__()
         settings = _settings(ddconfig, double_z=True)
-        self.factor = settings.factor
+        self.factor, self.out_channels = settings.factor, settings.out_ch
         self.encoder = Encoder(settings)
         self.decoder = Decoder(settings)
         self.quant_conv = nn.Conv2d(2 * settings.z_channels, 2 * embed_dim, 1)
@@ -54,6 +55,7 @@ class VQModelInterface(nn.Module):
 
     Attributes:
         factor: pixels of an image for each pixel of its latent, along an edge.
+        out_channels: of a decoded image.
 
     Args:
         embed_dim: channels of the latent that diffusion sees, and width of the codebook.
@@ -67,7 +69,7 @@ class VQModelInterface(nn.Module):
     def __init__(self, embed_dim: int, ddconfig: Mapping, n_embed: int):
         super().__init__()
         settings = _settings(ddconfig, double_z=False)
-        self.factor = settings.factor
+        self.factor, self.out_channels = settings.factor, settings.out_ch
         self.encoder = Encoder(settings)
         self.decoder = Decoder(settings)
         self.quantize = VectorQuantizer(n_embed, embed_dim)

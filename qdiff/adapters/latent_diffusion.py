@@ -19,6 +19,7 @@ __all__ = [
     "build",
     "decode",
     "guided",
+    "image_shape",
     "probe",
 ]
 
@@ -51,7 +52,14 @@ def probe(latent: LatentDiffusion) -> None:
     latent.decode_first_stage(z)
 
 
+def image_shape(latent: LatentDiffusion, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(C, H, W) of the image that a latent of `shape`, (C, h, w), is decoded to."""
+    (channels, height, width), first = shape, latent.first_stage_model
+    channels = getattr(first, "out_channels", channels)  # the identity keeps them
+    return channels, first.factor * height, first.factor * width
+
+
 def decode(latent: LatentDiffusion, z: Tensor) -> Tensor:
-    """Latents (B, C, h, w) -> images (B, 3, H, W), a few at a time: the decoder needs the most memory."""
+    """Latents (B, C, h, w) -> images (B, C, H, W), a few at a time: the decoder needs the most memory."""
     pixels = z.shape[-1] * z.shape[-2] * latent.first_stage_model.factor**2
     return torch.cat([latent.decode_first_stage(part) for part in z.split(max(1, DECODED // pixels))])

@@ -7,13 +7,14 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from qdiff.adapters.latent_checkpoints import PublishedKeys
-from qdiff.adapters.latent_diffusion import build, decode, guided
+from qdiff.adapters.latent_diffusion import build, decode, guided, image_shape
 from qdiff.adapters.latent_sampling import Sampler
 from qdiff.checkpoint import load_weights
 from qdiff.cli.conditions import Conditions
 from qdiff.cli.latent_config import build_latent, load_latent_config
 from qdiff.cli.pipeline import CALIBRATION_IMAGES, Pipeline
 from qdiff.errors import UserError
+from qdiff.files.pictures import Shape
 from qdiff.sampling import batch_noise
 
 UNET = ("model.", "model_ema.")  # how its keys begin
@@ -40,7 +41,7 @@ class LatentPipeline(Pipeline):
     """
 
     conditions: Conditions
-    shape: tuple[int, int, int]
+    shape: Shape
 
     def __init__(
         self,
@@ -110,6 +111,10 @@ class LatentPipeline(Pipeline):
         uc = self.conditions.none(len(streams)) if self.rows > 1 else None
         model = guided(self.apply_model, c, uc, self.args.scale)
         return self.sampler.run(model, x_T, self.latent.alphas_cumprod, noise)
+
+    @property
+    def image_shape(self) -> Shape:
+        return image_shape(self.latent, self.shape)
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         x, _ = batch_noise(self.args.seed, range(batch_size), self.shape, self.device)

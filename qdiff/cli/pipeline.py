@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from qdiff.cli.device import find_device
 from qdiff.collecting import SamplerStep
+from qdiff.files.pictures import Shape, write_grid
 from qdiff.run_folder import RunFolder
-from qdiff.sampling import write_grid
 
 GRID_IMAGES = 64
 CALIBRATION_IMAGES = 10**9  # numbers of the images that calibration data come from: none that is ever sampled
@@ -71,12 +71,17 @@ class Pipeline(ABC):
         """The sampling steps of pictures for calibration, none of which is among those of `steps`."""
         return self.steps([CALIBRATION_IMAGES + i for i in images])
 
+    @property
+    @abstractmethod
+    def image_shape(self) -> Shape:
+        """(C, H, W) of a finished picture."""
+
     @abstractmethod
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         """Inputs of the network, as it takes them by position."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """The sampler's last `x_prev` -> pictures (B, 3, H, W), about -1..1."""
+        """The sampler's last `x_prev` -> pictures (B, *image_shape), about -1..1."""
         return x
 
     def watch(self, folder: Path) -> Mapping:

@@ -14,7 +14,7 @@ from qdiff.journal import Journal
 from qdiff.measuring import forward_seconds
 from qdiff.planning import clock
 from qdiff.run_folder import RunFolder
-from qdiff.sampling import image_path, sample_images
+from qdiff.sampling import image_path, missing_images, sample_images
 
 MEASURED = 1  # pictures in the forward that a dry run measures; a batch takes time in proportion
 
@@ -78,6 +78,7 @@ class Run:
             lambda images: (step.x_prev for step in p.steps(images)),
             wanted,
             folder.images,
+            p.image_shape,
             p.batch_size,
             decode=p.decode,
             metadata=p.metadata,
@@ -111,5 +112,6 @@ def carry_out(pipeline: Pipeline) -> None:
         settings = run.settings(pipeline.load())
         folder.settle(settings, free=[f"free.{name}" for name in run.free])
         if args.ptq:
+            missing_images(range(pipeline.images), folder.images, pipeline.image_shape)  # refuses a foreign one now
             run.quantization(folder.path, args.cali_batch_size).run()
         run.sample(folder)

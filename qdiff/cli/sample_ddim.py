@@ -13,6 +13,7 @@ from qdiff.cli.pipeline import Pipeline
 from qdiff.cli.run import carry_out
 from qdiff.errors import UserError
 from qdiff.files.download import fetch, name_for
+from qdiff.files.pictures import Shape
 from qdiff.sampling import batch_noise, frame_writer
 
 
@@ -65,6 +66,10 @@ class PixelPipeline(Pipeline):
     def steps(self, images: Sequence[int]) -> Iterator:
         x_T, noise = batch_noise(self.args.seed, images, self.shape, self.device)
         return self.sampler.steps(self.network, x_T, noise)
+
+    @property
+    def image_shape(self) -> Shape:
+        return self.shape
 
     def example(self, batch_size: int) -> tuple[Tensor, Tensor]:
         x, _ = batch_noise(self.args.seed, range(batch_size), self.shape, self.device)

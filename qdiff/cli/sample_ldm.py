@@ -9,8 +9,8 @@ from qdiff.cli.conditions import conditions_of
 from qdiff.cli.latent_config import find_checkpoint, find_config
 from qdiff.cli.latent_pipeline import LatentPipeline
 from qdiff.cli.run import carry_out
+from qdiff.files.arrays import write_array
 from qdiff.run_folder import RunFolder
-from qdiff.sampling import write_array
 
 
 def sampler_of(args: Namespace) -> Sampler:

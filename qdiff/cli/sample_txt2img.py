@@ -19,6 +19,7 @@ from qdiff.cli.quantize import digest
 from qdiff.cli.run import carry_out
 from qdiff.cli.watermark import watermark
 from qdiff.errors import UserError
+from qdiff.files.pictures import picture_shape
 from qdiff.files.prompts import as_text, read_prompts
 from qdiff.files.tokenizer import has_tokenizer, load_tokenizer
 from qdiff.run_folder import RunFolder
@@ -78,8 +79,7 @@ class TextPipeline(LatentPipeline):
         self.tokens = digest({"tokens": encoder.tokenizer([*prompts, *cali_prompts, ""])})
         args.precision = resolved(args.precision, self.device)  # recorded, for another device may compute otherwise
         self.precision = precision_of(args.precision, self.device)
-        pixels = (edge * self.latent.first_stage_model.factor for edge in self.shape[1:])
-        self.mark = watermark(*pixels) if args.watermark else _as_it_is
+        self.mark = watermark(*self.image_shape[1:]) if args.watermark else _as_it_is
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -116,7 +116,10 @@ class TextPipeline(LatentPipeline):
         return {"tokens": self.tokens}
 
     def finished(self, folder: RunFolder) -> bool:
-        return self.args.skip_save and folder.grid.exists()
+        if not self.args.skip_save or not folder.grid.exists():
+            return False
+        picture_shape(folder.grid)  # refuses a damaged one
+        return True
 
     def metadata(self, *images: int) -> Mapping[str, str]:
         """What a PNG says of itself."""

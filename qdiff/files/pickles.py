@@ -13,6 +13,7 @@ from torch.serialization import safe_globals
 
 from qdiff.errors import UserError
 from qdiff.files.formats import WEIGHTS, format_of, zip_kind
+from qdiff.files.names import utf8_name
 from qdiff.files.stand_ins import StandIns, refused_name
 
 # Keeps dicts, lists and tensors of whatever torch.load returns; for files whose authors are trusted
@@ -49,8 +50,8 @@ def _load(path: str | Path, mmap: bool) -> Any:
     stand_ins = StandIns()
     while True:
         try:
-            with safe_globals(stand_ins.classes), open(path, "rb") as file:
-                return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
+            with safe_globals(stand_ins.classes), utf8_name(path) as name, open(name, "rb") as file:
+                return torch.load(name if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
         except Exception as e:  # torch promises no common type
             if not stand_ins.learn(_cause(e)):
                 raise

@@ -24,6 +24,7 @@ from torch import Tensor
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
 from qdiff.files.facts import Activations, Facts, Layer
+from qdiff.files.names import utf8_name
 from qdiff.packing import pack, packed_size, unpack
 from qdiff.policy import QuantPolicy
 
@@ -178,7 +179,7 @@ def _content(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Quanti
 
 def _open(path: str | Path) -> tuple[str | None, dict[str, Tensor]]:
     try:
-        with safe_open(path, "pt") as file:
+        with utf8_name(path) as name, safe_open(name, "pt") as file:
             return (file.metadata() or {}).get(HEADER), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except OSError as e:
         raise UserError(f"cannot read '{path}' ({e.strerror or e}): give the path of a checkpoint file") from e

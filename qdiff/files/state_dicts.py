@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qdiff.errors import UserError
 from qdiff.files.formats import format_of
+from qdiff.files.names import utf8_name
 from qdiff.files.pickles import explained, load_pickle
 
 DEPTH = 4  # levels of dicts and lists that are searched; trainers nest two or three
@@ -65,8 +66,8 @@ def read_state_dicts(path: str | Path) -> list[StateDict]:
         UserError: as `load_pickle`; also a file without tensors.
     """
     if format_of(path) == "safetensors":
-        with explained(path, "safetensors file"):
-            content = load_file(path)
+        with explained(path, "safetensors file"), utf8_name(path) as name:
+            content = load_file(name)
     else:
         content = load_pickle(path)
     found = list(find_state_dicts(content))

@@ -164,6 +164,28 @@ def test_more_pictures_later(config, fp, tmp_path):
     assert times(folder / "img").items() >= before.items()
 
 
+@pytest.mark.parametrize("line", ["", LINEAR])
+def test_a_picture_that_is_not_of_the_run_is_refused_before_any_work(line, config, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "img").mkdir(parents=True)
+    run(config, folder, f"{line} --max_images 1")
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    foreign = folder / "img" / "000002.png"
+    Image.new("RGB", (80, 80)).save(foreign)
+    before = times(folder)
+    ended = sample_script(*words(config, folder, line))
+    assert ended.status == 2 and ended.err == (
+        f"error: '{foreign}' is another picture (8-bit RGB, 80 x 80) than belongs there (8-bit RGB, 8 x 8): move or "
+        "delete it, and the same command makes it again\n"
+    )
+    after = times(folder)
+    assert {Path(name).name for name in after if after[name] != before.get(name)} <= {"log.txt", ".lock", "config.yaml"}
+    foreign.unlink()
+    run(config, folder, line)
+    assert pixels(folder).shape == (IMAGES, 3, 8, 8)
+
+
 def test_weights_of_a_flag_in_half_precision(config, tmp_path):
     weights = {key: x.half() for key, x in tiny_network().state_dict().items()}
     torch.save(weights, tmp_path / "w.pth")

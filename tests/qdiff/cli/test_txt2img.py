@@ -174,6 +174,10 @@ def test_an_overview_alone(model, fp, tmp_path):
     assert "flags.n_iter" in refusal(model, tmp_path / "run", f"{line} --n_iter 3"), "none can be added"
     again = script("txt2img.py", *words(model, tmp_path / "run", f"{line} --n_iter 2"))
     assert again.out.startswith("finished before") and again.status == 0
+    grid = tmp_path / "run" / "grid.png"
+    grid.write_bytes(grid.read_bytes()[:-1])
+    damaged = script("txt2img.py", *words(model, tmp_path / "run", f"{line} --n_iter 2"))
+    assert damaged.status == 2 and damaged.err.startswith(f"error: '{grid}' is not a whole picture")
 
 
 def test_an_overview_alone_shows_them_all(model, tmp_path):
