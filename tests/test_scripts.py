@@ -13,7 +13,7 @@ from tests.command_line import SCRIPTS
 INSTALLED = str(Path(np.__file__).parents[1])
 
 
-@pytest.mark.parametrize("options", [[], ["-P"]], ids=["", "-P"])
+@pytest.mark.parametrize("options", [[], ["-P"]] if sys.version_info >= (3, 11) else [[]], ids=" ".join)
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.name)
 def test_packages_of_the_same_names_do_not_matter(script, options, tmp_path):
     for name in ("qdiff", "ddim", "ldm"):

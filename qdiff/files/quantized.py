@@ -107,7 +107,7 @@ def write_quantized(path: str | Path, file: QuantizedFile) -> None:
         with replacing(Path(path)) as partial:
             partial.write_bytes(save(tensors, {HEADER: _json(header)}))
     except OSError as e:
-        raise UserError(f"cannot write '{path}' ({e.strerror}): make room or choose another place") from e
+        raise UserError(f"cannot write '{path}' ({e.strerror}): mend that, or choose another place") from e
 
 
 def is_quantized(path: str | Path) -> bool:

@@ -21,9 +21,10 @@ REMEDIES = {
     f"{ELSEWHERE}, on another disk": (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV),
     f"close other programs or raise the limit (`ulimit -n`), {CONTINUE}": (errno.EMFILE, errno.ENFILE),
     f"close other programs, {CONTINUE}": (errno.ENOMEM, errno.EAGAIN, errno.EBUSY, errno.ETXTBSY),
+    f"move it away, or {ELSEWHERE}": (errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
     ELSEWHERE: (
-        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
-        *(errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ, errno.EINVAL, errno.EMLINK),
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG),
+        *(errno.ELOOP, errno.EILSEQ, errno.EINVAL, errno.EMLINK),
     ),
 }
 REMEDY = {number: remedy for remedy, numbers in REMEDIES.items() for number in numbers}

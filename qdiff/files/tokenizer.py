@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from qdiff.errors import UserError
+from qdiff.files.names import utf8_name
 from qdiff.files.prompts import as_text
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def _read(folder: Path) -> "CLIPTokenizerFast":
     from transformers import CLIPTokenizerFast
 
     try:
-        with _quiet("transformers"):
-            tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+        with _quiet("transformers"), utf8_name(folder) as name:
+            tokenizer = CLIPTokenizerFast.from_pretrained(name, local_files_only=True)
             tokenizer("a")  # some damage shows only in use
     except Exception as e:  # the reader raises nothing more specific
         reason = " ".join(str(e).split())

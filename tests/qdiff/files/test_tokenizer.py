@@ -96,6 +96,11 @@ def test_a_folder_that_transformers_saved(folder, tokenize, tmp_path):
     assert torch.equal(load_tokenizer(tmp_path, LENGTH, len(VOCABULARY))(prompts), tokenize(prompts))
 
 
+def test_any_name_of_a_folder_will_do(folder, tokenize, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "bad\udcff")
+    assert torch.equal(load_tokenizer(copied, LENGTH, len(VOCABULARY))(["red"]), tokenize(["red"]))
+
+
 def test_transformers_says_nothing(tmp_path, monkeypatch, caplog):
     write(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1}')  # about which it warns
