@@ -1,7 +1,7 @@
 """Latent diffusion models as the scripts use them."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,16 +12,19 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.util import diffusion_coefficients, make_beta_schedule
 from ldm.modules.encoders.clip import to_published
 from ldm.modules.encoders.modules import ClassEmbedder, FrozenCLIPEmbedder
-from ldm.util import instantiate_from_config
+from ldm.util import NotAvailable, instantiate_from_config, parameter_types
 
 __all__ = [
     "AutoencoderKL",
     "ClassEmbedder",
     "FrozenCLIPEmbedder",
     "LatentDiffusion",
+    "NotAvailable",
     "build",
     "decode",
+    "decoded_shape",
     "guided",
+    "parameter_types",
     "probe",
     "published_keys",
     "schedule",
@@ -61,7 +64,14 @@ def probe(latent: LatentDiffusion) -> None:
     eps = latent.apply_model(z, t, condition)
     if eps.shape != z.shape:
         raise ValueError(f"the UNet gives {eps.shape[1]} channels for latents of {z.shape[1]}")
-    latent.decode_first_stage(z)
+    channels = latent.decode_first_stage(z).shape[1]
+    if channels not in (1, 3):
+        raise ValueError(f"the first stage gives images of {channels} channels: they have 1 (grey) or 3 (RGB)")
+
+
+def decoded_shape(latent: LatentDiffusion, shape: Sequence[int]) -> tuple[int, int, int]:
+    """(C, H, W) of the image of a latent of a `shape`, by a model on the meta device."""
+    return tuple(latent.decode_first_stage(torch.zeros(1, *shape, device=latent.alphas_cumprod.device)).shape[1:])
 
 
 def published_keys(latent: LatentDiffusion, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,6 +86,6 @@ def published_keys(latent: LatentDiffusion, state: Mapping[str, Tensor]) -> dict
 
 
 def decode(latent: LatentDiffusion, z: Tensor) -> Tensor:
-    """Latents (B, C, h, w) -> images (B, 3, H, W), a few at a time: the decoder needs the most memory."""
+    """Latents (B, C, h, w) -> images (B, 1 or 3, H, W), a few at a time: the decoder needs the most memory."""
     pixels = z.shape[-1] * z.shape[-2] * latent.first_stage_model.factor**2
     return torch.cat([latent.decode_first_stage(part) for part in z.split(max(1, DECODED // pixels))])
