@@ -124,7 +124,7 @@ TRAINING_TARGETS = {
 # Published classes that are not here, whatever module they stand in -> what they are for
 UNAVAILABLE = {
     "AutoencodingEngine": "a first stage of Stable Diffusion XL's code",
-    "BERTEmbedder": "text2img-1p4B, or another model with a BERT encoder",
+    "BERTEmbedder": "conditioning by a BERT encoder, as in text2img-1p4B",
     "BertSeriesModelWithTransformation": "AltDiffusion",
     "CLIPEmbeddingNoiseAugmentation": "unCLIP",
     "ClipImageEmbedder": "conditioning on images",

@@ -110,14 +110,14 @@ class Pipeline(ABC):
         return png_text(self.args, self.noise_of(images), self.sampling)
 
     def remarks(self) -> list[str]:
-        """What is done otherwise than the flags say, although as they mean it; for the console and the log."""
+        """Lines about numbers that differ from those of the flags, as they should; for the console and the log."""
         if self.asked is None or self.asked[1] == self.calls:
             return []
         flag, steps = self.asked
         return [f"{flag} {steps}: {self.calls} network calls an image, not {steps}"]
 
     def warnings(self, calibrates: bool) -> list[str]:
-        """What cannot be done as asked, but for which nothing needs to stop.
+        """Lines about what is not done as asked, for the console and the log.
 
         Args:
             calibrates: calibration data come from the model's own sampling.

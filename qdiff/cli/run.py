@@ -78,7 +78,7 @@ class Run:
         }
 
     def announce(self) -> None:
-        """Say on the console and in the log what is not as the flags have it."""
+        """Say on the console and in the log what differs from the flags."""
         for line in self.pipeline.remarks():
             print(line, flush=True)
             log.info(line)
