@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from ldm.modules.diffusionmodules.model import AutoencoderSettings, Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.vector_quantizer import VectorQuantizer
+from ldm.published import ENCODER_AND_DECODER
 from ldm.util import construct
 
 
 def _settings(ddconfig: Mapping, double_z: bool) -> AutoencoderSettings:
-    settings = construct(AutoencoderSettings, ddconfig, name="ddconfig")
+    settings = construct(AutoencoderSettings, ddconfig, name="ddconfig", beside=ENCODER_AND_DECODER)
     if settings.double_z != double_z:
         raise ValueError(f"ddconfig: double_z must be {double_z} here")
     return settings

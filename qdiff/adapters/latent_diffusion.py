@@ -9,17 +9,19 @@ from ldm.guidance import guided
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.encoders.modules import ClassEmbedder, FrozenCLIPEmbedder
-from ldm.util import instantiate_from_config
+from ldm.util import NotAvailable, instantiate_from_config, parameter_types
 
 __all__ = [
     "AutoencoderKL",
     "ClassEmbedder",
     "FrozenCLIPEmbedder",
     "LatentDiffusion",
+    "NotAvailable",
     "build",
     "decode",
     "guided",
     "image_shape",
+    "parameter_types",
     "probe",
 ]
 
@@ -49,7 +51,9 @@ def probe(latent: LatentDiffusion) -> None:
     eps = latent.apply_model(z, t, condition)
     if eps.shape != z.shape:
         raise ValueError(f"the UNet gives {eps.shape[1]} channels for latents of {z.shape[1]}")
-    latent.decode_first_stage(z)
+    channels = latent.decode_first_stage(z).shape[1]
+    if channels not in (1, 3):
+        raise ValueError(f"the first stage gives images of {channels} channels: they have 1 (grey) or 3 (RGB)")
 
 
 def image_shape(latent: LatentDiffusion, shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -60,6 +64,6 @@ def image_shape(latent: LatentDiffusion, shape: tuple[int, int, int]) -> tuple[i
 
 
 def decode(latent: LatentDiffusion, z: Tensor) -> Tensor:
-    """Latents (B, C, h, w) -> images (B, C, H, W), a few at a time: the decoder needs the most memory."""
+    """Latents (B, C, h, w) -> images (B, 1 or 3, H, W), a few at a time: the decoder needs the most memory."""
     pixels = z.shape[-1] * z.shape[-2] * latent.first_stage_model.factor**2
     return torch.cat([latent.decode_first_stage(part) for part in z.split(max(1, DECODED // pixels))])

@@ -34,7 +34,7 @@ class LatentPipeline(Pipeline):
         checkpoint: the weights; None for a dry run.
         overrides: words that change the configuration.
         sampler: what samples it.
-        steps_flag: the flag that gives the number of steps, for error messages.
+        asked: see `Pipeline`.
 
     Raises:
         UserError: what the flags or the configuration ask for cannot be.
@@ -50,17 +50,17 @@ class LatentPipeline(Pipeline):
         checkpoint: Path | None,
         overrides: Sequence[str],
         sampler: Sampler,
-        steps_flag: str,
+        asked: tuple[str, int] | None,
     ):
         super().__init__(args)
-        self.source, self.checkpoint, self.sampler = source, checkpoint, sampler
+        self.source, self.checkpoint, self.sampler, self.asked = source, checkpoint, sampler, asked
         self.config = load_latent_config(source, overrides)
         self.latent = build_latent(self.config, source, empty=True).eval().requires_grad_(False)
         self.rows = 2 if args.scale != 1 else 1
         try:
             self.calls = sampler.calls(self.latent.num_timesteps)
         except ValueError as error:
-            raise UserError(f"{steps_flag}: {error}") from None
+            raise UserError(f"{' '.join(map(str, asked or ()))}: {error}") from None
         self.shape = (self.latent.channels, self.latent.image_size, self.latent.image_size)
 
     @property
@@ -98,10 +98,6 @@ class LatentPipeline(Pipeline):
     def calibration_steps(self, images: Sequence[int]) -> Iterator:
         return self._steps([CALIBRATION_IMAGES + i for i in images], self.conditions.for_calibration(images))
 
-    def noise_of(self, images: Sequence[int]) -> Sequence[int]:
-        """Numbers of the streams of noise that pictures are made from: their own."""
-        return images
-
     def apply_model(self, x: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
         """Predicted noise; see `LatentDiffusion.apply_model`."""
         return self.latent.apply_model(x, t, c)
@@ -119,8 +115,15 @@ class LatentPipeline(Pipeline):
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         x, _ = batch_noise(self.args.seed, range(batch_size), self.shape, self.device)
         inputs = x, self.latest_timestep(batch_size, self.latent.num_timesteps)
-        c = self.conditions.none(batch_size)
-        return inputs if c is None else (*inputs, c)
+        c = self.conditions.of([0])
+        return inputs if c is None else (*inputs, c.expand(batch_size, -1, -1))
+
+    @property
+    def sampling(self) -> str:
+        return f"{super().sampling}, scale {self.args.scale}"
+
+    def metadata(self, *images: int) -> Mapping[str, str]:
+        return {**self.conditions.text(images), **super().metadata(*images)}
 
     def decode(self, x: Tensor) -> Tensor:
         return decode(self.latent, x)

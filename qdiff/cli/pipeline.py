@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from qdiff.cli.device import find_device
+from qdiff.cli.png_text import png_text
 from qdiff.collecting import SamplerStep
 from qdiff.files.pictures import Shape, write_grid
 from qdiff.run_folder import RunFolder
@@ -30,6 +31,8 @@ class Pipeline(ABC):
         network: what predicts the noise; quantization changes it in place.
         images: how many pictures to make.
         batch_size: pictures at a time.
+        sampler: what samples; as text, with its settings.
+        asked: the flag that gives the number of steps, and the number; None where all timesteps are visited.
         calls: how often the network is called for a picture.
         rows: how many rows of the network's batch belong to a picture, 2 with guidance.
         columns: of the overview; None makes it square.
@@ -44,6 +47,8 @@ class Pipeline(ABC):
     network: nn.Module
     images: int
     batch_size: int
+    sampler: object
+    asked: tuple[str, int] | None
     calls: int
     rows: int = 1
     columns: int | None = None
@@ -81,7 +86,7 @@ class Pipeline(ABC):
         """Inputs of the network, as it takes them by position."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """The sampler's last `x_prev` -> pictures (B, *image_shape), about -1..1."""
+        """The sampler's last `x_prev` -> pictures (B, 1 or 3, H, W), about -1..1."""
         return x
 
     def watch(self, folder: Path) -> Mapping:
@@ -96,9 +101,33 @@ class Pipeline(ABC):
         """Whether nothing is left to do although the folder may hold no pictures."""
         return False
 
+    def noise_of(self, images: Sequence[int]) -> Sequence[int]:
+        """Numbers of the streams of noise that pictures are made from: their own."""
+        return images
+
+    @property
+    def sampling(self) -> str:
+        """How pictures are sampled, for people."""
+        return f"{self.sampler}, {self.calls} network calls"
+
     def metadata(self, *images: int) -> Mapping[str, str]:
         """The text chunks of a PNG that shows these pictures."""
-        return {}
+        return png_text(self.args, self.noise_of(images), self.sampling)
+
+    def remarks(self) -> list[str]:
+        """Lines about numbers that differ from those of the flags, as they should; for the console and the log."""
+        if self.asked is None or self.asked[1] == self.calls:
+            return []
+        flag, steps = self.asked
+        return [f"{flag} {steps}: {self.calls} network calls an image, not {steps}"]
+
+    def warnings(self, calibrates: bool) -> list[str]:
+        """Lines about what is not done as asked, for the console and the log.
+
+        Args:
+            calibrates: calibration data come from the model's own sampling.
+        """
+        return []
 
     def finish(self, pictures: Sequence[Path], folder: RunFolder) -> str:
         """What is to be done when all pictures are there: an overview of the first ones. Returns where they are."""

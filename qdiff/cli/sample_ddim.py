@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from qdiff.adapters.ddim_sampling import PixelSampler, schedule
+from qdiff.adapters.ddim_sampling import PixelSampler, to_images
 from qdiff.checkpoint import load_weights
 from qdiff.cli.config import build_network, load_config
 from qdiff.cli.pipeline import Pipeline
@@ -40,15 +40,21 @@ class PixelPipeline(Pipeline):
             args.dpm_order,
             args.dpm_method,
         )
-        try:
-            schedule(self.config.diffusion)
-        except ValueError as error:
-            raise UserError(f"{args.config}, section 'diffusion': {error}") from None
+        self.asked = ("--timesteps", args.timesteps)
         try:
             self.calls = len(self.sampler)
         except ValueError as error:
             raise UserError(f"--timesteps {args.timesteps}: {error}") from None
+        try:
+            self.sampler.check()
+        except ValueError as error:
+            raise UserError(f"{args.config}, section 'diffusion': {error}") from None
         data = self.config.data
+        if args.sample_type == "ddpm_noisy" and data.logit_transform:
+            raise UserError(
+                f"--sample_type ddpm_noisy clips x to -1..1, the training of {args.config} did not "
+                "(data.logit_transform): take another sampler"
+            )
         self.shape = (data.channels, data.image_size, data.image_size)
         self.network = build_network(self.config, args.config).eval()
 
@@ -75,8 +81,11 @@ class PixelPipeline(Pipeline):
         x, _ = batch_noise(self.args.seed, range(batch_size), self.shape, self.device)
         return x, self.latest_timestep(batch_size, self.config.diffusion.num_diffusion_timesteps)
 
+    def decode(self, x: Tensor) -> Tensor:
+        return to_images(x, self.config.data)
+
     def watch(self, folder: Path) -> Mapping:
-        return {"watch": frame_writer(folder / "sequence")} if self.args.sequence else {}
+        return {"watch": frame_writer(folder / "sequence", self.decode)} if self.args.sequence else {}
 
     def _weights_file(self) -> Path:
         """The full-precision weights that the flags name; published ones are downloaded."""

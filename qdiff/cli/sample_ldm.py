@@ -32,7 +32,8 @@ class ClassPipeline(LatentPipeline):
     def __init__(self, args: Namespace):
         checkpoint = None if args.dry_run else find_checkpoint(args.resume_base, "-r")
         source, sampler = find_config(args.resume_base, args.config), sampler_of(args)
-        super().__init__(args, source, checkpoint, args.overrides, sampler, f"-c {args.custom_steps}")
+        asked = None if args.vanilla_sample else ("-c", args.custom_steps)
+        super().__init__(args, source, checkpoint, args.overrides, sampler, asked)
         self.images, self.batch_size = args.n_samples, args.batch_size
         self.conditions = conditions_of(self.latent, args.classes, args.scale, args.seed)
         self.columns = self.conditions.columns

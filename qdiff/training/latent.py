@@ -17,7 +17,7 @@ from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
 from qdiff.training.conditions import TrainingCondition, condition_of
 from qdiff.training.denoiser import Denoiser
-from qdiff.training.first_stage import EXAMPLE
+from qdiff.training.first_stage import EXAMPLE, side_of
 from qdiff.training.pictures import Pictures
 from qdiff.training.sections import LatentTraining, classes_of, sections
 from qdiff.training.trainer import fit_as_configured, seed_process
@@ -85,8 +85,7 @@ def train(
     seed_process(seed)
     latent = build_latent(config, config_path)
     _check_kind(latent, config_path)
-    side = config.model.params.first_stage_config.params.ddconfig.resolution
-    pictures = Pictures(data_path, side, classes_of(config, config_path))
+    pictures = Pictures(data_path, side_of(config, config_path), classes_of(config, config_path))
     condition = condition_of(latent, pictures, config, config_path, run_dir, init)
     if init:
         load_weights(latent.model, init)

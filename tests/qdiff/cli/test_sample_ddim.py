@@ -148,11 +148,37 @@ def test_sequence(config, fp, tmp_path):
     for i in range(2):
         frames = sorted((folder / "sequence" / f"00000{i}").iterdir())
         assert [path.name for path in frames] == ["000000.png", "000001.png", "000002.png", "000003.png"]
-        assert frames[-1].read_bytes() == (folder / "img" / f"00000{i}.png").read_bytes()
-        assert frames[-1].read_bytes() == (fp / "img" / f"00000{i}.png").read_bytes()
+        last = np.asarray(Image.open(frames[-1]))
+        assert all(np.array_equal(last, Image.open(run / "img" / f"00000{i}.png")) for run in (folder, fp))
         for path, step in zip(frames, steps):
             frame = np.asarray(Image.open(path)).transpose(2, 0, 1).astype(np.int16)
             assert np.abs(frame - to_uint8(step.x_prev)[i].numpy()).max() <= 1
+
+
+@pytest.mark.parametrize("changed", [{"rescaled": False}, {"rescaled": False, "logit_transform": True}])
+def test_pixels_are_what_the_configuration_says(changed, config, tmp_path):
+    other = OmegaConf.load(config)
+    other.data.update(changed)
+    other.model.weights = str(config.parent / other.model.weights)
+    OmegaConf.save(other, tmp_path / "other.yml")
+    folder = run(tmp_path / "other.yml", tmp_path / "run", "--sequence --max_images 1")
+    *_, last = ddim(tiny_network(), *batch_noise(1234, [0], (3, 8, 8)))
+    v = last.x_prev.sigmoid() if changed.get("logit_transform") else last.x_prev
+    wanted = (255 * v.clamp(0, 1)).round().numpy().astype(np.int16)
+    same_pictures(pixels(folder), wanted)
+    frame = np.asarray(Image.open(folder / "sequence" / "000000" / "000003.png")).transpose(2, 0, 1)
+    assert np.array_equal(frame, pixels(folder)[0]), "those of every step too"
+
+
+def test_what_is_done_otherwise_than_asked_is_said(config, tmp_path):
+    """6 does not divide 1,000: every 166th timestep is visited."""
+    said, line = "--timesteps 6: 7 network calls an image, not 6", "--timesteps 6 --max_images 1"
+    assert said in sample_script(*words(config, tmp_path, f"{line} --dry-run")).out.splitlines()
+    assert sample_script(*words(config, tmp_path, line)).out.splitlines()[0] == said
+    assert said in (tmp_path / "log.txt").read_text()
+    text = Image.open(tmp_path / "img" / "000000.png").text
+    assert text["sampler"] == "DDIM(steps=6, skip_type=uniform, eta=0.0), 7 network calls"
+    assert text["seed"] == "1234, picture 0" and text["bits"] == "not quantized" and text["precision"] == "full"
 
 
 def test_more_pictures_later(config, fp, tmp_path):
@@ -515,6 +541,22 @@ def test_wrong_input_is_one_line(config, tmp_path):
     assert "cannot read" in refusal(tmp_path / "missing.yml", tmp_path / "d")
     assert "cannot read" in refusal(config, tmp_path / "e", f"--ckpt {tmp_path / 'missing.pth'}")
     assert "--timesteps 1001" in refusal(config, tmp_path / "f", "--timesteps 1001")
+    for name, change, line, said in (
+        ("sigma", {"model.out_ch": 6}, "--dry-run", "learned variances (learn_sigma) are not available"),
+        (
+            "logit",
+            {"data.logit_transform": True, "data.rescaled": False},
+            "--sample_type ddpm_noisy",
+            "clips x to -1..1",
+        ),
+        ("jsd", {"diffusion.beta_schedule": "jsd"}, "--timesteps 1000 --dry-run", "strictly within (0, 1)"),
+    ):
+        other = tiny_config()
+        for key, value in change.items():
+            OmegaConf.update(other, key, value)
+        OmegaConf.save(other, tmp_path / f"{name}.yml")
+        assert said in refusal(tmp_path / f"{name}.yml", tmp_path / name, line)
+        assert not (tmp_path / name).exists()
     assert "unknown flag --wieght_bit: did you mean --weight_bit" in refusal(config, tmp_path / "g", "--wieght_bit 4")
 
 

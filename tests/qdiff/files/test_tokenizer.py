@@ -88,6 +88,25 @@ def test_a_prompt_is_cut_before_its_end_token(folder, length):
     assert cut[-1] == END
 
 
+@pytest.mark.parametrize(
+    ("prompt", "read", "left_out"),
+    [
+        ("", "", ""),
+        (" red ", " red ", ""),
+        ("red " * 8, "red " * 8, ""),
+        ("red " * 9, "red " * 7 + "red", "red "),
+        ("RED\tRed  red\nred red red red red,\n an Apple", "RED\tRed  red\nred red red red red", ",\n an Apple"),
+        ("red red red red red red red apple pie", "red red red red red red red app", "le pie"),
+        ("red red red red red red 🍎🍎", "red red red red red red", "🍎🍎"),
+        ("red red red red red red red \ud83d !", "red red red red red red red ?", "!"),
+    ],
+)
+def test_what_is_left_out_of_a_prompt(tokenize, caplog, prompt, read, left_out):
+    assert tokenize.cut(prompt) == (read, left_out)
+    assert tokenize([prompt]).tolist() == tokenize([read]).tolist() or left_out[0] in "l🍎", "within a word"
+    assert caplog.messages == []
+
+
 def test_a_folder_that_transformers_saved(folder, tokenize, tmp_path):
     CLIPTokenizerFast.from_pretrained(folder).save_pretrained(tmp_path)
     for name in ("vocab.json", "merges.txt"):  # which version 4 saves too
