@@ -115,9 +115,11 @@ def test_a_folder_that_transformers_saved(folder, tokenize, tmp_path):
     assert torch.equal(load_tokenizer(tmp_path, LENGTH, len(VOCABULARY))(prompts), tokenize(prompts))
 
 
-def test_transformers_says_nothing(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("length", [1, 5])
+def test_transformers_says_nothing(length, tmp_path, monkeypatch, caplog):
+    """It warns once of texts longer than that, be it as the tokenizer is tried, or for a prompt."""
     write(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1}')  # about which it warns
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"model_max_length": {length}}}')
     monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [caplog.handler])
     tokenize = load_tokenizer(tmp_path, LENGTH, len(VOCABULARY))
     tokenize(["red apple " * 99])
