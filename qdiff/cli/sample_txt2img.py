@@ -10,13 +10,13 @@ from torch import Tensor
 
 from qdiff.adapters.latent_diffusion import FrozenCLIPEmbedder, decoded_shape
 from qdiff.adapters.latent_sampling import DDIM, PLMS, DPMSolver, Sampler
-from qdiff.cli.conditions import Prompts
 from qdiff.cli.latent_config import find_checkpoint
 from qdiff.cli.latent_pipeline import LatentPipeline
 from qdiff.cli.pipeline import AskedSteps
 from qdiff.cli.precision import precision_of, resolved
 from qdiff.cli.quantize import digest
 from qdiff.cli.run import carry_out
+from qdiff.cli.text_conditions import Prompts
 from qdiff.cli.watermark import watermark
 from qdiff.errors import UserError
 from qdiff.files.prompts import as_text, read_prompts
