@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Beside:
+class OtherParameters:
     """Parameters of a published class beside those of ours.
 
     Attributes:
@@ -17,7 +17,7 @@ class Beside:
     only: Mapping[str, Collection[object]] = field(default_factory=dict)
 
 
-FIRST_STAGE = Beside(
+FIRST_STAGE = OtherParameters(
     ignored={
         "batch_resize_range",
         "ckpt_path",
@@ -36,7 +36,7 @@ FIRST_STAGE = Beside(
     }
 )
 # The section `ddconfig` of a first stage
-ENCODER_AND_DECODER = Beside(
+ENCODER_AND_DECODER = OtherParameters(
     only={
         "attn_type": {"vanilla", "vanilla-xformers"},  # the same products
         "give_pre_end": {False},
@@ -45,8 +45,8 @@ ENCODER_AND_DECODER = Beside(
     }
 )
 # Every class that a configuration may name
-TARGETS: dict[str, Beside] = {
-    "ldm.models.diffusion.ddpm.LatentDiffusion": Beside(
+TARGETS: dict[str, OtherParameters] = {
+    "ldm.models.diffusion.ddpm.LatentDiffusion": OtherParameters(
         ignored={
             "ckpt_path",
             "clip_denoised",  # latents are never clipped
@@ -78,8 +78,8 @@ TARGETS: dict[str, Beside] = {
     ),
     "ldm.models.autoencoder.AutoencoderKL": FIRST_STAGE,
     "ldm.models.autoencoder.VQModelInterface": FIRST_STAGE,
-    "ldm.models.autoencoder.IdentityFirstStage": Beside(ignored={"vq_interface"}),
-    "ldm.modules.diffusionmodules.openaimodel.UNetModel": Beside(
+    "ldm.models.autoencoder.IdentityFirstStage": OtherParameters(ignored={"vq_interface"}),
+    "ldm.modules.diffusionmodules.openaimodel.UNetModel": OtherParameters(
         ignored={
             "image_size",
             "legacy",
@@ -104,8 +104,8 @@ TARGETS: dict[str, Beside] = {
             "use_new_attention_order": {False},
         },
     ),
-    "ldm.modules.encoders.modules.ClassEmbedder": Beside(ignored={"ucg_rate"}),
-    "ldm.modules.encoders.modules.FrozenCLIPEmbedder": Beside(
+    "ldm.modules.encoders.modules.ClassEmbedder": OtherParameters(ignored={"ucg_rate"}),
+    "ldm.modules.encoders.modules.FrozenCLIPEmbedder": OtherParameters(
         ignored={"device", "freeze"}, only={"layer": {"last"}, "layer_idx": {None}}
     ),
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
-from ldm.published import MEANINGS, TARGETS, TRAINING_TARGETS, UNAVAILABLE, Beside
+from ldm.published import MEANINGS, TARGETS, TRAINING_TARGETS, UNAVAILABLE, OtherParameters
 
 NOTHING = {"__is_first_stage__", "__is_unconditional__"}
 
@@ -44,23 +44,23 @@ def instantiate_from_config(config: Mapping | str) -> Any:
     target, params = config["target"], config.get("params") or {}
     if not isinstance(target, str) or target not in TARGETS:
         raise ValueError(f"target '{target}' is not available{_did_you_mean(target, TARGETS)}")
-    beside = TARGETS[target]
-    for name in set(params) & set(beside.ignored):
+    others = TARGETS[target]
+    for name in set(params) & set(others.ignored):
         _check_training_target(name, params[name])
-    return construct(_class_of(target), params, name=target, beside=beside)
+    return construct(_class_of(target), params, name=target, others=others)
 
 
-def construct(make: Callable, params: Mapping, *, name: str, beside: Beside | None = None) -> Any:
-    """`make(**params)`, without those of its published parameters `beside` that change nothing.
+def construct(make: Callable, params: Mapping, *, name: str, others: OtherParameters | None = None) -> Any:
+    """`make(**params)`, without those of its other published parameters that change nothing.
 
     Raises:
         NotAvailable: a published parameter has a value that is not available.
         ValueError: a parameter, of those that `name` has, is unknown or missing.
     """
-    beside = beside or Beside()
-    if unavailable := _unavailable_parameters(name, params, beside):
+    others = others or OtherParameters()
+    if unavailable := _unavailable_parameters(name, params, others):
         raise NotAvailable(unavailable)
-    own, known = _parameters(make), {*beside.ignored, *beside.only}
+    own, known = _parameters(make), {*others.ignored, *others.only}
     for key in params:
         if key not in own and key not in known:
             raise ValueError(f"{name}: unknown parameter '{key}'{_did_you_mean(key, [*own, *known])}")
@@ -96,8 +96,8 @@ def _refuse_unavailable(config: Mapping) -> None:
     names = [str(section["target"]).rpartition(".")[2] for section in sections]
     parts = [f"{UNAVAILABLE[name]} ({name})" for name in dict.fromkeys(names) if name in UNAVAILABLE]
     for name, section in zip(names, sections):
-        beside = TARGETS.get(str(section["target"]), Beside())
-        parts += _unavailable_parameters(name, section.get("params") or {}, beside)
+        others = TARGETS.get(str(section["target"]), OtherParameters())
+        parts += _unavailable_parameters(name, section.get("params") or {}, others)
     if parts:
         raise NotAvailable(parts)
 
@@ -106,14 +106,14 @@ def _sections(config: Mapping) -> Iterator[Mapping]:
     """`config` and the sections with a `target` among its parameters, but not those that are ignored."""
     yield config
     params = config.get("params") or {}
-    ignored = TARGETS.get(str(config["target"]), Beside()).ignored
+    ignored = TARGETS.get(str(config["target"]), OtherParameters()).ignored
     for key in params:
         if key not in ignored and isinstance(params[key], Mapping) and "target" in params[key]:
             yield from _sections(params[key])
 
 
-def _unavailable_parameters(name: str, params: Mapping, beside: Beside) -> list[str]:
-    wrong = [f"{key}: {params[key]}" for key in params if not _available(params[key], beside.only.get(key))]
+def _unavailable_parameters(name: str, params: Mapping, others: OtherParameters) -> list[str]:
+    wrong = [f"{key}: {params[key]}" for key in params if not _available(params[key], others.only.get(key))]
     return [f"{MEANINGS[text]} ({text})" if text in MEANINGS else f"{text} ({name})" for text in wrong]
 
 

@@ -12,7 +12,7 @@ from ldm.util import construct
 
 
 def _settings(ddconfig: Mapping, double_z: bool) -> AutoencoderSettings:
-    settings = construct(AutoencoderSettings, ddconfig, name="ddconfig", beside=ENCODER_AND_DECODER)
+    settings = construct(AutoencoderSettings, ddconfig, name="ddconfig", others=ENCODER_AND_DECODER)
     if settings.double_z != double_z:
         raise ValueError(f"ddconfig: double_z must be {double_z} here")
     return settings

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, get_args, get_origin
+from typing import TYPE_CHECKING, Union, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -163,5 +163,6 @@ def _parameters(config: DictConfig, prefix: str = "") -> dict[str, object]:
 
 def _kinds(annotation: object) -> list[type]:
     """The types of the values that a parameter takes, as they stand in a configuration."""
-    alternatives = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    is_union = get_origin(annotation) in (Union, UnionType)  # Python 3.10 makes the one of the other
+    alternatives = get_args(annotation) if is_union else (annotation,)
     return [CONTAINERS.get(get_origin(kind) or kind, kind) for kind in alternatives]

@@ -12,7 +12,7 @@ from qdiff.adapters.latent_sampling import Sampler
 from qdiff.checkpoint import load_weights
 from qdiff.cli.conditions import Conditions
 from qdiff.cli.latent_config import build_latent, load_latent_config
-from qdiff.cli.pipeline import CALIBRATION_IMAGES, Pipeline
+from qdiff.cli.pipeline import CALIBRATION_IMAGES, AskedSteps, Pipeline
 from qdiff.errors import UserError
 from qdiff.files.pictures import Shape
 from qdiff.sampling import batch_noise
@@ -50,7 +50,7 @@ class LatentPipeline(Pipeline):
         checkpoint: Path | None,
         overrides: Sequence[str],
         sampler: Sampler,
-        asked: tuple[str, int] | None,
+        asked: AskedSteps | None,
     ):
         super().__init__(args)
         self.source, self.checkpoint, self.sampler, self.asked = source, checkpoint, sampler, asked
@@ -60,7 +60,7 @@ class LatentPipeline(Pipeline):
         try:
             self.calls = sampler.calls(self.latent.num_timesteps)
         except ValueError as error:
-            raise UserError(f"{' '.join(map(str, asked or ()))}: {error}") from None
+            raise UserError(f"{asked}: {error}") from None
         self.shape = (self.latent.channels, self.latent.image_size, self.latent.image_size)
 
     @property

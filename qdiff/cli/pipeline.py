@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -20,6 +20,16 @@ GRID_IMAGES = 64
 CALIBRATION_IMAGES = 10**9  # numbers of the images that calibration data come from: none that is ever sampled
 
 
+class AskedSteps(NamedTuple):
+    """The flag that asks for a number of sampling steps, and the number."""
+
+    flag: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.flag} {self.number}"
+
+
 class Pipeline(ABC):
     """A diffusion model and its sampling.
 
@@ -32,7 +42,7 @@ class Pipeline(ABC):
         images: how many pictures to make.
         batch_size: pictures at a time.
         sampler: what samples; as text, with its settings.
-        asked: the flag that gives the number of steps, and the number; None where all timesteps are visited.
+        asked: the steps that a flag asks for; None where all timesteps are visited.
         calls: how often the network is called for a picture.
         rows: how many rows of the network's batch belong to a picture, 2 with guidance.
         columns: of the overview; None makes it square.
@@ -48,7 +58,7 @@ class Pipeline(ABC):
     images: int
     batch_size: int
     sampler: object
-    asked: tuple[str, int] | None
+    asked: AskedSteps | None
     calls: int
     rows: int = 1
     columns: int | None = None
@@ -116,10 +126,9 @@ class Pipeline(ABC):
 
     def remarks(self) -> list[str]:
         """Lines about numbers that differ from those of the flags, as they should; for the console and the log."""
-        if self.asked is None or self.asked[1] == self.calls:
+        if self.asked is None or self.asked.number == self.calls:
             return []
-        flag, steps = self.asked
-        return [f"{flag} {steps}: {self.calls} network calls an image, not {steps}"]
+        return [f"{self.asked}: {self.calls} network calls an image, not {self.asked.number}"]
 
     def warnings(self, calibrates: bool) -> list[str]:
         """Lines about what is not done as asked, for the console and the log.

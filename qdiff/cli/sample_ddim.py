@@ -9,7 +9,7 @@ from torch import Tensor
 from qdiff.adapters.ddim_sampling import PixelSampler, to_images
 from qdiff.checkpoint import load_weights
 from qdiff.cli.config import build_network, load_config
-from qdiff.cli.pipeline import Pipeline
+from qdiff.cli.pipeline import AskedSteps, Pipeline
 from qdiff.cli.run import carry_out
 from qdiff.errors import UserError
 from qdiff.files.download import fetch, name_for
@@ -40,11 +40,11 @@ class PixelPipeline(Pipeline):
             args.dpm_order,
             args.dpm_method,
         )
-        self.asked = ("--timesteps", args.timesteps)
+        self.asked = AskedSteps("--timesteps", args.timesteps)
         try:
             self.calls = len(self.sampler)
         except ValueError as error:
-            raise UserError(f"--timesteps {args.timesteps}: {error}") from None
+            raise UserError(f"{self.asked}: {error}") from None
         try:
             self.sampler.check()
         except ValueError as error:

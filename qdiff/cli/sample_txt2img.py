@@ -10,12 +10,13 @@ from torch import Tensor
 
 from qdiff.adapters.latent_diffusion import FrozenCLIPEmbedder
 from qdiff.adapters.latent_sampling import DDIM, PLMS, DPMSolver, Sampler
-from qdiff.cli.conditions import Prompts
 from qdiff.cli.latent_config import find_checkpoint
 from qdiff.cli.latent_pipeline import LatentPipeline
+from qdiff.cli.pipeline import AskedSteps
 from qdiff.cli.precision import precision_of, resolved
 from qdiff.cli.quantize import digest
 from qdiff.cli.run import carry_out
+from qdiff.cli.text_conditions import Prompts
 from qdiff.cli.watermark import watermark
 from qdiff.errors import UserError
 from qdiff.files.pictures import picture_shape
@@ -37,7 +38,7 @@ def _as_it_is(images: Tensor) -> Tensor:
     return images
 
 
-class Unread:
+class PlaceholderTokenizer:
     """Stands in a plan for a tokenizer that is not there: a plan needs tokens to compute with, and no file."""
 
     def __init__(self, max_length: int):
@@ -66,7 +67,8 @@ class TextPipeline(LatentPipeline):
         own = Path(str(resources.files("qdiff.cli") / DEFAULT_PROMPTS))
         cali_prompts = read_prompts(args.cali_prompts or own, "--cali_prompts")
         checkpoint = None if args.dry_run else find_checkpoint(args.ckpt, "--ckpt")
-        super().__init__(args, args.config, checkpoint, (), sampler_of(args), ("--ddim_steps", args.ddim_steps))
+        asked = AskedSteps("--ddim_steps", args.ddim_steps)
+        super().__init__(args, args.config, checkpoint, (), sampler_of(args), asked)
         self.images = args.n_iter * (len(prompts) if args.from_file else args.n_samples)
         self.batch_size = args.n_samples
         self.columns = args.n_rows or args.n_samples
@@ -101,12 +103,12 @@ class TextPipeline(LatentPipeline):
         own = self.latent.image_size
         return channels, a.H // f if a.H else own, a.W // f if a.W else own
 
-    def _tokenizer(self, encoder: FrozenCLIPEmbedder) -> Tokenizer | Unread:
+    def _tokenizer(self, encoder: FrozenCLIPEmbedder) -> Tokenizer | PlaceholderTokenizer:
         ckpt = self.checkpoint or self.args.ckpt
         beside = ckpt if ckpt.is_dir() else ckpt.parent
         folder = self.args.clip_path or (beside if has_tokenizer(beside) else None)
         if folder is None and self.args.dry_run:
-            return Unread(encoder.max_length)
+            return PlaceholderTokenizer(encoder.max_length)
         return load_tokenizer(folder, encoder.max_length, encoder.vocab_size)
 
     def noise_of(self, images: Sequence[int]) -> Sequence[int]:

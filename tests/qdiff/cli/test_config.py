@@ -6,6 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from ddim.models.diffusion import Model
 from qdiff.cli.config import build_network, load_config
 from qdiff.errors import UserError
 
@@ -37,6 +38,15 @@ def test_grey_images_and_resolutions_that_change_without_convolution(convolved, 
     model = build_network(load_config(tmp_path / "c.yml"), tmp_path / "c.yml")
     assert {p.device.type for p in model.parameters()} == {"cpu"}, "not that of the probe"
     assert model(torch.zeros(2, 1, 32, 32), torch.zeros(2)).shape == (2, 1, 32, 32)
+
+
+def test_a_network_that_takes_no_image_of_the_configuration_is_refused(monkeypatch):
+    def forward(model: Model, x: torch.Tensor, t: torch.Tensor):
+        assert x.is_meta and x.shape == (1, 3, 32, 32) and t.shape == (1,)
+        raise RuntimeError("sizes of tensors must match")
+
+    monkeypatch.setattr(Model, "forward", forward)
+    assert "describes no network (sizes of tensors must match)" in refusal(CONFIGS / "emoji32.yml")
 
 
 def test_keys_that_are_left_out_have_their_defaults(tmp_path):

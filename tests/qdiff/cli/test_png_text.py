@@ -1,9 +1,10 @@
 """What the flags are called in a PNG."""
 
 import shlex
+from importlib.metadata import PackageNotFoundError, version
 
 from qdiff.cli.parser import parse
-from qdiff.cli.png_text import bits_of, png_text
+from qdiff.cli.png_text import bits_of, png_text, software
 from qdiff.cli.txt2img_flags import txt2img_parser
 
 
@@ -23,3 +24,12 @@ def test_a_text_does_not_tell_how_the_network_came_about():
     lines = ["--ptq", "--ptq --quant_mode linear", "--ptq --resume --cali_ckpt F --low_memory", "--ptq --n_samples 7"]
     texts = [png_text(flags(line), [3], "PLMS") for line in lines]
     assert all(text == texts[0] for text in texts) and texts[0]["bits"] == "W8"
+
+
+def test_software_without_an_installation(monkeypatch):
+    def missing(name: str):
+        raise PackageNotFoundError(name)
+
+    assert software() == f"qdiff {version('qdiff')}"
+    monkeypatch.setattr("qdiff.cli.png_text.version", missing)
+    assert software() == "qdiff"

@@ -120,11 +120,15 @@ def test_any_name_of_a_folder_will_do(folder, tokenize, tmp_path):
     assert torch.equal(load_tokenizer(copied, LENGTH, len(VOCABULARY))(["red"]), tokenize(["red"]))
 
 
-def test_transformers_says_nothing(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("length", [1, 5])
+def test_transformers_says_nothing(length, tmp_path, monkeypatch, caplog):
+    """It warns once of texts longer than that, be it as the tokenizer is tried, or for a prompt."""
     write(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1}')  # about which it warns
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"model_max_length": {length}}}')
     monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [caplog.handler])
-    load_tokenizer(tmp_path, LENGTH, len(VOCABULARY))(["red apple " * 99])
+    tokenize = load_tokenizer(tmp_path, LENGTH, len(VOCABULARY))
+    tokenize(["red apple " * 99])
+    assert tokenize.cut("red apple " * 99)[1]
     assert caplog.messages == []
     CLIPTokenizerFast.from_pretrained(tmp_path)("red apple")
     assert "longer than" in caplog.text  # so its loggers are as loud as before
