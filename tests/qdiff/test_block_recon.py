@@ -276,6 +276,14 @@ def test_steps_are_never_worse_than_the_ranges_that_were_found(lr):
     assert block_loss(block.module, captured, 2.4, 7) == loss
 
 
+def test_steps_stay_positive_where_the_rate_is_larger_than_they_are():
+    block, captured = with_steps(1.0)
+    seen = []
+    block.module.register_forward_pre_hook(lambda module, args: seen.extend(delta.item() for delta in deltas_of(block)))
+    learn(block, captured, LearnedSteps(block), 5, 1e3)
+    assert min(seen) > 0
+
+
 def test_only_step_sizes_are_learned():
     block, captured = with_steps(3.0)
     before = {key: x.clone() for key, x in block.module.state_dict().items()}

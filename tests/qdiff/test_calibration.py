@@ -1,5 +1,6 @@
 import copy
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -9,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qdiff import calibration
 from qdiff.adapters import Adapter, adapter_for
 from qdiff.block_recon import Outcome, Schedule
 from qdiff.calibration import CalibrationSettings, Reporter, calibrate
 from qdiff.calibration_data import CalibrationSet
+from qdiff.capture import capture
 from qdiff.checkpoint import save_quantized
 from qdiff.errors import UserError
 from qdiff.journal import Journal
@@ -292,6 +295,18 @@ def test_ranges_are_searched_on_a_part_of_the_data(tmp_path):
     assert delta.item() == pytest.approx((h.max() - h.min()).item() / 255), "on inputs that are quantized already"
 
 
+def test_running_averages_of_the_softmax_alone(job, tmp_path):
+    """All other ranges are those of the search."""
+    deltas = []
+    for name, flags in (("search", {}), ("softmax", {"running_stat": True, "rs_sm_only": True})):
+        model = copy.deepcopy(job.fresh)
+        calibrate(model, job.data, ranges_only(**flags), Journal(tmp_path / name, {}), memory=0)
+        deltas.append({site: [q.delta for q in site.quantizer.quantizers()] for site in model.sites()})
+    searched, averaged = deltas
+    sites = [(site, a != b) for (site, a), b in zip(searched.items(), averaged.values(), strict=True)]
+    assert all(changed == site.is_softmax for site, changed in sites) and any(changed for _, changed in sites)
+
+
 def test_without_rounding_the_weights_stay(tmp_path):
     model = toy(POLICY)
     codes = [layer.codes.clone() for layer in model.layers().values()]
@@ -308,6 +323,64 @@ def test_without_activations_only_rounding_is_learned(tmp_path):
     settings = CalibrationSettings(4, Schedule(3, 1e-2), Schedule(3, 1e-2))
     calibrate(model, data, settings, Journal(tmp_path, {}), memory=0)
     assert sorted(path.stem for path in tmp_path.glob("*.safetensors")) == ["weights-000", "weights-001"]
+
+
+def test_blocks_whose_steps_are_not_learned_are_left_out(tmp_path):
+    model = toy(QuantPolicy(W4, QuantSpec(16, range_search="minmax")))
+    data = CalibrationSet((torch.randn(20, 4),))
+    calibrate(model, data, CalibrationSettings(4, None, Schedule(3, 1e-2)), Journal(tmp_path, {}), memory=0)
+    assert [path.stem for path in tmp_path.glob("*.safetensors")] == ["ranges"]
+
+
+@pytest.mark.parametrize("p", [2.0, 3.0])
+def test_the_exponent_of_the_steps_is_that_of_the_settings(p, tmp_path):
+    model, told = toy(POLICY), Told()
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    settings = CalibrationSettings(4, None, Schedule(1, 1e-9), p=p)
+    calibrate(model, CalibrationSet((x,)), settings, Journal(tmp_path, {}), memory=0, reporter=told)
+    layer = model.layers()["model.0"]
+    with torch.no_grad():
+        error = (layer(x) - nn.functional.linear(x, layer.weight, layer.bias)).abs()
+    assert told.outcomes[0].before == pytest.approx((error**p).sum(1).mean().item(), rel=1e-4)
+
+
+def chain() -> QuantModel:
+    """Five layers, one behind the other, of the same width."""
+    layers = [nn.Linear(4, 4) for _ in range(5)]
+    return QuantModel(nn.Sequential(*layers), QuantPolicy(W4), toy_adapter())
+
+
+CHAIN_DATA = CalibrationSet((torch.randn(6, 4, generator=torch.Generator().manual_seed(0)),))
+WEIGHTS_ONLY = CalibrationSettings(2, Schedule(1, 1e-3), None)
+
+
+@pytest.mark.parametrize(("memory", "calls"), [(0, 2 * 3), (10**6, 0)])
+def test_with_memory_the_last_block_is_reached_without_the_first(memory, calls, tmp_path):
+    """Without, the first one computes every batch, in both networks."""
+    model = chain()
+    first = model.layers()["model.0"]
+    computed, operation = Counter(), first.operation
+    reporter = Told()
+    first.operation = lambda *args: computed.update([reporter.started[-1][1]]) or operation(*args)
+    calibrate(model, CHAIN_DATA, WEIGHTS_ONLY, Journal(tmp_path, {}), memory=memory, reporter=reporter)
+    assert computed["model.4"] == calls
+
+
+def test_the_outputs_that_are_kept_and_what_is_captured_share_the_memory(tmp_path, monkeypatch):
+    row = 4 * 4  # bytes of a sample at any place; a block has two, its input and output
+    memory = 6 * 2 * row + 4 * 4 * row + 1  # room to keep of four samples two outputs from two networks
+    shares = []
+
+    def capture_and_note(replay, block, store):
+        shares.append((replay.bytes, store.left))
+        captured = capture(replay, block, store)
+        kept = [x for way in (replay.quantized, replay.original) for xs in way.values() for x in xs or ()]
+        assert sum(x.nbytes for x in kept) <= replay.bytes
+        return captured
+
+    monkeypatch.setattr(calibration, "capture", capture_and_note)
+    calibrate(chain(), CHAIN_DATA, WEIGHTS_ONLY, Journal(tmp_path, {}), memory=memory)
+    assert shares == [(4 * 4 * row, 6 * 2 * row + 1)] * 5
 
 
 @pytest.mark.parametrize("search", ["minmax", "mse"])

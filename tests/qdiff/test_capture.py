@@ -1,3 +1,10 @@
+"""What is captured, in double precision, so that batches of any size give the same.
+
+In float32 they differ by 2e-6, because they are summed in another order, and where an activation lies nearer than that
+to the boundary of two codes, everything behind it differs by up to 0.15: in 12 of 60 batches of five samples with one
+thread, in 16 with two (PyTorch 2.10, 2.14 and 2.15 alike). In float64 there was no difference at all.
+"""
+
 import errno
 import os
 from pathlib import Path
@@ -32,13 +39,14 @@ PATHS = [
 @pytest.fixture(scope="module")
 def data() -> CalibrationSet:
     generator = torch.Generator().manual_seed(0)
-    return CalibrationSet((torch.randn(5, 3, 8, 8, generator=generator), torch.tensor([0, 10, 500, 999, 3])))
+    x = torch.randn(5, 3, 8, 8, generator=generator, dtype=torch.float64)
+    return CalibrationSet((x, torch.tensor([0, 10, 500, 999, 3])))
 
 
 @pytest.fixture(scope="module")
 def model(data) -> QuantModel:
     """Weights and activations quantized."""
-    model = QuantModel(network := tiny_network(), POLICY, adapter_for(network)).eval()
+    model = QuantModel(network := tiny_network().double(), POLICY, adapter_for(network)).eval()
     with model.observing(Observer):
         model(*data.inputs)
     return model
@@ -69,11 +77,11 @@ def full_run(network: nn.Module, path: str, inputs: tuple[Tensor, ...]) -> tuple
 def test_inputs_are_those_of_the_quantized_network_and_targets_those_of_the_original(path, model, data, tmp_path):
     found = capture(model, block_of(model, path).module, data, 2, Store(10**9, tmp_path))
     inputs, _ = full_run(model, path, data.inputs)
-    _, target = full_run(tiny_network(), path.removeprefix("model."), data.inputs)
+    _, target = full_run(tiny_network().double(), path.removeprefix("model."), data.inputs)
     assert len(found) == 5, "the last, smaller batch counts"
     assert len(found.inputs) == len(inputs)
     for ours, theirs in zip((*found.inputs, found.target), (*inputs, target)):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)  # batches of another size are summed otherwise
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
         assert not ours.requires_grad
 
 
@@ -82,7 +90,7 @@ def test_batch_size_does_not_matter(batch_size, model, data, tmp_path):
     block = block_of(model, "model.down.0.block.0").module
     one, other = (capture(model, block, data, size, Store(10**9, tmp_path)) for size in (2, batch_size))
     for a, b in zip((*one.inputs, one.target), (*other.inputs, other.target)):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("path", PATHS[1:-1])
@@ -117,7 +125,7 @@ def test_the_network_is_as_it_was(model, data, tmp_path):
 
 def test_an_error_within_leaves_no_hook_no_file_and_quantizers_on(model, data, tmp_path):
     block = block_of(model, "model.conv_in").module
-    wrong = CalibrationSet((torch.zeros(4, 5, 8, 8), torch.zeros(4)))
+    wrong = CalibrationSet((torch.zeros(4, 5, 8, 8, dtype=torch.float64), torch.zeros(4)))
     with pytest.raises(ValueError, match="images are"):
         capture(model, block, wrong, 2, Store(0, tmp_path))
     calls = 0
@@ -175,7 +183,7 @@ def test_budget(tmp_path):
 
 
 @needs_proc
-@pytest.mark.parametrize("budget", [0, 5 * 3 * 8 * 8 * 4, 10**9])
+@pytest.mark.parametrize("budget", [0, 5 * 3 * 8 * 8 * 8, 10**9])
 def test_budget_changes_no_number(budget, model, data, tmp_path):
     block = block_of(model, "model.conv_in").module
     found = capture(model, block, data, 2, Store(budget, tmp_path))

@@ -63,6 +63,14 @@ def test_codes_are_those_of_the_formula(original):
         np.testing.assert_array_equal(ours[f"{layer}.codes"].numpy(), np.concatenate(expected, axis=1), layer)
 
 
+def test_a_rounding_variable_of_zero_rounds_up(original):
+    alpha, delta, zero_point = (f"model.conv_in.weight_quantizer.{field}" for field in ("alpha", "delta", "zero_point"))
+    state = original.state | {alpha: torch.zeros_like(original.state[alpha])}
+    up = (state["model.conv_in.weight"] / state[delta]).floor() + 1 + state[zero_point]
+    top = 2**original.case.settings.weight_bit - 1
+    assert torch.equal(converted(original, state)["model.conv_in.codes"], up.clamp(0, top).to(torch.uint8))
+
+
 def test_the_rest_is_taken_as_it_is(original):
     ours = converted(original)
     state = original.state
@@ -117,6 +125,21 @@ def test_bits_show_in_the_steps(bits, range_search):
 def test_bits_show_in_the_steps_of_shrunk_ranges(bits):
     weight = torch.randn(64, 200, generator=torch.Generator().manual_seed(0))
     assert compat.facts(layer_state(weight, bits, "mse")).weight_bits == bits
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("factor", [1 - 1e-6, 1 + 1e-6])
+def test_bits_show_in_steps_that_are_rounded_otherwise(bits, factor):
+    state = layer_state(torch.randn(9, 40, generator=torch.Generator().manual_seed(0)), bits, "max")
+    state["model.fc.weight_quantizer.delta"] *= factor
+    assert compat.facts(state).weight_bits == bits
+
+
+@pytest.mark.parametrize("factor", [0.25, 4])
+def test_one_channel_of_another_range_changes_nothing(factor):
+    state = layer_state(torch.randn(9, 40, generator=torch.Generator().manual_seed(0)), 4, "max")
+    state["model.fc.weight_quantizer.delta"][3] *= factor
+    assert compat.facts(state).weight_bits == 4
 
 
 @pytest.mark.parametrize("factor", [0.001, 1000, torch.nan])

@@ -43,6 +43,13 @@ def test_running_statistics_are_exponential_averages():
     assert observer.found.zero_point.item() == round(-low / (high - low) * 255)
 
 
+def test_the_range_of_running_averages_contains_zero():
+    """Of an activation that is never negative, and whatever the search of others is."""
+    observer = RunningObserver(QuantSpec(8, range_search="mse"))
+    observer(torch.linspace(1, 3, 40))
+    assert observer.found.delta.item() == pytest.approx(3 / 255) and observer.found.zero_point.item() == 0
+
+
 def test_an_observer_keeps_the_range_of_its_first_input():
     first, second = gaussian(50), 7 * gaussian(50, seed=1)
     quantizer, observer = UniformAffineQuantizer.fit(first, SPEC), Observer(SPEC)

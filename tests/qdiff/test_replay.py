@@ -145,6 +145,29 @@ def test_sources_are_what_a_block_depends_on(job):
             assert differs == (source.module in stop.sources)
 
 
+def toy(network: nn.Module) -> QuantModel:
+    adapter = replace(adapter_of("ddim"), blocks=(), products={}, splits=lambda model: {})
+    return QuantModel(network, POLICY, adapter).eval()
+
+
+def test_a_network_may_change_what_was_kept_in_place(tmp_path):
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(3, 3) for _ in range(3)])
+
+        def forward(self, x):
+            return self.layers[2](self.layers[1](self.layers[0](x).add_(1)))
+
+    model, data = toy(InPlace()), CalibrationSet((torch.randn(SAMPLES, 3),))
+    before, ways = copy_of(model), []
+    for memory in (0, PLENTY):
+        model.load_state_dict(before)
+        ways.append([captured for _, captured in learn(model, data, memory, tmp_path)])
+    for plain, kept in zip(*ways, strict=True):
+        assert torch.equal(plain.inputs[0], kept.inputs[0]) and torch.equal(plain.target, kept.target)
+
+
 @pytest.mark.parametrize("times", [0, 2])
 def test_a_block_that_is_not_called_once_is_named(times):
     class Odd(nn.Module):
@@ -157,7 +180,7 @@ def test_a_block_that_is_not_called_once_is_named(times):
                 x = self.second(x)
             return self.first(x)
 
-    model = QuantModel(Odd(), POLICY, replace(adapter_of("ddim"), blocks=(), products={}, splits=lambda m: {})).eval()
+    model = toy(Odd())
     with pytest.raises(ValueError, match=f"calls model.second {times} times"):
         _ = Replay(model, modules(model), CalibrationSet((torch.zeros(2, 3),)), 1, 0).stops
 

@@ -450,7 +450,6 @@ def test_data_of_dpm_solver_have_its_timesteps(config, tmp_path):
 
 
 def start(argv: list[str]) -> None:
-    torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # not one of several processes, which kills would leak
     sys.exit(sample_script(*argv).status)
 
