@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from qdiff.cli.latent_config import build_latent, load_latent_config
+from qdiff.cli.latent_config import build_latent, find_checkpoint, load_latent_config
 from qdiff.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -102,3 +102,13 @@ def test_what_of_the_published_code_is_not_here_is_named(key, value, said, tmp_p
     found = refusal(path)
     assert said in found and "is not available: give the configuration of another model" in found
     assert "did you mean" not in found and "correct its section" not in found
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"no model in -r {tmp_path}: give a checkpoint"):
+        find_checkpoint(tmp_path, "-r")
+    (tmp_path / "model_index.json").touch()
+    with pytest.raises(UserError, match=f"--ckpt {tmp_path} is a model in the folder layout of diffusers"):
+        find_checkpoint(tmp_path, "--ckpt")
+    (tmp_path / "model.safetensors").touch()
+    assert find_checkpoint(tmp_path, "-r") == tmp_path / "model.safetensors"
