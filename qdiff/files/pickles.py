@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import torch
 from torch.serialization import safe_globals
@@ -59,6 +59,8 @@ def _load(path: str | Path, mmap: bool) -> Any:
 
 def _verify_zip(path: str | Path) -> bool:
     """Check every member's CRC-32, which torch does not do when it maps a file; whether the file can be mapped."""
+    if not is_zipfile(path):
+        raise UserError(f"'{path}' is not whole: it begins as torch.save writes, but its end is missing: copy it again")
     with ZipFile(path) as archive:
         bad = archive.testzip()
         if bad is not None:

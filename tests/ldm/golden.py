@@ -7,10 +7,11 @@ from tests.golden_networks import GoldenCase, golden_state_dict, load_case
 SCALE_FACTOR = 0.7  # of the case with a variational autoencoder
 
 
-def golden_model(name: str) -> tuple[LatentDiffusion, GoldenCase]:
+def golden_model(name: str, **unet: object) -> tuple[LatentDiffusion, GoldenCase]:
     """The model of the case in the folder `name` of tests/golden, in evaluation mode; outside `ema_scope` it has
-    weights other than the golden ones where it has averages."""
+    weights other than the golden ones where it has averages. `unet` are parameters that its network has instead."""
     case = load_case(name)
+    case.settings.config.model.params.unet_config.params.update(unet)
     model = instantiate_from_config(case.settings.config.model).eval()
     state = golden_state_dict({key: p.shape for key, p in model.named_parameters()})
     if model.model_ema is not None:

@@ -9,6 +9,7 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import instantiate_from_config
 from qdiff.files.tokenizer import load_tokenizer
 from tests.golden_networks import golden_state_dict, load_case
+from tests.ldm.tiny import LOW_ATTENTION
 from tests.tokenizer import END, START, VOCABULARY, write
 
 TOKENS = 7
@@ -26,8 +27,9 @@ ENCODER = {
 
 
 def text_config() -> DictConfig:
-    """The golden case of Stable Diffusion with a small text encoder."""
+    """The golden case of Stable Diffusion with a small text encoder, and with attention on the lower level alone."""
     config = load_case("sd_w4a8_split_sm16").settings.config
+    config.model.params.unet_config.params.update(LOW_ATTENTION)
     config.model.params.cond_stage_config = {
         "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
         "params": {"max_length": TOKENS, "config": ENCODER},

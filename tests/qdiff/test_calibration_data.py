@@ -232,7 +232,7 @@ def test_files_that_are_no_data(tmp_path):
     assert "is empty" in refusal(tmp_path / "empty")
     torch.save(original(2, 2), tmp_path / "whole")
     (tmp_path / "half").write_bytes((tmp_path / "whole").read_bytes()[:700])
-    assert "not a whole" in refusal(tmp_path / "half")
+    assert "its end is missing" in refusal(tmp_path / "half")
 
 
 class Loud:

@@ -18,7 +18,7 @@ from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
 
 KB = 4 * 256  # of a tensor of 256 float32
-SIDE, BATCH, HEADS, SAMPLES = 24, 8, 2, 8
+SIDE, BATCH, HEADS, SAMPLES = 24, 4, 2, 4
 POLICY = QuantPolicy(
     QuantSpec(4, per_channel=True, range_search="minmax"), QuantSpec(8, range_search="minmax"), 16, split=True
 )

@@ -24,14 +24,14 @@ from qdiff.checkpoint import load_quantized
 from qdiff.files.quantized import read_quantized
 from qdiff.sampling import batch_noise, to_uint8
 from tests.command_line import script
-from tests.ldm.golden import golden_model
-from tests.ldm.tiny import AVERAGED, CLASSES, write_latent
+from tests.ldm.tiny import AVERAGED, CLASSES, tiny_latent, write_latent
 
 NAME = "sample_diffusion_ldm.py"
 RUN = "--seed 5 -c 4 -e 0 --batch_size 2 --device cpu"
 TWO = f"{RUN} --classes 3,7 --n_samples_per_class 2 --scale 2"
-LEARN = f"{TWO} --ptq --weight_bit 4 --quant_act --cali_st 2 --cali_n 3 --cali_batch_size 4 --cali_iters 2"
-LEARN = f"{LEARN} --cali_lr_w 1e-2 --cali_iters_a 2"
+QUANTIZE = f"{TWO} --ptq --weight_bit 4 --quant_act --cali_st 2 --cali_n 3 --cali_batch_size 4"
+LEARN = f"{QUANTIZE} --cali_iters 2 --cali_lr_w 1e-2 --cali_iters_a 2"
+LINEAR = f"{QUANTIZE} --quant_mode linear"
 NULL = "model.params.cond_stage_config.params.null_class"
 
 
@@ -113,7 +113,7 @@ def fp(classes, tmp_path_factory) -> Path:
 
 
 def test_classes_take_turns_and_guidance_is_that_of_the_formula(fp):
-    model = golden_model(CLASSES)[0]
+    model = tiny_latent(CLASSES)
     same_pictures(pixels(fp), expected(model, [3, 7, 3, 7]))
     assert (np.abs(pixels(fp) - expected(model, [3, 3, 3, 3])) > 2).mean() > 0.1
     assert (np.abs(pixels(fp) - expected(model, [3, 7, 3, 7], scale=1.0)) > 2).mean() > 0.1
@@ -131,7 +131,7 @@ def test_the_array_holds_the_pictures(fp):
 
 def test_without_classes_all_take_turns_but_no_class(classes, tmp_path):
     folder = run(classes, tmp_path, f"{RUN} -n 12")
-    same_pictures(pixels(folder), expected(golden_model(CLASSES)[0], [*range(10), 0, 1], scale=1.0))
+    same_pictures(pixels(folder), expected(tiny_latent(CLASSES), [*range(10), 0, 1], scale=1.0))
 
 
 def test_without_a_null_class_all_are_real(classes, fp, tmp_path):
@@ -141,10 +141,10 @@ def test_without_a_null_class_all_are_real(classes, fp, tmp_path):
     del config.model.params.cond_stage_config.params.null_class
     OmegaConf.save(config, bare / "config.yaml")
     folder = run(bare, tmp_path / "all", f"{RUN} -n 12")
-    same_pictures(pixels(folder), expected(golden_model(CLASSES)[0], [*range(11), 0], scale=1.0))
+    same_pictures(pixels(folder), expected(tiny_latent(CLASSES), [*range(11), 0], scale=1.0))
     data = "--ptq --weight_bit 8 --quant_mode linear --quant_act --cali_st 1 --cali_n 40 -n 1"
     rows = load_file(run(bare, tmp_path / "q", f"{RUN} {data}") / "calibration_data.safetensors")["input_2"]
-    table = golden_model(CLASSES)[0].cond_stage_model.embedding.weight
+    table = tiny_latent(CLASSES).cond_stage_model.embedding.weight
     assert {int((table == row).all(1).nonzero()) for row in rows[:, 0]} == {*range(11)}
     assert "needs a class that stands for none" in refusal(bare, tmp_path / "none", TWO)
     assert np.array_equal(pixels(run(bare, tmp_path / "said", f"{TWO} {NULL}=10")), pixels(fp))
@@ -250,7 +250,7 @@ def learned(classes, tmp_path_factory) -> Path:
 
 
 def quantized_model(file: Path, **flags) -> LatentDiffusion:
-    model = golden_model(CLASSES)[0]
+    model = tiny_latent(CLASSES)
     model.model.diffusion_model = load_quantized(model.model.diffusion_model, file, **flags)
     return model
 
@@ -270,7 +270,7 @@ def test_collected_data_are_what_guidance_gives_to_the_network(learned):
         "input_2": (12, 1, 48),
     }
     assert data["input_1"].tolist() == [751] * 6 + [251] * 6
-    table = golden_model(CLASSES)[0].cond_stage_model.embedding.weight
+    table = tiny_latent(CLASSES).cond_stage_model.embedding.weight
     labels = [int((table == row).all(1).nonzero()) for row in data["input_2"][:, 0]]
     drawn = labels[3:6]
     assert labels == [10, 10, 10, *drawn] * 2 and 10 not in drawn, "all three without a class, then with their own"
@@ -283,7 +283,7 @@ def test_collected_data_are_what_guidance_gives_to_the_network(learned):
 
 
 def test_the_batch_size_has_no_part_in_calibration(classes, learned, tmp_path):
-    folder = run(classes, tmp_path, LEARN.replace("--batch_size 2", "--batch_size 3"))
+    folder = run(classes, tmp_path, LINEAR.replace("--batch_size 2", "--batch_size 3"))
     found, wanted = (load_file(f / "calibration_data.safetensors") for f in (folder, learned))
     for key in wanted:
         torch.testing.assert_close(found[key], wanted[key], rtol=1e-4, atol=1e-4)
@@ -345,21 +345,18 @@ def test_data_of_the_original_with_conditions(classes, learned, tmp_path):
         "ucs": [part[without] for part in c],
     }
     torch.save(original, tmp_path / "data.pt")
-    line = LEARN.replace("--cali_iters 2", "--quant_mode linear").replace("--cali_iters_a 2", "")
-    line = line.replace("--cali_lr_w 1e-2", "")
-    folder = run(classes, tmp_path / "run", f"{line} --cali_data_path {tmp_path / 'data.pt'} -n 1".replace("-n 1", ""))
-    ours = run(classes, tmp_path / "ours", f"{line} --cali_data_path {learned / 'calibration_data.safetensors'}")
+    folder = run(classes, tmp_path / "run", f"{LINEAR} --cali_data_path {tmp_path / 'data.pt'}")
+    ours = run(classes, tmp_path / "ours", f"{LINEAR} --cali_data_path {learned / 'calibration_data.safetensors'}")
     found, wanted = (read_quantized(f / "quantized.safetensors").state for f in (folder, ours))
     assert all(torch.equal(found[key], wanted[key]) for key in wanted), "ranges do not depend on the order of samples"
     del original["ucs"]
     torch.save(original, tmp_path / "data.pt")
-    text = refusal(classes, tmp_path / "c", f"{line} --cali_data_path {tmp_path / 'data.pt'}")
+    text = refusal(classes, tmp_path / "c", f"{LINEAR} --cali_data_path {tmp_path / 'data.pt'}")
     assert "no lists 'xs', 'ts', 'ucs' and 'cs'" in text
 
 
 def test_ranges_of_the_extremes_and_running_averages_of_the_softmax_alone(classes, learned, tmp_path):
-    base = LEARN.replace("--cali_iters 2", "").replace("--cali_lr_w 1e-2", "").replace("--cali_iters_a 2", "")
-    base += f" --quant_mode linear --cali_data_path {learned / 'calibration_data.safetensors'}"
+    base = f"{LINEAR} --cali_data_path {learned / 'calibration_data.safetensors'}"
     lines = {"linear": "", "running": "--running_stat", "softmax": "--running_stat --rs_sm_only"}
     states = {
         name: read_quantized(run(classes, tmp_path / name, f"{base} {line}") / "quantized.safetensors").state
@@ -492,7 +489,7 @@ def test_published_commands(line, averaged, tmp_path):
     def with_noise(network, x_T: Tensor, noise, abar: Tensor) -> Iterable[Step]:
         return ddim(network, x_T, latent_timesteps(1000, 4), abar, eta=eta, noise=noise)
 
-    model, found = golden_model(AVERAGED)[0], pixels(folder)
+    model, found = tiny_latent(AVERAGED), pixels(folder)
     model.adopt_ema()
     full = expected(model, [None], with_noise, seed=seed)
     acts = {"act_bit": 8, "a_sym": bool(a_sym)} if act else {}
