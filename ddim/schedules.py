@@ -17,7 +17,7 @@ def _const(start: float, end: float, n: int) -> Tensor:
 
 
 def _jsd(start: float, end: float, n: int) -> Tensor:
-    return 1.0 / torch.linspace(n, 1, n, dtype=torch.float64)  # 1/T, 1/(T-1), ..., 1
+    return 1.0 / torch.linspace(n, 1, n, dtype=torch.float64)
 
 
 def _sigmoid(start: float, end: float, n: int) -> Tensor:
@@ -28,7 +28,9 @@ SCHEDULES = {"linear": _linear, "quad": _quad, "const": _const, "jsd": _jsd, "si
 
 
 def beta_schedule(name: str, start: float, end: float, num_timesteps: int) -> Tensor:
-    """Variances beta_t of the forward process (Ho et al. 2020, section 2; `jsd` from Sohl-Dickstein et al. 2015).
+    """Variances beta_t of the forward process (Ho et al. 2020, section 2).
+
+    `jsd` takes 1/T of the first signal away at every t (Sohl-Dickstein et al. 2015, section 2.4.1).
 
     Args:
         name: one of `SCHEDULES`.

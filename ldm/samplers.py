@@ -55,14 +55,23 @@ def latent_timesteps(num_timesteps: int, steps: int, skip_type: str = "uniform")
         ascending timesteps in 1..T-1.
 
     Raises:
-        ValueError: unknown skip_type, steps outside its range, or steps that lead beyond T-1.
+        ValueError: unknown skip_type, or steps outside their range or such that lead beyond T-1; the error names the
+            nearest that do not.
     """
-    timesteps = [t + 1 for t in timestep_sequence(num_timesteps, steps, skip_type)]
-    if timesteps[-1] >= num_timesteps:
-        raise ValueError(
-            f"steps={steps} leads to timestep {timesteps[-1]}, the last one is {num_timesteps - 1}: take other steps"
-        )
-    return timesteps
+    if _fit(num_timesteps, steps, skip_type):
+        return [t + 1 for t in timestep_sequence(num_timesteps, steps, skip_type)]
+    fewer = (n for n in range(min(steps, num_timesteps + 1) - 1, 0, -1) if _fit(num_timesteps, n, skip_type))
+    more = (n for n in range(steps + 1, num_timesteps + 1) if _fit(num_timesteps, n, skip_type))
+    nearest = [str(n) for n in (next(fewer, None), next(more, None)) if n]
+    hint = f"take {' or '.join(nearest)}" if nearest else "no number of steps fits"
+    raise ValueError(f"steps={steps} leads to timestep {num_timesteps}, the last one is {num_timesteps - 1}: {hint}")
+
+
+def _fit(num_timesteps: int, steps: int, skip_type: str) -> bool:
+    """Whether the last of as many `latent_timesteps` is one of the schedule."""
+    if steps > num_timesteps:
+        return False
+    return timestep_sequence(num_timesteps, steps, skip_type)[-1] + 1 < num_timesteps
 
 
 def ddim(

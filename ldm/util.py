@@ -2,62 +2,22 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
-_FIRST_STAGE = {
-    "batch_resize_range",
-    "ckpt_path",
-    "colorize_nlabels",
-    "ignore_keys",
-    "image_key",
-    "lossconfig",
-    "lr_g_factor",
-    "monitor",
-    "remap",
-    "sane_index_shape",
-    "scheduler_config",
-    "use_ema",
-}
-# Every class that a configuration may name -> its published parameters that matter to training alone, or not at all
-TARGETS: dict[str, Collection[str]] = {
-    "ldm.models.diffusion.ddpm.LatentDiffusion": {
-        "ckpt_path",
-        "clip_denoised",  # latents are never clipped
-        "cond_stage_trainable",
-        "first_stage_key",
-        "ignore_keys",
-        "l_simple_weight",
-        "learn_logvar",
-        "load_only_unet",
-        "log_every_t",
-        "logvar_init",
-        "loss_type",
-        "monitor",
-        "num_timesteps_cond",
-        "original_elbo_weight",
-        "scheduler_config",
-        "use_positional_encodings",
-    },
-    "ldm.models.autoencoder.AutoencoderKL": _FIRST_STAGE,
-    "ldm.models.autoencoder.VQModelInterface": _FIRST_STAGE,
-    "ldm.models.autoencoder.IdentityFirstStage": {"vq_interface"},
-    "ldm.modules.diffusionmodules.openaimodel.UNetModel": {"image_size", "legacy", "use_checkpoint"},
-    "ldm.modules.encoders.modules.ClassEmbedder": (),
-    "ldm.modules.encoders.modules.FrozenCLIPEmbedder": {"device"},
-}
-# What published configurations name for training; nothing is built for it
-TRAINING_TARGETS = {
-    "ldm.lr_scheduler.LambdaLinearScheduler",
-    "ldm.lr_scheduler.LambdaWarmUpCosineScheduler",
-    "ldm.lr_scheduler.LambdaWarmUpCosineScheduler2",
-    "ldm.modules.losses.LPIPSWithDiscriminator",
-    "ldm.modules.losses.contperceptual.LPIPSWithDiscriminator",
-    "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
-    "torch.nn.Identity",
-}
+from ldm.published import MEANINGS, TARGETS, TRAINING_TARGETS, UNAVAILABLE, OtherParameters
+
 NOTHING = {"__is_first_stage__", "__is_unconditional__"}
+
+
+class NotAvailable(ValueError):
+    """A configuration is right, and asks for parts of the published code that are not here."""
+
+    def __init__(self, parts: Iterable[str]):
+        first, *others = parts
+        super().__init__(f"{first} is not available" + "".join(f", nor is {other}" for other in others))
 
 
 def instantiate_from_config(config: Mapping | str) -> Any:
@@ -73,37 +33,93 @@ def instantiate_from_config(config: Mapping | str) -> Any:
         the object, with random weights; None for the words in `NOTHING`.
 
     Raises:
+        NotAvailable: it, or a section within it, asks for what the published code has and this one has not.
         ValueError: a target that is none of ours, or parameters that its class does not have or that it lacks.
     """
     if isinstance(config, str) and config in NOTHING:
         return None
     if not isinstance(config, Mapping) or "target" not in config:
         raise ValueError(f"a model section needs a `target`, this one is: {config}")
+    _refuse_unavailable(config)
     target, params = config["target"], config.get("params") or {}
     if not isinstance(target, str) or target not in TARGETS:
         raise ValueError(f"target '{target}' is not available{_did_you_mean(target, TARGETS)}")
-    without_effect = TARGETS[target]
-    for name in set(params) & set(without_effect):
+    others = TARGETS[target]
+    for name in set(params) & set(others.ignored):
         _check_training_target(name, params[name])
-    module, _, cls = target.rpartition(".")  # both from TARGETS: a configuration reaches no other module
-    used = {name: value for name, value in params.items() if name not in without_effect}
-    return construct(getattr(import_module(module), cls), used, name=target, also_known=without_effect)
+    return construct(_class_of(target), params, name=target, others=others)
 
 
-def construct(make: Callable, params: Mapping, *, name: str, also_known: Iterable[str] = ()) -> Any:
-    """`make(**params)`; a parameter that it does not take or that is missing is a ValueError about `name`.
+def construct(make: Callable, params: Mapping, *, name: str, others: OtherParameters | None = None) -> Any:
+    """`make(**params)`, without those of its other published parameters that change nothing.
 
-    `also_known` are suggested for a misspelt parameter beside those of `make`.
+    Raises:
+        NotAvailable: a published parameter has a value that is not available.
+        ValueError: a parameter, of those that `name` has, is unknown or missing.
     """
-    variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-    own = {key: p for key, p in inspect.signature(make).parameters.items() if p.kind not in variadic}
+    others = others or OtherParameters()
+    if unavailable := _unavailable_parameters(name, params, others):
+        raise NotAvailable(unavailable)
+    own, known = _parameters(make), {*others.ignored, *others.only}
     for key in params:
-        if key not in own:
-            raise ValueError(f"{name}: unknown parameter '{key}'{_did_you_mean(key, [*own, *also_known])}")
+        if key not in own and key not in known:
+            raise ValueError(f"{name}: unknown parameter '{key}'{_did_you_mean(key, [*own, *known])}")
     for key, p in own.items():
         if p.default is inspect.Parameter.empty and key not in params:
             raise ValueError(f"{name}: parameter '{key}' is missing")
-    return make(**params)
+    return make(**{key: value for key, value in params.items() if key in own})
+
+
+def parameter_types(target: object) -> dict[str, object]:
+    """The parameters of the class that a `target` names, with their annotations; none unless it is one of ours."""
+    if not isinstance(target, str) or target not in TARGETS:
+        return {}
+    cls = _class_of(target)
+    hints = typing.get_type_hints(cls.__init__)
+    return {name: hints[name] for name in _parameters(cls)}
+
+
+def _class_of(target: str) -> type:
+    """One of `TARGETS`: a configuration reaches no other module."""
+    module, _, name = target.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _parameters(make: Callable) -> dict[str, inspect.Parameter]:
+    variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return {key: p for key, p in inspect.signature(make).parameters.items() if p.kind not in variadic}
+
+
+def _refuse_unavailable(config: Mapping) -> None:
+    """Name everything at once that is not available, classes first: they are why some parameters are not either."""
+    sections = list(_sections(config))
+    names = [str(section["target"]).rpartition(".")[2] for section in sections]
+    parts = [f"{UNAVAILABLE[name]} ({name})" for name in dict.fromkeys(names) if name in UNAVAILABLE]
+    for name, section in zip(names, sections):
+        others = TARGETS.get(str(section["target"]), OtherParameters())
+        parts += _unavailable_parameters(name, section.get("params") or {}, others)
+    if parts:
+        raise NotAvailable(parts)
+
+
+def _sections(config: Mapping) -> Iterator[Mapping]:
+    """`config` and the sections with a `target` among its parameters, but not those that are ignored."""
+    yield config
+    params = config.get("params") or {}
+    ignored = TARGETS.get(str(config["target"]), OtherParameters()).ignored
+    for key in params:
+        if key not in ignored and isinstance(params[key], Mapping) and "target" in params[key]:
+            yield from _sections(params[key])
+
+
+def _unavailable_parameters(name: str, params: Mapping, others: OtherParameters) -> list[str]:
+    wrong = [f"{key}: {params[key]}" for key in params if not _available(params[key], others.only.get(key))]
+    return [f"{MEANINGS[text]} ({text})" if text in MEANINGS else f"{text} ({name})" for text in wrong]
+
+
+def _available(value: object, values: Iterable[object] | None) -> bool:
+    """Whether it is one of the values, if these are all; a list, which has no hash, may be asked for too."""
+    return values is None or any(value == other for other in values)
 
 
 def _check_training_target(name: str, value: object) -> None:

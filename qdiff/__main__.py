@@ -1,6 +1,5 @@
 """`python -m qdiff VERB`: what is done with files beside sampling."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -26,11 +25,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {verb.__name__: verb for ver
 
 def main() -> None:
     """Run the verb of the command line."""
-    try:
-        run(_dispatch)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, `| head`, has seen enough; nothing is left to say when Python closes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    run(_dispatch)
 
 
 def _dispatch() -> None:

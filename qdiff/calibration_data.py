@@ -12,7 +12,9 @@ from torch import Tensor
 
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
-from qdiff.files.pickles import format_of, load_pickle
+from qdiff.files.formats import format_of
+from qdiff.files.names import utf8_name
+from qdiff.files.pickles import load_pickle
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,13 @@ def read_calibration_data(
     if format_of(path) != "safetensors":
         return _from_original(path, cali_st, cali_n, ("ucs", "cs")[-rows:] if conditions else ())
     try:
-        stored = load_file(path)
+        with utf8_name(path) as name:
+            stored = load_file(name)
         data = CalibrationSet(tuple(stored[f"input_{i}"] for i in range(len(stored))))
     except (SafetensorError, KeyError, ValueError):
-        raise UserError(f"'{path}' is damaged or holds no calibration data: collect or copy them again") from None
+        raise UserError(
+            f"'{path}' holds no calibration data: give data, or leave out --cali_data_path to collect them"
+        ) from None
     if len(data) != cali_st * cali_n * rows:
         guided = ", with guidance," if rows > 1 else ""
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from qdiff.files.names import utf8_name
 from qdiff.reaching import block_inputs, block_output
 from qdiff.replay import Replay
 
@@ -32,10 +33,10 @@ class Store:
             self.left -= size
             return torch.empty(shape, dtype=dtype)
         # The name is gone once the file is mapped, so not even a killed process leaves anything behind.
-        with tempfile.NamedTemporaryFile(prefix="captured-", dir=self.folder) as file:
+        with tempfile.NamedTemporaryFile(prefix="captured-", dir=self.folder) as file, utf8_name(file.name) as name:
             if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process (SIGBUS)
                 os.posix_fallocate(file.fileno(), 0, size)
-            return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
+            return torch.from_file(str(name), shared=True, size=count, dtype=dtype).view(shape)
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,22 @@
 """Where files and networks meet: quantized networks of ours and of the original, and full-precision weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from qdiff import compat
+from qdiff import compat, weights
 from qdiff.adapters import Adapter, adapter_for
 from qdiff.errors import UserError
 from qdiff.files.facts import Facts
-from qdiff.files.pickles import format_of, read_weights
+from qdiff.files.foreign import kind_of
+from qdiff.files.formats import format_of
 from qdiff.files.quantized import QuantizedFile, is_quantized, read_quantized, write_quantized
-from qdiff.fitting import check_numbers, compare, legacy_owners, splits_of, state_shapes
+from qdiff.files.state_dicts import StateDict, read_state_dicts
+from qdiff.fitting import check_numbers, compare, legacy_owners, misfit, splits_of, state_shapes
 from qdiff.observing import Observer
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_layer import PackedModule, QuantModule
@@ -30,9 +33,28 @@ class OriginalFile:
 
 @dataclass(frozen=True)
 class FullPrecisionFile:
-    """Weights of a network that is not quantized, by key."""
+    """A checkpoint that is neither ours nor calibrated by the original: the state dicts that it holds, at least one."""
 
-    state: Mapping[str, Tensor]
+    found: Sequence[StateDict]
+
+    @property
+    def largest(self) -> StateDict:
+        """The state dict with the most tensors, the first of several."""
+        return max(self.found, key=lambda state: len(state.tensors))
+
+    @property
+    def kind(self) -> str | None:
+        """What it is instead of weights of ours, and what to do; see `kind_of`."""
+        return kind_of(self.largest.tensors)
+
+
+# Gives the tensors of a file, by its path, the keys of a network; tells in phrases what it left out or computed
+Layout = Callable[[str | Path, Mapping[str, Tensor]], tuple[dict[str, Tensor], list[str]]]
+
+
+def as_it_is(_path: str | Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The `Layout` of files that have exactly the network's keys."""
+    return dict(tensors), []
 
 
 def read_checkpoint(path: str | Path) -> QuantizedFile | OriginalFile | FullPrecisionFile:
@@ -43,9 +65,11 @@ def read_checkpoint(path: str | Path) -> QuantizedFile | OriginalFile | FullPrec
     """
     if format_of(path) == "safetensors" and is_quantized(path):
         return read_quantized(path)
-    state = read_weights(path)
-    if not compat.is_original(state):
-        return FullPrecisionFile(state)
+    found = read_state_dicts(path)
+    calibrated = next((state for state in found if compat.is_original(state.tensors)), None)
+    if calibrated is None:
+        return FullPrecisionFile(found)
+    state = calibrated.unwrapped().tensors
     try:
         return OriginalFile(state, compat.facts(state))
     except ValueError as e:
@@ -141,36 +165,48 @@ def load_rounding(model: nn.Module, path: str | Path, policy: QuantPolicy) -> Qu
 def load_weights(
     model: nn.Module,
     path: str | Path,
-    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
-    without: tuple[str, ...] = (),
+    *,
+    layout: Layout = as_it_is,
+    averages: bool | None = None,
+    skip: tuple[str, ...] = (),
 ) -> None:
-    """Give a network the full-precision weights of a file, on the CPU and where possible mapped instead of copied.
+    """Load the full-precision weights of a file into a network, on the CPU and where possible mapped instead of copied.
+
+    Where in the file they stand is found out, and the log says which were taken; see `qdiff.weights.choose`.
 
     Args:
         model: may be on the meta device; its parameters and buffers are replaced and keep their dtypes.
-        path: the weights.
-        rename: gives keys that are written in several ways the network's names.
-        without: how the keys begin that are not loaded, and of whose numbers nothing is read.
+        path: the weights, in any floating-point type.
+        layout: how the keys of files differ from those of the network.
+        averages: whether averages are wanted where the file has weights and their averages; None where nothing says it.
+        skip: key prefixes that are compared but not loaded; their numbers are not read.
 
     Raises:
-        UserError: damaged file, a calibrated file, or weights of another network.
+        UserError: damaged file, a calibrated file, weights of another network or several sets of weights.
     """
     file = read_checkpoint(path)
     if not isinstance(file, FullPrecisionFile):
         raise UserError(
             f"'{path}' is calibrated, full-precision weights are needed here: use --resume --cali_ckpt for it"
         )
-    own, state = model.state_dict(), rename(file.state)
-    compare(path, state, {key: tuple(x.shape) for key, x in own.items()})
-    loaded = {key: x for key, x in state.items() if not key.startswith(without)}
+    own = model.state_dict()
+    chosen, notes = weights.choose(path, file.found, own, averages)
+    state, differences = layout(path, chosen.tensors)
+    shapes = {key: tuple(x.shape) for key, x in own.items()}
+    if misfit(state, shapes) and file.kind:
+        raise UserError(f"'{path}' is {file.kind}")
+    compare(path, state, shapes)
+    loaded = weights.converted(path, {key: x for key, x in state.items() if not key.startswith(skip)}, own)
     check_numbers(path, loaded)
-    model.load_state_dict({key: x.to(own[key].dtype) for key, x in loaded.items()}, assign=True, strict=not without)
+    model.load_state_dict(loaded, assign=True, strict=not skip)
+    weights.report(path, chosen, own, [*notes, *differences])
 
 
 def _read_calibrated(path: str | Path) -> QuantizedFile | OriginalFile:
     file = read_checkpoint(path)
     if isinstance(file, FullPrecisionFile):
-        raise UserError(f"'{path}' has no quantizers, it is a full-precision checkpoint: use --ckpt or -r for it")
+        full_precision = "a full-precision checkpoint without quantizers: use --ckpt or -r for it"
+        raise UserError(f"'{path}' is {file.kind or full_precision}")
     return file
 
 
@@ -184,8 +220,18 @@ def _state_for(
     ours = isinstance(file, QuantizedFile)
     compare(path, file.state, shapes if ours else compat.original_shapes(shapes, splits, owners))
     check_numbers(path, file.state)
+    if not ours:
+        _check_precision(path, file.state)
     if ours and file.splits != splits:
         raise UserError(
             f"'{path}' splits its shortcuts at other channels than the network: give the --config of its network"
         )
     return file.state if ours else compat.from_original(file.state, shapes, policy.weight, owners)
+
+
+def _check_precision(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse a calibrated file in less than float32: floor(w / delta) of rounded numbers gives other codes."""
+    for key, x in state.items():
+        if key.endswith((".weight", ".alpha", ".delta")) and x.dtype not in (torch.float32, torch.float64):
+            dtype = str(x.dtype).removeprefix("torch.")
+            raise UserError(f"'{path}': '{key}' is {dtype}, too coarse for its codes: give the file in float32")

@@ -24,7 +24,7 @@ State = Mapping[str, Tensor]
 
 def is_original(state: State) -> bool:
     """Whether these are the keys of a calibrated checkpoint of the original."""
-    return any(f".{SLOTS[0]}." in key for key in state)
+    return any(key.endswith(tuple(f".{SLOTS[0]}.{field}" for field in FIELDS)) for key in state)
 
 
 def facts(state: State) -> Facts:
@@ -117,7 +117,7 @@ def _layer(state: State, path: str) -> Layer:
             "unfinished calibration: use the file that the finished run saved"
         )
     if lacking:
-        raise ValueError(f"'{lacking[0]}' is missing: get a whole copy of the file")
+        raise ValueError(f"'{lacking[0]}' is missing: give the file that the finished calibration saved")
     shape = tuple(state[f"{path}.weight"].shape)
     alphas = [tuple(state[f"{path}.{slot}.alpha"].shape) for slot in slots]
     channels = tuple(alpha[1] for alpha in alphas if len(alpha) > 1)
@@ -128,7 +128,7 @@ def _layer(state: State, path: str) -> Layer:
         or alphas != [(shape[0], c, *shape[2:]) for c in channels]
         or scales != {per_channel}
     ):
-        raise ValueError(f"the quantizers of '{path}' do not fit its weight: get a whole copy of the file")
+        raise ValueError(f"the quantizers of '{path}' do not fit its weight: give a file that the original saved")
     return Layer(shape, channels if len(slots) > 1 else ())
 
 
@@ -147,7 +147,7 @@ def _weight_bits(state: State, layers: Mapping[str, Layer]) -> int:
     bits = int(math.log2(median + 1) + 0.01) if 0 <= median < math.inf else 0
     if not 2 <= bits <= 8:
         raise ValueError(
-            f"a weight's range is {median:.4g} steps wide, which fits no bit width: get a whole copy of it"
+            f"a weight's range is {median:.4g} steps wide, which fits no bit width: give a file that the original saved"
         )
     return bits
 

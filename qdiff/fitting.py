@@ -47,6 +47,17 @@ def legacy_owners(model: nn.Module, adapter: Adapter) -> dict[str, str]:
     return {path: path.rpartition(".")[0] for path, kind in kinds.items() if kind and kind.legacy_owner}
 
 
+def misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Shape]) -> str | None:
+    """Say how keys or shapes differ from those that the network needs; None where they are the same."""
+    for what, keys in (("lacks", wanted.keys() - state.keys()), ("has surplus", state.keys() - wanted.keys())):
+        if keys:
+            return f"it {what} '{min(keys)}'" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
+    for key, shape in wanted.items():
+        if tuple(state[key].shape) != shape:
+            return f"'{key}' has shape {tuple(state[key].shape)}, the network needs {shape}"
+    return None
+
+
 def compare(path: str | Path, state: Mapping[str, Tensor], wanted: Mapping[str, Shape]) -> None:
     """Check keys and shapes.
 
@@ -58,15 +69,8 @@ def compare(path: str | Path, state: Mapping[str, Tensor], wanted: Mapping[str, 
     Raises:
         UserError: a key is missing or surplus, or a shape differs.
     """
-    remedy = "give the --config of its network, or a whole copy of the file"
-    for what, keys in (("lacks", wanted.keys() - state.keys()), ("has surplus", state.keys() - wanted.keys())):
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise UserError(f"'{path}' does not fit the network: it {what} '{min(keys)}'{more}; {remedy}")
-    for key, shape in wanted.items():
-        if tuple(state[key].shape) != shape:
-            found = f"'{key}' has shape {tuple(state[key].shape)}, the network needs {shape}"
-            raise UserError(f"'{path}' does not fit the network: {found}; {remedy}")
+    if difference := misfit(state, wanted):
+        raise UserError(f"'{path}' does not fit the network: {difference}; give the --config of its network")
 
 
 def check_numbers(path: str | Path, state: Mapping[str, Tensor]) -> None:
@@ -82,4 +86,6 @@ def check_numbers(path: str | Path, state: Mapping[str, Tensor]) -> None:
         elif key.endswith(".zero_point"):
             right = right & (x == x.round())
         if not right.all():
-            raise UserError(f"'{path}' is damaged: '{key}' holds {x[~right][0].item()}; get a whole copy of the file")
+            raise UserError(
+                f"'{path}': '{key}' holds {x[~right][0].item()}, with which nothing can be computed: give another file"
+            )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qdiff.errors import UserError
 from qdiff.files.atomic import remove_leftovers, replacing
+from qdiff.files.names import utf8_name
 
 
 class Journal:
@@ -46,7 +47,7 @@ class Journal:
     def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, float]] | None:
         """A recorded unit's tensors and info, None if it is not there or its file is damaged: then do it again."""
         try:
-            with safe_open(self._file(unit), "pt") as stored:
+            with utf8_name(self._file(unit)) as file, safe_open(file, "pt") as stored:
                 names = list(stored.keys())
                 return {k: stored.get_tensor(k) for k in names}, json.loads((stored.metadata() or {})["info"])
         except (FileNotFoundError, SafetensorError, ValueError, KeyError):

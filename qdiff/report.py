@@ -8,13 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from qdiff.files.atomic import replacing
-from qdiff.files.pictures import read_picture
+from qdiff.files.pictures import as_image, read_pictures
 
 ENLARGED = 2  # screen pixels a side for a pixel of a picture, in the comparison
 WIDE = 2  # a picture is wide whose width is more than so many times its height
@@ -117,11 +114,6 @@ COLUMNS = (
 )
 
 
-def read_pictures(paths: Sequence[Path]) -> Tensor:
-    """PNGs of equal size as uint8 (N, 3, H, W). Raises UserError if one is missing or damaged."""
-    return torch.stack([torch.from_numpy(np.array(read_picture(path))).permute(2, 0, 1) for path in paths])
-
-
 def text_table(section: Section) -> str:
     """The table for a terminal."""
     rows = _cells(section)
@@ -209,7 +201,7 @@ def write_report(folder: Path, title: str, sections: Sequence[Section], settings
 
 
 def _enlarged(path: Path) -> Image.Image:
-    picture = read_picture(path)
+    picture = as_image(read_pictures([path])[0])
     return picture.resize((ENLARGED * picture.width, ENLARGED * picture.height), Image.Resampling.NEAREST)
 
 

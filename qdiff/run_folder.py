@@ -1,26 +1,24 @@
 """The folder of a run: what was asked for, what happened, what came out. One process at a time works in it."""
 
 import errno
-import logging
-import sys
-from collections.abc import Collection, Iterator, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, takewhile
 from pathlib import Path, PurePath
 
 import yaml
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from qdiff.errors import UserError
 from qdiff.files.atomic import remove_leftovers, replacing
-
-logger = logging.getLogger("qdiff")
+from qdiff.files.log import logging_to
+from qdiff.files.refusals import explaining
 
 ABSENT = "nothing"  # shown for a setting that one of two configurations lacks
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+SHOWN = 24  # characters of a value that was changed
+LISTED = 150  # characters of changed settings in one line
 
 
 @dataclass(frozen=True)
@@ -57,21 +55,14 @@ class RunFolder:
 
         Raises:
             UserError: the path cannot be such a folder, another process works in it, or, at any time inside the
-                context, a disk is full or a file may not be written.
+                context, the system refuses to read or write a file.
         """
         path = Path(path)
-        with _explained(path, flag), ExitStack() as stack:
+        with explaining(path, flag), ExitStack() as stack:
             path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path / ".lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise UserError(
-                    f"another process works in '{path}': let it end, or give another folder with {flag}"
-                ) from None
-            stack.callback(lock.release)
+            stack.enter_context(_locked(path, flag))
             remove_leftovers(path)
-            stack.enter_context(_logging(path / "log.txt", verbose))
+            stack.enter_context(logging_to(path / "log.txt", verbose))
             yield cls(path, flag)
 
     def settle(self, config: Mapping[str, object], free: Collection[str] = ()) -> None:
@@ -108,16 +99,50 @@ class RunFolder:
         return config
 
     def _refuse_other(self, before: dict[str, str], now: dict[str, str], free: Collection[str]) -> None:
+        sections = list(dict.fromkeys(key.partition(".")[0] for key in before | now))
         changed = [
-            f"{key} was {before.get(key, ABSENT)} and is {now.get(key, ABSENT)} now"
-            for key in before | now
-            if key not in free and before.get(key, ABSENT) != now.get(key, ABSENT)
+            _change(key, before.get(key, ABSENT), now.get(key, ABSENT))
+            for key in sorted(before | now, key=lambda key: sections.index(key.partition(".")[0]))
+            if key not in free and before.get(key) != now.get(key)
         ]
         if changed:
             raise UserError(
-                f"'{self.path}' holds another run: {', '.join(changed)}; change that back, or give another folder "
-                f"with {self.flag}"
+                f"'{self.path}' holds another run: {_in_short(changed)}; change that back, or give another folder with "
+                f"{self.flag}"
             )
+
+
+def _change(key: str, before: str, now: str) -> str:
+    """What became of a setting; of long values, what follows where they begin to differ."""
+    start = 0
+    if max(len(before), len(now)) > SHOWN:
+        equal = takewhile(lambda pair: pair[0] == pair[1], zip(before, now))
+        start = max(0, sum(1 for _ in equal) - SHOWN // 3)
+    shown = ["..." * (start > 0) + v[start:][:SHOWN] + "..." * (len(v) > start + SHOWN) for v in (before, now)]
+    return f"{key} was {shown[0]} and is {shown[1]} now"
+
+
+def _in_short(changes: Sequence[str]) -> str:
+    """As many as fit into a line, at least the first one, and how many more there are."""
+    lengths = accumulate(len(change) + 2 for change in changes)
+    fit = max(1, sum(length <= LISTED for length in lengths))
+    more = f" and {len(changes) - fit} more" if fit < len(changes) else ""
+    return ", ".join(changes[:fit]) + more
+
+
+@contextmanager
+def _locked(path: Path, flag: str) -> Iterator[None]:
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process works in '{path}': let it end, or give another folder with {flag}") from None
+    except NotImplementedError as e:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(path / ".lock")) from e
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Dumper(yaml.SafeDumper):
@@ -136,54 +161,3 @@ def _flat(config: object, prefix: str = "") -> dict[str, str]:
         for name, value in config.items()
         for key, leaf in _flat(value, f"{prefix}.{name}" if prefix else str(name)).items()
     }
-
-
-@contextmanager
-def _explained(path: Path, flag: str) -> Iterator[None]:
-    """One line for what a file system refuses."""
-    try:
-        yield
-    except OSError as e:
-        where = e.filename or path
-        if e.errno in _FULL:
-            raise UserError(
-                f"no space left to write '{where}': free some, then run the same command again; it continues"
-            ) from e
-        if e.errno in _UNUSABLE:
-            raise UserError(f"cannot use '{where}' ({e.strerror}): give another folder with {flag}") from e
-        raise
-
-
-class _LogFile(logging.FileHandler):
-    """A log that fails as other files do, where logging's own way is to print a traceback and go on."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        raise  # noqa: PLE0704 - logging calls this where it has caught the error
-
-
-class _Console(logging.Handler):
-    """Lines that do not tear a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-@contextmanager
-def _logging(file: Path, verbose: bool) -> Iterator[None]:
-    log, console = _LogFile(file, encoding="utf-8"), _Console(logging.DEBUG if verbose else logging.WARNING)
-    log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    console.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    level_before = logger.level
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    logger.addHandler(log)
-    logger.addHandler(console)
-    try:
-        yield
-    except BaseException as e:
-        logger.info("stopped by %s: %s", type(e).__name__, e)
-        raise
-    finally:
-        logger.setLevel(level_before)
-        logger.removeHandler(log)
-        logger.removeHandler(console)
-        log.close()  # last, because on a full disk it raises

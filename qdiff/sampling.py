@@ -1,23 +1,18 @@
 """Seeds -> batches -> images: every image has its own noise, is written whole, and is made once."""
 
-import io
 import logging
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
 from qdiff.errors import UserError
-from qdiff.files.atomic import remove_leftovers, replacing
-from qdiff.files.pictures import read_picture
+from qdiff.files.atomic import remove_leftovers
+from qdiff.files.pictures import Shape, check_channels, check_picture, write_picture
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +60,28 @@ def image_path(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
 
 
+def missing_images(indices: Iterable[int], folder: Path, shape: Shape) -> list[int]:
+    """Numbers of the images that are still to be made.
+
+    Raises:
+        UserError: what stands in the place of an image is not a whole PNG of this shape, or no PNG can have it.
+    """
+    check_channels(shape[0])
+    names, missing = set(os.listdir(folder)) if folder.exists() else set(), []
+    for i in indices:
+        path = image_path(folder, i)
+        if path.name in names:
+            check_picture(path, shape)
+        else:
+            missing.append(i)
+    return missing
+
+
 def sample_images(
     draw: Draw,
     indices: Iterable[int],
     folder: Path,
+    shape: Shape,
     batch_size: int,
     *,
     decode: Decode = lambda x: x,
@@ -85,8 +98,9 @@ def sample_images(
             progress bar moves and `watch` can let go of what it has seen.
         indices: numbers of the wanted images, >= 0.
         folder: in use by this process alone; made if it is missing.
+        shape: (C, H, W) of a finished image; C is 1 (grey) or 3 (RGB).
         batch_size: images at a time, >= 1.
-        decode: the last x -> images (B, 3, H, W) in [-1, 1]; what lies outside is clamped.
+        decode: the last x -> images (B, *shape) in [-1, 1]; what lies outside is clamped.
         metadata: number of an image -> its PNG text chunks, key (1 to 79 Latin-1 characters) to any text.
         watch: is called with (numbers, step from 0, x) after every step; see `frame_writer`.
 
@@ -94,13 +108,14 @@ def sample_images(
         how many images were made.
 
     Raises:
-        UserError: an image is not finite; none of its batch is written.
+        UserError: as `missing_images`, before anything is drawn; or an image is not finite, then none of its batch is
+            written.
         OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    indices, existing = list(indices), set(os.listdir(folder))
-    missing = [i for i in indices if image_path(folder, i).name not in existing]
+    indices = list(indices)
+    missing = missing_images(indices, folder, shape)
     done = len(indices) - len(missing)
     logger.info("%s: %d of %d images exist, %d to make", folder, done, len(indices), len(missing))
     with tqdm(total=len(indices), initial=done, unit="image", disable=None) as bar:
@@ -112,7 +127,7 @@ def sample_images(
             images = decode(x)
             _refuse_non_finite(images, batch)
             for i, pixels in zip(batch, to_uint8(images), strict=True):
-                _write_png(image_path(folder, i), pixels, metadata(i))
+                write_picture(image_path(folder, i), pixels, metadata(i))
                 bar.update()
             logger.debug("images %d to %d written", batch[0], batch[-1])
     return len(missing)
@@ -121,69 +136,20 @@ def sample_images(
 def frame_writer(folder: Path, decode: Decode = lambda x: x) -> Watch:
     """A `watch` of `sample_images` that keeps the picture of every step: `folder`/000007/000000.png is image 7's first.
 
+    Pictures of an image that is made again are replaced, for a run that was killed may have left some.
+
     Args:
         folder: in use by this process alone; made when the first picture is written.
-        decode: x -> images (B, 3, H, W) in [-1, 1]; what lies outside is clamped.
+        decode: x -> images (B, C, H, W) in [-1, 1], grey or RGB; what lies outside is clamped.
     """
     for sequence in folder.glob("*/"):
         remove_leftovers(sequence)
 
     def watch(batch: Sequence[int], step: int, x: Tensor) -> None:
         for i, pixels in zip(batch, to_uint8(decode(x)), strict=True):
-            _write_png(image_path(folder / f"{i:06d}", step), pixels, {})
+            write_picture(image_path(folder / f"{i:06d}", step), pixels, {})
 
     return watch
-
-
-def write_grid(
-    pictures: Sequence[Path], path: Path, columns: int | None = None, text: Mapping[str, str] | None = None
-) -> None:
-    """One PNG of several pictures of equal size, row by row; in a square without `columns`.
-
-    Args:
-        text: chunks of the PNG; see `sample_images`.
-
-    Raises:
-        UserError: a picture is missing or damaged.
-    """
-    from torchvision.utils import make_grid  # slow to load, and needed here alone
-
-    images = torch.stack([_read_png(picture) for picture in pictures])
-    _write_png(path, make_grid(images, nrow=columns or math.ceil(len(pictures) ** 0.5)), text or {})
-
-
-def write_array(pictures: Sequence[Path], folder: Path) -> Path:
-    """Pictures of equal size as one array, `folder`/NxHxWx3-samples.npz, as the tools for FID read it.
-
-    Its only member, `arr_0`, is uint8 of shape (N, H, W, 3). One picture at a time is in memory, and the file appears
-    whole or not at all. It replaces arrays of other numbers of pictures; one that is newer than its pictures stays.
-
-    Returns:
-        the path.
-
-    Raises:
-        UserError: a picture is missing or damaged.
-    """
-    shape = (len(pictures), *_read_png(pictures[0]).permute(1, 2, 0).shape)
-    path = folder / f"{'x'.join(map(str, shape))}-samples.npz"
-    newest = max(picture.stat().st_mtime_ns for picture in pictures)
-    if path.exists() and path.stat().st_mtime_ns > newest:
-        return path
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    with (
-        replacing(path) as partial,
-        ZipFile(partial, "w", ZIP_STORED) as archive,
-        archive.open(
-            ZipInfo("arr_0.npy"), "w", force_zip64=True
-        ) as member,  # the date of 1980: equal runs, equal files
-    ):
-        np.lib.format.write_array_header_1_0(member, header)
-        for picture in pictures:
-            member.write(_read_png(picture).permute(1, 2, 0).contiguous().numpy())
-    for other in folder.glob("*x*x*x3-samples.npz"):
-        if other != path:
-            other.unlink()
-    return path
 
 
 def _refuse_non_finite(images: Tensor, batch: Sequence[int]) -> None:
@@ -191,22 +157,6 @@ def _refuse_non_finite(images: Tensor, batch: Sequence[int]) -> None:
     for i, whole in zip(batch, finite, strict=True):
         if not whole:
             raise UserError(
-                f"image {i} is not finite (NaN or infinity): sample it without --ptq; if that works, calibrate again, "
-                "otherwise the weights are damaged or overflow at this precision"
+                f"image {i} is not finite (NaN or infinity): sample it in full precision and float32, which tells "
+                "whether quantization, the precision or the weights make it so"
             )
-
-
-def _write_png(path: Path, pixels: Tensor, text: Mapping[str, str]) -> None:
-    """Write uint8 pixels (3, H, W); the file appears whole or not at all."""
-    chunks = PngInfo()
-    for key, value in text.items():
-        chunks.add_text(key, value)
-    png = io.BytesIO()  # a full disk then fails with its own error, not with one of the encoder
-    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(png, format="PNG", pnginfo=chunks)
-    with replacing(path) as partial:
-        partial.write_bytes(png.getvalue())
-
-
-def _read_png(path: Path) -> Tensor:
-    """uint8 pixels (3, H, W)."""
-    return torch.from_numpy(np.array(read_picture(path))).permute(2, 0, 1)

@@ -4,10 +4,13 @@
 import argparse
 import os
 import platform
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository before PYTHONPATH
 
 from qdiff.cli.experiments import FP, Experiment
 from qdiff.cli.parser import Parser, number, parse, run

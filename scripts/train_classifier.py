@@ -2,7 +2,10 @@
 """Train the classifier of `models/features` and fit its reference statistics; the same command goes on."""
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository before PYTHONPATH
 
 from qdiff.cli.parser import run
 

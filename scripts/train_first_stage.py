@@ -1,7 +1,10 @@
 #!/usr/bin/env python
 """Train the first stage of a latent model on named pictures; the same command goes on where it stopped."""
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository before PYTHONPATH
 
 from qdiff.cli.parser import run
 from qdiff.training.flags import training_parser

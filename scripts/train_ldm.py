@@ -1,7 +1,10 @@
 #!/usr/bin/env python
 """Train a latent model on the categories or names of pictures; the same command goes on where it stopped."""
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository before PYTHONPATH
 
 from qdiff.cli.parser import run
 from qdiff.training.flags import training_parser

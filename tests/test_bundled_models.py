@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from qdiff.checkpoint import load_weights
 from qdiff.features import FeatureNet
+from qdiff.files.pictures import read_pictures
 from qdiff.files.prompts import read_prompts
-from qdiff.report import read_pictures
 from tests.command_line import script
 
 ROOT = Path(__file__).parents[1]

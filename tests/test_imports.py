@@ -26,7 +26,7 @@ FLOW = (
     ("quant_layer", "files"),
     ("observing",),
     ("adaptive_rounding", "quant_block", "adapters", "compat", "journal", "run_folder", "sampling", "report"),
-    ("quant_model", "fitting", "calibration_data"),
+    ("quant_model", "fitting", "weights", "calibration_data"),
     ("replay", "checkpoint", "collecting"),
     ("capture",),
     ("block_recon",),
@@ -44,10 +44,8 @@ OPEN_FILES = (
     "qdiff/journal.py",
     "qdiff/report.py",
     "qdiff/run_folder.py",
-    "qdiff/sampling.py",
     "qdiff/cli/",
     "qdiff/training/",
-    "qdiff/__main__.py",
     "scripts/",
 )
 NAME_DEVICES = ("qdiff/cli/", "qdiff/files/", "qdiff/sampling.py", "qdiff/training/", "scripts/")

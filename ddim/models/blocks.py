@@ -89,16 +89,16 @@ class ResnetBlock(nn.Module):
         return self.nin_shortcut(x) + h
 
 
-class QKMatMul(nn.Module):
-    """Attention scores. A module of its own, without parameters, so that it can be replaced."""
+class ScoreProduct(nn.Module):
+    """Product of queries and keys: the attention scores. A module without parameters, so that it can be replaced."""
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
         """q, k: (B, C, N) -> scores (B, N, N), row i belongs to query i; scaled by C^-1/2."""
         return torch.bmm(q.transpose(1, 2), k) * q.shape[1] ** -0.5
 
 
-class SMVMatMul(nn.Module):
-    """Values weighted by the softmax. A module of its own, without parameters, so that it can be replaced."""
+class ValueProduct(nn.Module):
+    """Product of values and attention weights. A module without parameters, so that it can be replaced."""
 
     def forward(self, v: Tensor, w: Tensor) -> Tensor:
         """v: (B, C, N), w: (B, N, N) with rows that sum to one -> (B, C, N)."""
@@ -114,8 +114,8 @@ class AttnBlock(nn.Module):
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
-        self.qk_matmul = QKMatMul()
-        self.smv_matmul = SMVMatMul()
+        self.qk_matmul = ScoreProduct()
+        self.smv_matmul = ValueProduct()
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:

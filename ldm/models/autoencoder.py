@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from ldm.modules.diffusionmodules.model import AutoencoderSettings, Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.vector_quantizer import VectorQuantizer
+from ldm.published import ENCODER_AND_DECODER
 from ldm.util import construct
 
 
 def _settings(ddconfig: Mapping, double_z: bool) -> AutoencoderSettings:
-    settings = construct(AutoencoderSettings, ddconfig, name="ddconfig")
+    settings = construct(AutoencoderSettings, ddconfig, name="ddconfig", others=ENCODER_AND_DECODER)
     if settings.double_z != double_z:
         raise ValueError(f"ddconfig: double_z must be {double_z} here")
     return settings
@@ -22,6 +23,7 @@ class AutoencoderKL(nn.Module):
 
     Attributes:
         factor: pixels of an image for each pixel of its latent, along an edge.
+        out_channels: of a decoded image.
 
     Args:
         ddconfig: fields of `AutoencoderSettings`, with `double_z`.
@@ -34,7 +36,7 @@ class AutoencoderKL(nn.Module):
     def __init__(self, ddconfig: Mapping, embed_dim: int):
         super().__init__()
         settings = _settings(ddconfig, double_z=True)
-        self.factor = settings.factor
+        self.factor, self.out_channels = settings.factor, settings.out_ch
         self.encoder = Encoder(settings)
         self.decoder = Decoder(settings)
         self.quant_conv = nn.Conv2d(2 * settings.z_channels, 2 * embed_dim, 1)
@@ -54,6 +56,7 @@ class VQModelInterface(nn.Module):
 
     Attributes:
         factor: pixels of an image for each pixel of its latent, along an edge.
+        out_channels: of a decoded image.
 
     Args:
         embed_dim: channels of the latent that diffusion sees, and width of the codebook.
@@ -67,7 +70,7 @@ class VQModelInterface(nn.Module):
     def __init__(self, embed_dim: int, ddconfig: Mapping, n_embed: int):
         super().__init__()
         settings = _settings(ddconfig, double_z=False)
-        self.factor = settings.factor
+        self.factor, self.out_channels = settings.factor, settings.out_ch
         self.encoder = Encoder(settings)
         self.decoder = Decoder(settings)
         self.quantize = VectorQuantizer(n_embed, embed_dim)

@@ -8,17 +8,22 @@ from ldm.modules.diffusionmodules.util import GROUPS, zero_module
 from ldm.modules.slices import in_slices
 
 
-class GEGLU(nn.Module):
-    """A linear layer half of whose outputs gates the other half (Shazeer 2020, equation 6)."""
+class GatedLinear(nn.Module):
+    """(W x + b) * gelu(V x + c), elementwise: the GELU variant of gated linear units (Shazeer 2020, equation 6).
 
-    def __init__(self, dim_in: int, dim_out: int):
+    Args:
+        width: of the input.
+        inner: width of the output.
+    """
+
+    def __init__(self, width: int, inner: int):
         super().__init__()
-        self.proj = nn.Linear(dim_in, 2 * dim_out)
+        self.proj = nn.Linear(width, 2 * inner)  # W and b, then V and c
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., dim_in) -> (..., dim_out)."""
-        x, gate = self.proj(x).chunk(2, dim=-1)
-        return x * F.gelu(gate)
+        """x: (..., width) -> (..., inner)."""
+        values, gates = self.proj(x).unflatten(-1, (2, -1)).unbind(-2)
+        return values * F.gelu(gates)
 
 
 class FeedForward(nn.Module):
@@ -27,15 +32,15 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         # the published numbering counts a dropout, which no published network uses, as layer 1
-        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+        self.net = nn.Sequential(GatedLinear(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., dim) -> the same shape."""
         return self.net(x)
 
 
-class CrossQKMatMul(nn.Module):
-    """Attention scores. A module of its own, without parameters, so that it can be replaced.
+class CrossScoreProduct(nn.Module):
+    """Product of queries and keys: the attention scores. A module without parameters, so that it can be replaced.
 
     Batch entries do not see each other, so they may come in slices.
     """
@@ -45,8 +50,8 @@ class CrossQKMatMul(nn.Module):
         return torch.bmm(q, k.transpose(1, 2)) * q.shape[2] ** -0.5
 
 
-class CrossSMVMatMul(nn.Module):
-    """Values weighted by the softmax. A module of its own, without parameters, so that it can be replaced."""
+class CrossValueProduct(nn.Module):
+    """Product of attention weights and values. A module without parameters, so that it can be replaced."""
 
     def forward(self, v: Tensor, w: Tensor) -> Tensor:
         """v: (B, M, d), w: (B, N, M) with rows that sum to one -> (B, N, d)."""
@@ -69,8 +74,8 @@ class CrossAttention(nn.Module):
         self.to_q = nn.Linear(query_dim, inner, bias=False)
         self.to_k = nn.Linear(context_dim or query_dim, inner, bias=False)
         self.to_v = nn.Linear(context_dim or query_dim, inner, bias=False)
-        self.qk_matmul = CrossQKMatMul()
-        self.smv_matmul = CrossSMVMatMul()
+        self.qk_matmul = CrossScoreProduct()
+        self.smv_matmul = CrossValueProduct()
         self.to_out = nn.Sequential(nn.Linear(inner, query_dim))
 
     def _split(self, x: Tensor) -> Tensor:

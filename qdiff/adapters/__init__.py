@@ -4,9 +4,12 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 from torch import nn
 
+from qdiff.errors import UserError
 from qdiff.policy import QuantPolicy, QuantSpec
 
 
@@ -68,9 +71,26 @@ def as_activations(policy: QuantPolicy) -> tuple[QuantSpec, QuantSpec]:
 FAMILIES = {"ddim": "qdiff.adapters.ddim", "ldm": "qdiff.adapters.ldm"}
 
 
+def check_packages() -> None:
+    """Raise UserError where Python finds another package under the name of a family than the one beside `qdiff`."""
+    own = Path(__file__).resolve().parents[2]
+    for family in FAMILIES:
+        spec = find_spec(family)
+        for found in map(Path, (spec and spec.submodule_search_locations) or ()):
+            if found.resolve().parent != own:
+                raise UserError(
+                    f"'{found}' hides this program's own package '{family}': take '{found.parent}' out of PYTHONPATH, "
+                    "or start in another folder"
+                )
+
+
 def adapter_of(family: str) -> Adapter:
-    """The adapter of a family. Raises KeyError for one that is not known."""
-    return import_module(FAMILIES[family]).ADAPTER
+    """The adapter of a family. Raises KeyError for one that is not known, UserError as `check_packages`."""
+    try:
+        return import_module(FAMILIES[family]).ADAPTER
+    except ImportError:
+        check_packages()
+        raise
 
 
 def adapter_for(model: nn.Module) -> Adapter:

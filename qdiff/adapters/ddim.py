@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import nn
 
-from ddim.models.blocks import AttnBlock, QKMatMul, ResnetBlock, SMVMatMul
+from ddim.models.blocks import AttnBlock, ResnetBlock, ScoreProduct, ValueProduct
 from ddim.models.diffusion import Model
 from qdiff.adapters import Adapter, ProductKind, as_activations, shortcut_splits
 from qdiff.policy import QuantPolicy, QuantSpec
@@ -20,8 +20,8 @@ ADAPTER = Adapter(
     build=Model,
     blocks=(ResnetBlock, AttnBlock),
     products={
-        QKMatMul: ProductKind(("q", "k"), as_activations, legacy_owner=True),
-        SMVMatMul: ProductKind(("v", "w"), _values, legacy_owner=True),
+        ScoreProduct: ProductKind(("q", "k"), as_activations, legacy_owner=True),
+        ValueProduct: ProductKind(("v", "w"), _values, legacy_owner=True),
     },
     plain=(nn.GroupNorm,),
     splits=partial(shortcut_splits, block=ResnetBlock, shortcut="nin_shortcut"),

@@ -1,6 +1,5 @@
 """Latent diffusion models as the scripts use them."""
 
-import inspect
 from collections.abc import Mapping
 
 import torch
@@ -9,22 +8,21 @@ from torch import Tensor
 from ldm.guidance import guided
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.diffusionmodules.util import diffusion_coefficients, make_beta_schedule
-from ldm.modules.encoders.clip import to_published
 from ldm.modules.encoders.modules import ClassEmbedder, FrozenCLIPEmbedder
-from ldm.util import instantiate_from_config
+from ldm.util import NotAvailable, instantiate_from_config, parameter_types
 
 __all__ = [
     "AutoencoderKL",
     "ClassEmbedder",
     "FrozenCLIPEmbedder",
     "LatentDiffusion",
+    "NotAvailable",
     "build",
     "decode",
     "guided",
+    "image_shape",
+    "parameter_types",
     "probe",
-    "published_keys",
-    "schedule",
 ]
 
 DECODED = 2**18  # pixels of the images that are decoded at a time, four of 256 x 256
@@ -36,14 +34,6 @@ def build(config: Mapping) -> LatentDiffusion:
     if not isinstance(model, LatentDiffusion):
         raise ValueError(f"model.target is {type(model).__name__}, not LatentDiffusion")
     return model
-
-
-def schedule(config: Mapping) -> Tensor:
-    """abar_t as a configuration says, whatever a checkpoint says; float32, shape (T,)."""
-    defaults = {name: p.default for name, p in inspect.signature(LatentDiffusion).parameters.items()}
-    names = ("beta_schedule", "timesteps", "linear_start", "linear_end", "cosine_s")
-    betas = make_beta_schedule(*(config["model"]["params"].get(name, defaults[name]) for name in names))
-    return diffusion_coefficients(betas)["alphas_cumprod"]
 
 
 def probe(latent: LatentDiffusion) -> None:
@@ -61,21 +51,19 @@ def probe(latent: LatentDiffusion) -> None:
     eps = latent.apply_model(z, t, condition)
     if eps.shape != z.shape:
         raise ValueError(f"the UNet gives {eps.shape[1]} channels for latents of {z.shape[1]}")
-    latent.decode_first_stage(z)
+    channels = latent.decode_first_stage(z).shape[1]
+    if channels not in (1, 3):
+        raise ValueError(f"the first stage gives images of {channels} channels: they have 1 (grey) or 3 (RGB)")
 
 
-def published_keys(latent: LatentDiffusion, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The keys of a checkpoint as published, where a newer transformers has named those of the text encoder."""
-    prefix = "cond_stage_model.transformer."
-    if not isinstance(latent.cond_stage_model, FrozenCLIPEmbedder):
-        return dict(state)
-    encoder = {key: x for key, x in state.items() if key.startswith(prefix)}
-    rest = {key: x for key, x in state.items() if key not in encoder}
-    to_published(latent.cond_stage_model.transformer, encoder, prefix)
-    return rest | encoder
+def image_shape(latent: LatentDiffusion, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(C, H, W) of the image that a latent of `shape`, (C, h, w), is decoded to."""
+    (channels, height, width), first = shape, latent.first_stage_model
+    channels = getattr(first, "out_channels", channels)  # the identity keeps them
+    return channels, first.factor * height, first.factor * width
 
 
 def decode(latent: LatentDiffusion, z: Tensor) -> Tensor:
-    """Latents (B, C, h, w) -> images (B, 3, H, W), a few at a time: the decoder needs the most memory."""
+    """Latents (B, C, h, w) -> images (B, 1 or 3, H, W), a few at a time: the decoder needs the most memory."""
     pixels = z.shape[-1] * z.shape[-2] * latent.first_stage_model.factor**2
     return torch.cat([latent.decode_first_stage(part) for part in z.split(max(1, DECODED // pixels))])

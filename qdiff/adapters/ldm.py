@@ -6,8 +6,9 @@ from functools import partial
 
 from torch import nn
 
-from ldm.modules.attention import BasicTransformerBlock, CrossQKMatMul, CrossSMVMatMul
-from ldm.modules.diffusionmodules.blocks import AttentionBlock, QKMatMul, ResBlock, SMVMatMul
+from ddim.models.blocks import ValueProduct
+from ldm.modules.attention import BasicTransformerBlock, CrossScoreProduct, CrossValueProduct
+from ldm.modules.diffusionmodules.blocks import AttentionBlock, ResBlock, ScoreProduct
 from ldm.modules.diffusionmodules.util import GroupNorm32
 from ldm.modules.slices import rehearsed
 from ldm.util import instantiate_from_config
@@ -34,10 +35,10 @@ ADAPTER = Adapter(
     build=_build,
     blocks=(ResBlock, AttentionBlock, BasicTransformerBlock),
     products={
-        QKMatMul: ProductKind(("q", "k"), as_activations, legacy_owner=False),
-        SMVMatMul: ProductKind(("v", "w"), _values, legacy_owner=False),
-        CrossQKMatMul: ProductKind(("q", "k"), as_activations, legacy_owner=True),
-        CrossSMVMatMul: ProductKind(("v", "w"), _cross_values, legacy_owner=True),
+        ScoreProduct: ProductKind(("q", "k"), as_activations, legacy_owner=False),
+        ValueProduct: ProductKind(("v", "w"), _values, legacy_owner=False),
+        CrossScoreProduct: ProductKind(("q", "k"), as_activations, legacy_owner=True),
+        CrossValueProduct: ProductKind(("v", "w"), _cross_values, legacy_owner=True),
     },
     plain=(nn.GroupNorm, GroupNorm32, nn.LayerNorm, nn.Embedding),
     splits=partial(shortcut_splits, block=ResBlock, shortcut="skip_connection"),

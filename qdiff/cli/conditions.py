@@ -1,17 +1,17 @@
 """What the pictures of a latent model are conditioned on: for every picture by its number, and for calibration."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qdiff.adapters.latent_diffusion import ClassEmbedder, LatentDiffusion
+from qdiff.adapters.latent_diffusion import ClassEmbedder, FrozenCLIPEmbedder, LatentDiffusion
 from qdiff.errors import UserError
 
 WIDEST = 16  # columns of an overview
+NULL_CLASS = "model.params.cond_stage_config.params.null_class"
 
 
 class Conditions(ABC):
@@ -33,7 +33,11 @@ class Conditions(ABC):
 
     @abstractmethod
     def none(self, count: int) -> Tensor | None:
-        """What stands for no condition, that many times."""
+        """What stands for no condition, that many times; only guidance asks for it."""
+
+    def text(self, images: Sequence[int]) -> Mapping[str, str]:
+        """What a PNG that shows these pictures says of their conditions."""
+        return {}
 
 
 class Unconditional(Conditions):
@@ -52,12 +56,11 @@ class Unconditional(Conditions):
 class Classes(Conditions):
     """Classes that take turns: picture i gets the i-th, from the start again after the last.
 
-    Calibration data get classes drawn from all that the model has. Its last class stands for none, as in the published
-    ImageNet model.
+    Calibration data get classes drawn from all real ones, which the null class is not; see `ClassEmbedder`.
 
     Args:
         latent: the model.
-        chosen: numbers of classes; None for all but the last.
+        chosen: numbers of classes; None for all real ones.
         seed: of the draw.
 
     Raises:
@@ -66,64 +69,38 @@ class Classes(Conditions):
 
     def __init__(self, latent: LatentDiffusion, chosen: Sequence[int] | None, seed: int):
         self.latent, self.seed = latent, seed
-        self.no_class = latent.cond_stage_model.embedding.num_embeddings - 1
-        wrong = [i for i in chosen or () if i > self.no_class]
-        if wrong:
-            last = f"0..{self.no_class}, of which the last is none"
-            raise UserError(f"--classes {wrong[0]}: the model has the classes {last}: give others")
-        if self.no_class < 1:
-            raise UserError("the model has a single class, which stands for none: sample another model")
-        self.turns = chosen or range(self.no_class)
+        self.embedder: ClassEmbedder = latent.cond_stage_model
+        last = self.embedder.embedding.num_embeddings - 1
+        for i in chosen or ():
+            if i > last:
+                raise UserError(f"--classes {i}: the model has the classes 0..{last}{self._null()}: give others")
+        self.turns = chosen or self.embedder.classes
         self.columns = len(chosen) if chosen and 1 < len(chosen) <= WIDEST else None
 
     def of(self, images: Sequence[int]) -> Tensor:
-        return self._embedded([self.turns[i % len(self.turns)] for i in images])
+        return self._embedded([self._class_of(i) for i in images])
 
     def for_calibration(self, images: Sequence[int]) -> Tensor:
-        return self._embedded([int(np.random.default_rng((self.seed, i)).integers(self.no_class)) for i in images])
+        real = self.embedder.classes
+        return self._embedded([real[np.random.default_rng((self.seed, i)).integers(len(real))] for i in images])
 
     def none(self, count: int) -> Tensor:
-        return self._embedded([self.no_class] * count)
+        return self._embedded([self.embedder.null_class] * count)
+
+    def text(self, images: Sequence[int]) -> Mapping[str, str]:
+        return {"class": ", ".join(str(self._class_of(i)) for i in images)}
+
+    def _class_of(self, image: int) -> int:
+        return self.turns[image % len(self.turns)]
+
+    def _null(self) -> str:
+        null = self.embedder.null_class
+        return "" if null is None else f", of which {null} stands for none"
 
     @torch.no_grad()
     def _embedded(self, labels: Sequence[int]) -> Tensor:
-        conditioner = self.latent.cond_stage_model
-        labels = torch.tensor(labels, device=conditioner.embedding.weight.device)
-        return self.latent.get_learned_conditioning({conditioner.key: labels})
-
-
-class Prompts(Conditions):
-    """Texts that take turns: picture i gets the i-th, from the start again after the last; the empty one is none.
-
-    Args:
-        latent: the model; its text encoder has a tokenizer.
-        turns: prompts of the pictures.
-        for_calibration: prompts of calibration data.
-    """
-
-    def __init__(self, latent: LatentDiffusion, turns: Sequence[str], for_calibration: Sequence[str]):
-        self.latent, self.turns, self.calibrating = latent, turns, for_calibration
-
-    def prompt(self, image: int) -> str:
-        """What a picture is to show."""
-        return self.turns[image % len(self.turns)]
-
-    def of(self, images: Sequence[int]) -> Tensor:
-        return self._encoded([self.prompt(i) for i in images])
-
-    def for_calibration(self, images: Sequence[int]) -> Tensor:
-        return self._encoded([self.calibrating[i % len(self.calibrating)] for i in images])
-
-    def none(self, count: int) -> Tensor:
-        return self._empty.expand(count, -1, -1)
-
-    @cached_property
-    def _empty(self) -> Tensor:
-        return self._encoded([""])
-
-    @torch.no_grad()
-    def _encoded(self, prompts: Sequence[str]) -> Tensor:
-        return self.latent.get_learned_conditioning(list(prompts))
+        labels = torch.tensor(labels, device=self.embedder.embedding.weight.device)
+        return self.latent.get_learned_conditioning({self.embedder.key: labels})
 
 
 def conditions_of(latent: LatentDiffusion, chosen: Sequence[int] | None, scale: float, seed: int) -> Conditions:
@@ -137,10 +114,18 @@ def conditions_of(latent: LatentDiffusion, chosen: Sequence[int] | None, scale: 
     Raises:
         UserError: the model takes other conditions than classes, or none where the flags ask for them.
     """
-    if isinstance(latent.cond_stage_model, ClassEmbedder):
+    conditioner = latent.cond_stage_model
+    if isinstance(conditioner, ClassEmbedder):
+        if scale != 1 and conditioner.null_class is None:
+            raise UserError(
+                f"--scale {scale} needs a class that stands for none, which this model does not have: leave it out, or "
+                f"say which one it is with {NULL_CLASS}=NUMBER"
+            )
         return Classes(latent, chosen, seed)
-    if latent.cond_stage_model is not None:
-        kind = type(latent.cond_stage_model).__name__
+    if isinstance(conditioner, FrozenCLIPEmbedder):
+        raise UserError("a model with texts as conditions: sample it with scripts/txt2img.py")
+    if conditioner is not None:
+        kind = type(conditioner).__name__
         raise UserError(f"a model with the conditions of {kind} cannot be sampled here: give one with classes or none")
     if chosen or scale != 1:
         flag = "--classes" if chosen else f"--scale {scale}"

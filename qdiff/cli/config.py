@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Data:
-    """Keys of the section `data` that sampling needs; others may stand beside them."""
+    """Keys of the section `data` that sampling needs; others may stand beside them.
+
+    The last four say how the training made x of pixels, see `adapters.ddim_sampling.to_images`.
+    """
 
     dataset: str
     image_size: int
     channels: int
     rescaled: bool
+    logit_transform: bool = False
+    uniform_dequantization: bool = False
+    gaussian_dequantization: bool = False
 
 
 @dataclass
@@ -76,10 +82,11 @@ def load_config(path: str | Path) -> DictConfig:
     """Read a model configuration.
 
     Returns:
-        every section of the file, those of `SECTIONS` with values of the right types.
+        every section of the file, those of `SECTIONS` with all of their keys and values of the right types.
 
     Raises:
-        UserError: no such file, no YAML, a section or key is missing, or a value is not what it must be.
+        UserError: no such file, no YAML, a section or key is missing, a value is not what it must be, or the values
+            ask for what is not available.
     """
     config = read_yaml(path)
     for name, section in SECTIONS.items():
@@ -90,26 +97,58 @@ def load_config(path: str | Path) -> DictConfig:
         raise UserError(f"'{path}': model.type '{config.model.type}' is not supported: only 'simple' networks are")
     if not config.model.ch_mult:
         raise UserError(f"'{path}': model.ch_mult is empty: give one multiple of model.ch for each resolution")
+    _check_images(path, config)
     return config
 
 
 def build_network(config: DictConfig, path: str | Path) -> "nn.Module":
     """The network of a configuration, its parameters drawn at random. Raises UserError where there is none."""
-    from qdiff.adapters import adapter_of
+    import torch
 
+    from qdiff.adapters import adapter_of
+    from qdiff.adapters.ddim_sampling import probe
+
+    build = adapter_of("ddim").build
     try:
-        return adapter_of("ddim").build(config)
+        with torch.device("meta"):
+            probe(build(config), config.data)
+        return build(config)
     except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as e:
         raise UserError(f"'{path}' describes no network ({one_line(e)}): correct its section 'model'") from e
 
 
+def _check_images(path: str | Path, config: DictConfig) -> None:
+    """Refuse what no image can be made of."""
+    data, model, channels = config.data, config.model, config.data.channels
+    other = "another model is needed"
+    wrong = {
+        f"data.channels is {channels}: images have 1 (grey) or 3 (RGB), {other}": channels not in (1, 3),
+        f"model.in_channels is {model.in_channels}, data.channels {channels}: make them equal": (
+            model.in_channels != channels
+        ),
+        f"model.out_ch is {model.out_ch}, twice data.channels: learned variances (learn_sigma) are not available, "
+        f"{other}": model.out_ch == 2 * channels,
+        f"model.out_ch is {model.out_ch}, data.channels {channels}: make them equal": model.out_ch != channels,
+        "data.rescaled and data.logit_transform contradict each other: set one of them to false": (
+            data.rescaled and data.logit_transform
+        ),
+        f"image_mean, an image that was subtracted in training, is not available: {other}": (
+            config.get("image_mean") is not None or data.get("image_mean") is not None
+        ),
+    }
+    for what, is_wrong in wrong.items():
+        if is_wrong:
+            raise UserError(f"'{path}': {what}")
+
+
 def _check(path: str | Path, name: str, given: DictConfig, section: DictConfig) -> None:
-    """Give the section's keys in `given` their types, in place."""
+    """Give the section's keys in `given` their types, or their defaults, in place."""
     for key in section:
-        if key not in given:
+        if key not in given and OmegaConf.is_missing(section, key):
             raise UserError(f"'{path}' lacks {name}.{key}: add it")
         try:
-            OmegaConf.update(section, key, given[key], merge=False)
+            if key in given:
+                OmegaConf.update(section, key, given[key], merge=False)
             given[key] = value = section[key]
         except OmegaConfBaseException as e:
             raise UserError(f"'{path}': {name}.{key} is wrong ({one_line(e)}): correct it") from e

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     from qdiff.checkpoint import load_quantized, read_checkpoint, save_quantized
     from qdiff.cli.inspect import describe
     from qdiff.cli.networks import load_network
-    from qdiff.files.pickles import format_of
+    from qdiff.files.formats import format_of
     from qdiff.files.quantized import is_quantized
 
     config, network = load_network(args.config)

@@ -92,8 +92,9 @@ class Experiment:
         from qdiff.checkpoint import load_weights, read_checkpoint
         from qdiff.evaluate import frechet_distance, mean_absolute_error, psnr, statistics
         from qdiff.features import FeatureNet
+        from qdiff.files.pictures import read_pictures
         from qdiff.files.statistics import read_statistics
-        from qdiff.report import Result, Section, read_pictures
+        from qdiff.report import Result, Section
         from qdiff.sampling import image_path
 
         net, training = FeatureNet().eval(), read_statistics(self.reference)

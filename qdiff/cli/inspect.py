@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from qdiff.checkpoint import FullPrecisionFile, OriginalFile
     from qdiff.files.facts import Facts
     from qdiff.files.quantized import QuantizedFile
+    from qdiff.files.state_dicts import StateDict
 
 
 def main(argv: Sequence[str]) -> None:
@@ -30,21 +31,12 @@ def main(argv: Sequence[str]) -> None:
 def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile") -> str:
     """What `inspect` prints about the content `file` of `path`."""
     from qdiff.checkpoint import FullPrecisionFile, OriginalFile
-    from qdiff.files.pickles import format_of
+    from qdiff.files.formats import format_of
 
     size = path.stat().st_size
     checked = ", and the checksums agree" if format_of(path) == "zip" else "; the format has no checksum"
     if isinstance(file, FullPrecisionFile):
-        parameters = sum(x.numel() for x in file.state.values())
-        kinds = sorted({str(x.dtype).removeprefix("torch.") for x in file.state.values()})
-        return _pairs(
-            [
-                ("file", f"{path}: full-precision checkpoint, not quantized (goes with --ckpt or -r)"),
-                ("tensors", f"{len(file.state)} of {', '.join(kinds)}, {parameters:,} parameters"),
-                ("size", _size(size, 4 * parameters)),
-                ("whole", f"yes, every tensor can be read{checked}"),
-            ]
-        )
+        return _pairs([*_uncalibrated(path, file), ("whole", f"yes, every tensor can be read{checked}")])
     facts = file.facts
     if isinstance(file, OriginalFile):
         head = [("file", f"{path}: calibrated checkpoint of the original (goes with --resume --cali_ckpt)")]
@@ -57,6 +49,24 @@ def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile
             *((f"  {key}", str(value)) for key, value in file.provenance.items()),
         ]
     return _pairs([*head, *_about(facts), ("size", _size(size, facts.fp32_bytes)), *tail]) + "\n\n" + _table(facts)
+
+
+def _uncalibrated(path: Path, file: "FullPrecisionFile") -> list[tuple[str, str]]:
+    """The file itself, and a line for each of its state dicts."""
+    places = [("weights" if i == 0 else "", _contents(state)) for i, state in enumerate(file.found)]
+    size = path.stat().st_size
+    if file.kind:
+        return [("file", f"{path}: {file.kind}"), *places, ("size", f"{size / 1e6:.2f} MB")]
+    kind = "full-precision checkpoint, not quantized (goes with --ckpt or -r)"
+    parameters = sum(x.numel() for x in file.largest.tensors.values())
+    return [("file", f"{path}: {kind}"), *places, ("size", _size(size, 4 * parameters))]
+
+
+def _contents(state: "StateDict") -> str:
+    tensors = state.tensors.values()
+    kinds = ", ".join(sorted({str(x.dtype).removeprefix("torch.") for x in tensors}))
+    averages = ", averages" if state.averaged else ""
+    return f"{state}: {len(tensors)} tensors of {kinds}, {sum(x.numel() for x in tensors):,} parameters{averages}"
 
 
 def _about(facts: "Facts") -> list[tuple[str, str]]:

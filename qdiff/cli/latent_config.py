@@ -1,9 +1,10 @@
 """Configurations of latent diffusion models: YAML files with the published `target:` paths."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Union, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -12,6 +13,7 @@ from yaml import YAMLError
 from qdiff.cli.config import one_line, read_yaml
 from qdiff.cli.parser import suggestion
 from qdiff.errors import UserError
+from qdiff.files.formats import folder_kind
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = ("model.ckpt", "model.safetensors")
 CONFIG = "config.yaml"
+CONTAINERS = {Mapping: DictConfig, Sequence: ListConfig}  # as annotations and in a configuration
+NAMES = {bool: "a truth value", int: "a whole number", float: "a number", str: "a word"}
+NAMES |= {ListConfig: "a list", DictConfig: "a section", NoneType: "null"}
 
 
 def find_config(base: Path, config: Path | None) -> Path:
@@ -39,6 +44,8 @@ def find_checkpoint(base: Path, flag: str) -> Path:
     candidates = [base / name for name in CHECKPOINTS] if base.is_dir() else [base]
     found = [path for path in candidates if path.is_file()]
     if not found:
+        if base.is_dir() and (kind := folder_kind(base)):
+            raise UserError(f"{flag} {base} is {kind}")
         raise UserError(f"no model in {flag} {base}: give a checkpoint, or a folder with {' or '.join(CHECKPOINTS)}")
     return found[0]
 
@@ -48,11 +55,12 @@ def load_latent_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
 
     Args:
         path: the YAML file.
-        overrides: words such as `model.params.timesteps=500`.
+        overrides: words such as `model.params.timesteps=500`, of keys that the file has or of parameters that the
+            class of a section takes.
 
     Raises:
-        UserError: no such file, no YAML, no section `model` with a `target`, an override of a key that the file does
-            not have, or with another type.
+        UserError: no such file, no YAML, no section `model` with a `target`, an override of another key, or with
+            another type.
     """
     config = read_yaml(path)
     if not isinstance(config.get("model"), DictConfig) or "target" not in config.model:
@@ -100,8 +108,12 @@ def build_unet(config: DictConfig, path: Path) -> "nn.Module":
 @contextmanager
 def _described(path: Path) -> Iterator[None]:
     """One line for whatever a configuration that makes no sense leads to."""
+    from qdiff.adapters.latent_diffusion import NotAvailable
+
     try:
         yield
+    except NotAvailable as e:
+        raise UserError(f"'{path}': {e}: give the configuration of another model") from e
     except (ValueError, LookupError, ArithmeticError, RuntimeError, TypeError, AttributeError) as e:
         raise UserError(f"'{path}' describes no latent model ({one_line(e)}): correct its section 'model'") from e
 
@@ -109,18 +121,20 @@ def _described(path: Path) -> Iterator[None]:
 def _override(config: DictConfig, word: str, path: Path) -> None:
     """Carry out one `key=value`, in place."""
     key = word.partition("=")[0]
-    known = _keys(config)
-    if key not in known:
-        hint = suggestion(key, known) or "give one of its keys"
+    keys, parameters = _keys(config), _parameters(config)
+    if key not in keys and key not in parameters:
+        hint = suggestion(key, [*keys, *parameters]) or "give one of its keys"
         raise UserError(f"'{word}': '{path}' has no key '{key}': {hint}")
     try:
         value = OmegaConf.select(OmegaConf.from_dotlist([word]), key)
     except (YAMLError, OmegaConfBaseException) as e:
         raise UserError(f"'{word}' has no valid value ({one_line(e)}): correct it") from e
     before = OmegaConf.select(config, key)
-    kinds = (int, float) if type(before) is float else type(before)
-    if before is not None and (not isinstance(value, kinds) or isinstance(value, bool) != isinstance(before, bool)):
-        raise UserError(f"'{word}': '{path}' has {key}: {before}, a {_name(before)}: give one of that kind")
+    kinds = _kinds(parameters[key]) if key in parameters else [type(before)]
+    if kinds != [NoneType] and type(value) not in kinds and not (type(value) is int and float in kinds):
+        shown = f"'{path}' has {key}: {before}," if key in keys else f"{key} takes"
+        names = " or ".join(NAMES.get(kind, kind.__name__) for kind in kinds)
+        raise UserError(f"'{word}': {shown} {names}: give one of that kind")
     OmegaConf.update(config, key, value)
 
 
@@ -132,6 +146,23 @@ def _keys(config: DictConfig, prefix: str = "") -> list[str]:
     return found
 
 
-def _name(value: object) -> str:
-    names = {bool: "truth value", int: "whole number", float: "number", str: "word", ListConfig: "list"}
-    return names.get(type(value), type(value).__name__)
+def _parameters(config: DictConfig, prefix: str = "") -> dict[str, object]:
+    """Dotted names of what the classes of the sections take, but for sections, with their annotations."""
+    from qdiff.adapters.latent_diffusion import parameter_types
+
+    found = {}
+    for name, section in config.items():
+        if isinstance(section, DictConfig):
+            given = section.get("params") or {}
+            types = parameter_types(section.get("target"))
+            simple = [key for key in types if not isinstance(given.get(key), DictConfig)]
+            found |= {f"{prefix}{name}.params.{key}": types[key] for key in simple}
+            found |= _parameters(section, f"{prefix}{name}.")
+    return found
+
+
+def _kinds(annotation: object) -> list[type]:
+    """The types of the values that a parameter takes, as they stand in a configuration."""
+    is_union = get_origin(annotation) in (Union, UnionType)  # Python 3.10 makes the one of the other
+    alternatives = get_args(annotation) if is_union else (annotation,)
+    return [CONTAINERS.get(get_origin(kind) or kind, kind) for kind in alternatives]

@@ -2,19 +2,19 @@
 
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from qdiff.adapters.latent_diffusion import build, decode, guided, published_keys, schedule
+from qdiff.adapters.latent_checkpoints import PublishedKeys
+from qdiff.adapters.latent_diffusion import build, decode, guided, image_shape
 from qdiff.adapters.latent_sampling import Sampler
 from qdiff.checkpoint import load_weights
 from qdiff.cli.conditions import Conditions
 from qdiff.cli.latent_config import build_latent, load_latent_config
-from qdiff.cli.pipeline import CALIBRATION_IMAGES, Pipeline
+from qdiff.cli.pipeline import CALIBRATION_IMAGES, AskedSteps, Pipeline
 from qdiff.errors import UserError
+from qdiff.files.pictures import Shape
 from qdiff.sampling import batch_noise
 
 UNET = ("model.", "model_ema.")  # how its keys begin
@@ -34,14 +34,14 @@ class LatentPipeline(Pipeline):
         checkpoint: the weights; None for a dry run.
         overrides: words that change the configuration.
         sampler: what samples it.
-        steps_flag: the flag that gives the number of steps, for error messages.
+        asked: see `Pipeline`.
 
     Raises:
         UserError: what the flags or the configuration ask for cannot be.
     """
 
     conditions: Conditions
-    shape: tuple[int, int, int]
+    shape: Shape
 
     def __init__(
         self,
@@ -50,17 +50,17 @@ class LatentPipeline(Pipeline):
         checkpoint: Path | None,
         overrides: Sequence[str],
         sampler: Sampler,
-        steps_flag: str,
+        asked: AskedSteps | None,
     ):
         super().__init__(args)
-        self.source, self.checkpoint, self.sampler = source, checkpoint, sampler
+        self.source, self.checkpoint, self.sampler, self.asked = source, checkpoint, sampler, asked
         self.config = load_latent_config(source, overrides)
         self.latent = build_latent(self.config, source, empty=True).eval().requires_grad_(False)
         self.rows = 2 if args.scale != 1 else 1
         try:
             self.calls = sampler.calls(self.latent.num_timesteps)
         except ValueError as error:
-            raise UserError(f"{steps_flag}: {error}") from None
+            raise UserError(f"{asked}: {error}") from None
         self.shape = (self.latent.channels, self.latent.image_size, self.latent.image_size)
 
     @property
@@ -71,12 +71,9 @@ class LatentPipeline(Pipeline):
     def load(self) -> Mapping[str, Tensor]:
         """All weights, but not those of the UNet with `--resume`: a calibrated file has them."""
         loaded_without = UNET if self.args.resume else ()
-        load_weights(self.latent, self.checkpoint, partial(published_keys, self.latent), loaded_without)
-        if not torch.allclose(self.latent.alphas_cumprod, schedule(self.config), rtol=1e-4, atol=0):
-            raise UserError(
-                f"'{self.checkpoint}' has another noise schedule than '{self.source}', overrides included, says: the "
-                "network was trained with its own, so leave its keys as they are"
-            )
+        layout = PublishedKeys(self.latent, self.config, self.source)
+        averages = self.latent.model_ema is not None
+        load_weights(self.latent, self.checkpoint, layout=layout, averages=averages, skip=loaded_without)
         if self.args.resume:
             self.latent.model_ema = None
             self.network.to_empty(device="cpu")  # memory is taken when it is written to
@@ -101,10 +98,6 @@ class LatentPipeline(Pipeline):
     def calibration_steps(self, images: Sequence[int]) -> Iterator:
         return self._steps([CALIBRATION_IMAGES + i for i in images], self.conditions.for_calibration(images))
 
-    def noise_of(self, images: Sequence[int]) -> Sequence[int]:
-        """Numbers of the streams of noise that pictures are made from: their own."""
-        return images
-
     def apply_model(self, x: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
         """Predicted noise; see `LatentDiffusion.apply_model`."""
         return self.latent.apply_model(x, t, c)
@@ -115,11 +108,22 @@ class LatentPipeline(Pipeline):
         model = guided(self.apply_model, c, uc, self.args.scale)
         return self.sampler.run(model, x_T, self.latent.alphas_cumprod, noise)
 
+    @property
+    def image_shape(self) -> Shape:
+        return image_shape(self.latent, self.shape)
+
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         x, _ = batch_noise(self.args.seed, range(batch_size), self.shape, self.device)
         inputs = x, self.latest_timestep(batch_size, self.latent.num_timesteps)
-        c = self.conditions.none(batch_size)
-        return inputs if c is None else (*inputs, c)
+        c = self.conditions.of([0])
+        return inputs if c is None else (*inputs, c.expand(batch_size, -1, -1))
+
+    @property
+    def sampling(self) -> str:
+        return f"{super().sampling}, scale {self.args.scale}"
+
+    def metadata(self, *images: int) -> Mapping[str, str]:
+        return {**self.conditions.text(images), **super().metadata(*images)}
 
     def decode(self, x: Tensor) -> Tensor:
         return decode(self.latent, x)

@@ -17,7 +17,7 @@ EXAMPLES = """examples:
   sample with a checkpoint that is calibrated already
     python scripts/%(prog)s -r models/ldm/lsun_beds256/model.ckpt -n 20 --batch_size 10 -c 200 -e 1.0 --seed 41 \\
       --ptq --weight_bit 4 --quant_act --a_sym --resume --cali_ckpt FILE -l runs/bedrooms
-  with another key of the model's configuration: larger latents, so pictures of 96 x 96
+  with another parameter of the model: larger latents, so pictures of 96 x 96
     python scripts/%(prog)s -r models/ldm/emoji64 -n 9 --seed 41 -l runs/large model.params.image_size=24
 """
 
@@ -72,8 +72,7 @@ def _classes(parser: Parser) -> None:
         "--classes",
         type=_numbers,
         metavar="I,J,...",
-        help='image i gets the i-th of these, from the start again after the last (default: all but the last, "no '
-        'class")',
+        help="image i gets the i-th of these, from the start again after the last (default: all that are real)",
     )
     add(
         "--n_samples_per_class",
@@ -85,8 +84,8 @@ def _classes(parser: Parser) -> None:
     add(
         "--scale",
         default=1.0,
-        help="guidance, in calibration as in sampling: 1 is none, more brings out the class; needs a last class that "
-        "stands for none",
+        help="guidance, in calibration as in sampling: 1 is none, more brings out the class; needs a class that stands "
+        "for none, which is the last of 1001 or the configuration's null_class",
         **number(float, 0, 100),
     )
 

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import io
 import math
 import os
 import sys
@@ -153,12 +154,16 @@ def choice(*values: str) -> dict[str, Any]:
 def run(main: Callable[[], None]) -> None:
     """Call `main` as a program: a UserError ends it with one line and exit status 2, Ctrl-C with status 130.
 
-    On a CPU under Linux, torch takes its memory in large pages: with 4 KiB ones, Stable Diffusion's forward spends a
-    quarter of its time on page faults. Set THP_MEM_ALLOC_ENABLE=0 to have those.
+    What the output cannot show is escaped there. On a CPU under Linux, torch takes its memory in large pages: with
+    4 KiB ones, Stable Diffusion's forward spends a quarter of its time on page faults. Set THP_MEM_ALLOC_ENABLE=0 to
+    have those.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it first allocates
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        main()
+        _with_own_packages(main)
+        sys.stdout.flush()
     except UserError as error:
         _refuse(str(error))
     except RuntimeError as error:
@@ -169,9 +174,22 @@ def run(main: Callable[[], None]) -> None:
             "out of memory: lower --batch_size (txt2img.py: --n_samples), or with --ptq also --cali_batch_size and "
             "--cali_range_n"
         )
+    except BrokenPipeError:  # the reader, `| head`, has seen enough; nothing is left to say when Python closes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _with_own_packages(main: Callable[[], None]) -> None:
+    """Call `main`; where an import fails because a package of networks is another one, say so."""
+    try:
+        main()
+    except ImportError:
+        from qdiff.adapters import check_packages
+
+        check_packages()
+        raise
 
 
 def _refuse(message: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """What every script does with its pipeline: plan, load, quantize, sample; and go on where it stopped."""
 
+import logging
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -14,13 +15,15 @@ from qdiff.journal import Journal
 from qdiff.measuring import forward_seconds
 from qdiff.planning import clock
 from qdiff.run_folder import RunFolder
-from qdiff.sampling import image_path, sample_images
+from qdiff.sampling import image_path, missing_images, sample_images
 
 MEASURED = 1  # pictures in the forward that a dry run measures; a batch takes time in proportion
 
 # Flags with which a run may be continued: they change no picture, or what they name is recorded itself.
 FILES = ("cali_ckpt", "cali_data_path")
 FREE = (*FILES, "device", "verbose", "dry_run", "cali_memory", "low_memory", "logdir", "cond")
+
+log = logging.getLogger(__name__)
 
 
 class Run:
@@ -35,8 +38,13 @@ class Run:
 
     def __init__(self, pipeline: Pipeline):
         self.pipeline, self.args = pipeline, pipeline.args
-        if self.args.ptq and not self.args.resume and self.args.cali_data_path is None:
+        if self.collects:
             kept_steps(pipeline.calls, self.args.cali_st)
+
+    @property
+    def collects(self) -> bool:
+        """Whether calibration data come from the model's own sampling."""
+        return self.args.ptq and not self.args.resume and self.args.cali_data_path is None
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -69,6 +77,14 @@ class Run:
             "sha256": ({"weights": digest(weights)} if weights else {}) | files | self.pipeline.digests(),
         }
 
+    def announce(self) -> None:
+        """Say on the console and in the log what differs from the flags."""
+        for line in self.pipeline.remarks():
+            print(line, flush=True)
+            log.info(line)
+        for line in self.pipeline.warnings(self.collects):
+            log.warning(line)
+
     def sample(self, folder: RunFolder) -> None:
         """Make the pictures that the folder lacks, the overview, and what else the pipeline leaves."""
         p, wanted = self.pipeline, range(self.pipeline.images)
@@ -78,6 +94,7 @@ class Run:
             lambda images: (step.x_prev for step in p.steps(images)),
             wanted,
             folder.images,
+            p.image_shape,
             p.batch_size,
             decode=p.decode,
             metadata=p.metadata,
@@ -98,6 +115,8 @@ class Run:
         if plan:
             source = a.cali_data_path or f"{a.cali_n} images sampled with {p.calls} steps"
             print(f"calibration data: {source}\n{plan.table()}")
+        for line in [*p.remarks(), *p.warnings(self.collects)]:
+            print(line)
         each = forward_seconds(p.network, p.example(MEASURED)) / MEASURED * p.rows
         print(f"sampling: {p.images} images, {p.calls} steps, about {clock(each * p.calls * p.images)}, to {a.logdir}")
 
@@ -110,6 +129,8 @@ def carry_out(pipeline: Pipeline) -> None:
     with RunFolder.open(args.logdir, flag=pipeline.folder_flag, verbose=args.verbose) as folder:
         settings = run.settings(pipeline.load())
         folder.settle(settings, free=[f"free.{name}" for name in run.free])
+        run.announce()
         if args.ptq:
+            missing_images(range(pipeline.images), folder.images, pipeline.image_shape)  # refuses a foreign one now
             run.quantization(folder.path, args.cali_batch_size).run()
         run.sample(folder)

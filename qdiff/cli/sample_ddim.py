@@ -6,13 +6,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from qdiff.adapters.ddim_sampling import PixelSampler, schedule
+from qdiff.adapters.ddim_sampling import PixelSampler, to_images
 from qdiff.checkpoint import load_weights
 from qdiff.cli.config import build_network, load_config
-from qdiff.cli.pipeline import Pipeline
+from qdiff.cli.pipeline import AskedSteps, Pipeline
 from qdiff.cli.run import carry_out
 from qdiff.errors import UserError
 from qdiff.files.download import fetch, name_for
+from qdiff.files.pictures import Shape
 from qdiff.sampling import batch_noise, frame_writer
 
 
@@ -39,15 +40,21 @@ class PixelPipeline(Pipeline):
             args.dpm_order,
             args.dpm_method,
         )
-        try:
-            schedule(self.config.diffusion)
-        except ValueError as error:
-            raise UserError(f"{args.config}, section 'diffusion': {error}") from None
+        self.asked = AskedSteps("--timesteps", args.timesteps)
         try:
             self.calls = len(self.sampler)
         except ValueError as error:
-            raise UserError(f"--timesteps {args.timesteps}: {error}") from None
+            raise UserError(f"{self.asked}: {error}") from None
+        try:
+            self.sampler.check()
+        except ValueError as error:
+            raise UserError(f"{args.config}, section 'diffusion': {error}") from None
         data = self.config.data
+        if args.sample_type == "ddpm_noisy" and data.logit_transform:
+            raise UserError(
+                f"--sample_type ddpm_noisy clips x to -1..1, the training of {args.config} did not "
+                "(data.logit_transform): take another sampler"
+            )
         self.shape = (data.channels, data.image_size, data.image_size)
         self.network = build_network(self.config, args.config).eval()
 
@@ -55,7 +62,7 @@ class PixelPipeline(Pipeline):
         """Nothing with `--resume`: a calibrated file holds every number that is needed."""
         if self.args.resume:
             return {}
-        load_weights(self.network, self._weights_file())
+        load_weights(self.network, self._weights_file(), averages=self.config.model.get("ema"))
         return self.network.to(self.device).state_dict()
 
     def draw(self) -> None:
@@ -66,12 +73,19 @@ class PixelPipeline(Pipeline):
         x_T, noise = batch_noise(self.args.seed, images, self.shape, self.device)
         return self.sampler.steps(self.network, x_T, noise)
 
+    @property
+    def image_shape(self) -> Shape:
+        return self.shape
+
     def example(self, batch_size: int) -> tuple[Tensor, Tensor]:
         x, _ = batch_noise(self.args.seed, range(batch_size), self.shape, self.device)
         return x, self.latest_timestep(batch_size, self.config.diffusion.num_diffusion_timesteps)
 
+    def decode(self, x: Tensor) -> Tensor:
+        return to_images(x, self.config.data)
+
     def watch(self, folder: Path) -> Mapping:
-        return {"watch": frame_writer(folder / "sequence")} if self.args.sequence else {}
+        return {"watch": frame_writer(folder / "sequence", self.decode)} if self.args.sequence else {}
 
     def _weights_file(self) -> Path:
         """The full-precision weights that the flags name; published ones are downloaded."""

@@ -8,9 +8,10 @@ from qdiff.adapters.latent_sampling import DDIM, DDPM, DPMSolver, Sampler
 from qdiff.cli.conditions import conditions_of
 from qdiff.cli.latent_config import find_checkpoint, find_config
 from qdiff.cli.latent_pipeline import LatentPipeline
+from qdiff.cli.pipeline import AskedSteps
 from qdiff.cli.run import carry_out
+from qdiff.files.arrays import write_array
 from qdiff.run_folder import RunFolder
-from qdiff.sampling import write_array
 
 
 def sampler_of(args: Namespace) -> Sampler:
@@ -32,7 +33,8 @@ class ClassPipeline(LatentPipeline):
     def __init__(self, args: Namespace):
         checkpoint = None if args.dry_run else find_checkpoint(args.resume_base, "-r")
         source, sampler = find_config(args.resume_base, args.config), sampler_of(args)
-        super().__init__(args, source, checkpoint, args.overrides, sampler, f"-c {args.custom_steps}")
+        asked = None if args.vanilla_sample else AskedSteps("-c", args.custom_steps)
+        super().__init__(args, source, checkpoint, args.overrides, sampler, asked)
         self.images, self.batch_size = args.n_samples, args.batch_size
         self.conditions = conditions_of(self.latent, args.classes, args.scale, args.seed)
         self.columns = self.conditions.columns

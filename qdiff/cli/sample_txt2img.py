@@ -1,9 +1,8 @@
 """`scripts/txt2img.py`: latent models with a text encoder."""
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -11,16 +10,18 @@ from torch import Tensor
 
 from qdiff.adapters.latent_diffusion import FrozenCLIPEmbedder
 from qdiff.adapters.latent_sampling import DDIM, PLMS, DPMSolver, Sampler
-from qdiff.cli.conditions import Prompts
 from qdiff.cli.latent_config import find_checkpoint
 from qdiff.cli.latent_pipeline import LatentPipeline
+from qdiff.cli.pipeline import AskedSteps
 from qdiff.cli.precision import precision_of, resolved
 from qdiff.cli.quantize import digest
 from qdiff.cli.run import carry_out
+from qdiff.cli.text_conditions import Prompts
 from qdiff.cli.watermark import watermark
 from qdiff.errors import UserError
+from qdiff.files.pictures import picture_shape
 from qdiff.files.prompts import as_text, read_prompts
-from qdiff.files.tokenizer import has_tokenizer, load_tokenizer
+from qdiff.files.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from qdiff.run_folder import RunFolder
 
 DEFAULT_PROMPTS = "prompts.txt"
@@ -33,21 +34,22 @@ def sampler_of(args: Namespace) -> Sampler:
     return DPMSolver(args.ddim_steps) if args.dpm else DDIM(args.ddim_steps, args.ddim_eta)
 
 
-def bits_of(args: Namespace) -> str:
-    """How the flags say that the network is quantized; how a file was calibrated they do not tell."""
-    if not args.ptq:
-        return "not quantized"
-    parts = {
-        f"W{args.weight_bit}{f'A{args.act_bit}' if args.quant_act else ''}": True,
-        f"A{args.sm_abit} after softmax": args.quant_act and args.sm_abit != args.act_bit,
-        "split": args.split,
-        args.quant_mode: not args.resume,
-    }
-    return ", ".join(part for part, holds in parts.items() if holds)
-
-
 def _as_it_is(images: Tensor) -> Tensor:
     return images
+
+
+class PlaceholderTokenizer:
+    """Stands in a plan for a tokenizer that is not there: a plan needs tokens to compute with, and no file."""
+
+    def __init__(self, max_length: int):
+        self.max_length = max_length
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        return torch.zeros(len(prompts), self.max_length, dtype=torch.long)
+
+    def cut(self, prompt: str) -> tuple[str, str]:
+        """The whole of it, for all that is known."""
+        return prompt, ""
 
 
 class TextPipeline(LatentPipeline):
@@ -65,7 +67,8 @@ class TextPipeline(LatentPipeline):
         own = Path(str(resources.files("qdiff.cli") / DEFAULT_PROMPTS))
         cali_prompts = read_prompts(args.cali_prompts or own, "--cali_prompts")
         checkpoint = None if args.dry_run else find_checkpoint(args.ckpt, "--ckpt")
-        super().__init__(args, args.config, checkpoint, (), sampler_of(args), f"--ddim_steps {args.ddim_steps}")
+        asked = AskedSteps("--ddim_steps", args.ddim_steps)
+        super().__init__(args, args.config, checkpoint, (), sampler_of(args), asked)
         self.images = args.n_iter * (len(prompts) if args.from_file else args.n_samples)
         self.batch_size = args.n_samples
         self.columns = args.n_rows or args.n_samples
@@ -78,8 +81,7 @@ class TextPipeline(LatentPipeline):
         self.tokens = digest({"tokens": encoder.tokenizer([*prompts, *cali_prompts, ""])})
         args.precision = resolved(args.precision, self.device)  # recorded, for another device may compute otherwise
         self.precision = precision_of(args.precision, self.device)
-        pixels = (edge * self.latent.first_stage_model.factor for edge in self.shape[1:])
-        self.mark = watermark(*pixels) if args.watermark else _as_it_is
+        self.mark = watermark(*self.image_shape) if args.watermark else _as_it_is
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -101,12 +103,12 @@ class TextPipeline(LatentPipeline):
         own = self.latent.image_size
         return channels, a.H // f if a.H else own, a.W // f if a.W else own
 
-    def _tokenizer(self, encoder: FrozenCLIPEmbedder) -> Callable[[list[str]], Tensor]:
+    def _tokenizer(self, encoder: FrozenCLIPEmbedder) -> Tokenizer | PlaceholderTokenizer:
         ckpt = self.checkpoint or self.args.ckpt
         beside = ckpt if ckpt.is_dir() else ckpt.parent
         folder = self.args.clip_path or (beside if has_tokenizer(beside) else None)
-        if folder is None and self.args.dry_run:  # a plan needs tokens to compute with, and nothing from elsewhere
-            return lambda prompts: torch.zeros(len(prompts), encoder.max_length, dtype=torch.long)
+        if folder is None and self.args.dry_run:
+            return PlaceholderTokenizer(encoder.max_length)
         return load_tokenizer(folder, encoder.max_length, encoder.vocab_size)
 
     def noise_of(self, images: Sequence[int]) -> Sequence[int]:
@@ -116,19 +118,13 @@ class TextPipeline(LatentPipeline):
         return {"tokens": self.tokens}
 
     def finished(self, folder: RunFolder) -> bool:
-        return self.args.skip_save and folder.grid.exists()
+        if not self.args.skip_save or not folder.grid.exists():
+            return False
+        picture_shape(folder.grid)  # refuses a damaged one
+        return True
 
-    def metadata(self, *images: int) -> Mapping[str, str]:
-        """What a PNG says of itself."""
-        a = self.args
-        return {
-            "prompt": "\n".join(dict.fromkeys(map(self.conditions.prompt, images))),
-            "seed": f"{a.seed}, picture {', '.join(map(str, self.noise_of(images)))}",
-            "sampler": f"{self.sampler}, scale {a.scale}",
-            "bits": bits_of(a),
-            "precision": a.precision,
-            "Software": f"qdiff {version('qdiff')}",
-        }
+    def warnings(self, calibrates: bool) -> list[str]:
+        return self.conditions.warnings(calibrates)
 
     def apply_model(self, x: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
         with self.precision:

@@ -14,22 +14,24 @@ METHOD = "dwtDct"
 LEAST = 256 * 256  # pixels that the method needs
 
 
-def watermark(height: int, width: int) -> Callable[[Tensor], Tensor]:
+def watermark(channels: int, height: int, width: int) -> Callable[[Tensor], Tensor]:
     """What puts `MESSAGE` into pictures, so that detectors of generated pictures know them.
 
     Args:
-        height, width: of the pictures.
+        channels, height, width: of the pictures.
 
     Returns:
         pictures (B, 3, H, W) in -1..1 -> the same, on the grid of their 256 levels.
 
     Raises:
-        UserError: the package is not there, or the pictures are too small.
+        UserError: the package is not there, or the pictures are grey or too small.
     """
     try:
         from imwatermark import WatermarkEncoder
     except ImportError as e:
         raise UserError(f"--watermark needs a package ({e}): pip install 'qdiff[watermark]'") from e
+    if channels != 3:
+        raise UserError("--watermark needs pictures in colour, the model makes grey ones: leave it out")
     if height * width < LEAST:
         raise UserError(f"--watermark needs pictures of at least {LEAST} pixels: raise --H and --W, or leave it out")
     encoder = WatermarkEncoder()

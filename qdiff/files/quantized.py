@@ -24,6 +24,7 @@ from torch import Tensor
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
 from qdiff.files.facts import Activations, Facts, Layer
+from qdiff.files.names import utf8_name
 from qdiff.packing import pack, packed_size, unpack
 from qdiff.policy import QuantPolicy
 
@@ -106,7 +107,7 @@ def write_quantized(path: str | Path, file: QuantizedFile) -> None:
         with replacing(Path(path)) as partial:
             partial.write_bytes(save(tensors, {HEADER: _json(header)}))
     except OSError as e:
-        raise UserError(f"cannot write '{path}' ({e.strerror}): make room or choose another place") from e
+        raise UserError(f"cannot write '{path}' ({e.strerror}): mend that, or choose another place") from e
 
 
 def is_quantized(path: str | Path) -> bool:
@@ -127,7 +128,7 @@ def read_quantized(path: str | Path) -> QuantizedFile:
     """
     text, tensors = _open(path)
     if text is None and not any(key.endswith(CODES) for key in tensors):
-        raise UserError(f"'{path}' has no quantizers, it is a full-precision checkpoint: use --ckpt or -r for it")
+        raise UserError(f"'{path}' is a full-precision checkpoint without quantizers: use --ckpt or -r for it")
     try:
         header = json.loads(text or "{}")
         written = header["format"], header["version"]
@@ -178,7 +179,7 @@ def _content(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Quanti
 
 def _open(path: str | Path) -> tuple[str | None, dict[str, Tensor]]:
     try:
-        with safe_open(path, "pt") as file:
+        with utf8_name(path) as name, safe_open(name, "pt") as file:
             return (file.metadata() or {}).get(HEADER), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except OSError as e:
         raise UserError(f"cannot read '{path}' ({e.strerror or e}): give the path of a checkpoint file") from e

@@ -22,13 +22,13 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
 
 def read_statistics(path: Path) -> Statistics:
     """What `write_statistics` wrote. Raises UserError if it is missing, damaged or another file."""
-    remedy = "get a whole copy of the file"
+    remedy = "give a file of feature statistics"
     try:
         found = load_file(path)
     except OSError as e:
         raise UserError(f"cannot read '{path}' ({e.strerror or e}): {remedy}") from e
     except SafetensorError as e:
-        raise UserError(f"'{path}' is not a whole safetensors file ({e}): {remedy}") from e
+        raise UserError(f"'{path}' cannot be read as safetensors ({e}): {remedy}") from e
     if found.keys() != KEYS or found["sigma"].shape != (*found["mu"].shape, *found["mu"].shape):
         raise UserError(f"'{path}' holds no feature statistics: {remedy}")
     return Statistics(found["mu"], found["sigma"], int(found["n"]))

@@ -2,8 +2,7 @@
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -44,14 +43,14 @@ class TrainingCondition(ABC):
 
 
 class Categories(TrainingCondition):
-    """Categories by their numbers in the alphabet; the class after the last stands for none.
+    """Categories in the order of the alphabet; each is one of the model's real classes, and its null class is none.
 
     Args:
         conditioner: the model's.
         config, path: of the model, and its file.
 
     Raises:
-        UserError: the configuration names no classes, or another number of them than the model has.
+        UserError: the configuration names no classes, or another number of them than the model has, or no null class.
     """
 
     mirrored = True
@@ -64,7 +63,9 @@ class Categories(TrainingCondition):
         if known != len(self.classes) + 1:
             wanted = f"make it {len(self.classes) + 1}: `classes`, and one for no class"
             raise UserError(f"{path}: n_classes is {known}, {wanted}")
-        self.none = torch.tensor(known - 1)
+        if conditioner.null_class is None:
+            raise UserError(f"{path} says of no class that it stands for none: give its number as null_class")
+        self.none, self.numbers = torch.tensor(conditioner.null_class), torch.tensor(conditioner.classes)
 
     def of(self, pictures: Pictures) -> Tensor:
         if pictures.classes != self.classes:
@@ -72,7 +73,7 @@ class Categories(TrainingCondition):
                 f"{pictures.path} has the categories {pictures.classes}, the configuration's `classes` are "
                 f"{self.classes}"
             )
-        return pictures.labels
+        return self.numbers[pictures.labels]
 
     def embed(self, numbers: Tensor) -> Tensor:
         return self.conditioner({self.conditioner.key: numbers})
@@ -97,7 +98,7 @@ class Names(TrainingCondition):
 
     def __init__(self, conditioner: FrozenCLIPEmbedder, pictures: Pictures, folder: Path, init: Path | None):
         if init and has_vocabulary(init.parent):
-            load_weights(conditioner, init, partial(part_of, name="cond_stage_model"))
+            load_weights(conditioner, init)
             folder.mkdir(parents=True, exist_ok=True)
             for name in VOCABULARY:
                 shutil.copyfile(init.parent / name, folder / name)
@@ -112,11 +113,6 @@ class Names(TrainingCondition):
 
     def embed(self, numbers: Tensor) -> Tensor:
         return self.conditioner.encode_tokens(numbers)
-
-
-def part_of(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Of a whole model's weights those of one part, without its name."""
-    return {key.removeprefix(f"{name}."): x for key, x in state.items() if key.startswith(f"{name}.")}
 
 
 def condition_of(

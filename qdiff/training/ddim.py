@@ -7,10 +7,19 @@ import torch
 from qdiff.adapters.ddim_sampling import schedule
 from qdiff.checkpoint import load_weights
 from qdiff.cli.config import build_network, load_config
+from qdiff.errors import UserError
 from qdiff.training.denoiser import Denoiser
 from qdiff.training.pictures import Pictures, Unlabelled
 from qdiff.training.sections import PixelTraining, sections
 from qdiff.training.trainer import fit_as_configured, save_half, seed_process
+
+PICTURES = {  # what `Pictures` gives: colours in -1..1 without noise
+    "channels": 3,
+    "rescaled": True,
+    "logit_transform": False,
+    "uniform_dequantization": False,
+    "gaussian_dequantization": False,
+}
 
 
 def train(
@@ -22,6 +31,11 @@ def train(
         UserError: the configuration is none or has no settings of a training, or the pictures cannot be read.
     """
     config = load_config(config_path)
+    for key, value in PICTURES.items():
+        if config.data[key] != value:
+            raise UserError(
+                f"{config_path}: data.{key} is {config.data[key]}, a training here needs {value}: correct it"
+            )
     training, optim = sections(config, PixelTraining, config_path, "configs/emoji32.yml")
     data = Pictures(data_path, config.data.image_size, list(training.categories), config.data.random_flip)
     seed_process(seed)

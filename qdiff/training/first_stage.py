@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from qdiff.adapters.latent_diffusion import AutoencoderKL
@@ -60,6 +61,14 @@ class Autoencoder(pl.LightningModule):
         return warm_cosine(self.parameters(), self.optim, warmup=self.warmup, steps=self.steps)
 
 
+def side_of(config: DictConfig, path: Path) -> int:
+    """Pixels along an edge of the pictures that a first stage is for. Raises UserError unless they are in colour."""
+    ddconfig = config.model.params.first_stage_config.params.ddconfig
+    if (ddconfig.in_channels, ddconfig.out_ch) != (3, 3):
+        raise UserError(f"{path}: ddconfig.in_channels and out_ch must be 3, for pictures are in colour")
+    return ddconfig.resolution
+
+
 def train(
     config_path: Path, data_path: Path, run_dir: Path, out: Path, *, init: Path | None, seed: int, devices: int
 ) -> None:
@@ -76,8 +85,7 @@ def train(
     first_stage = build_latent(config, config_path).first_stage_model
     if not isinstance(first_stage, AutoencoderKL):
         raise UserError(f"{config_path}: only a first stage of the class AutoencoderKL can be trained")
-    side = config.model.params.first_stage_config.params.ddconfig.resolution
-    data = Pictures(data_path, side, classes_of(config, config_path), flip=True)
+    data = Pictures(data_path, side_of(config, config_path), classes_of(config, config_path), flip=True)
     if init:
         load_weights(first_stage, init)
     first_stage.to(memory_format=torch.channels_last)

@@ -1,7 +1,6 @@
 """Training of a conditional latent model: its UNet and its conditioner, on a finished first stage."""
 
 import shutil
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,9 +15,9 @@ from qdiff.cli.latent_config import build_latent, load_latent_config
 from qdiff.cli.quantize import digest
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
-from qdiff.training.conditions import TrainingCondition, condition_of, part_of
+from qdiff.training.conditions import TrainingCondition, condition_of
 from qdiff.training.denoiser import Denoiser
-from qdiff.training.first_stage import EXAMPLE
+from qdiff.training.first_stage import EXAMPLE, side_of
 from qdiff.training.pictures import Pictures
 from qdiff.training.sections import LatentTraining, classes_of, sections
 from qdiff.training.trainer import fit_as_configured, seed_process
@@ -86,11 +85,10 @@ def train(
     seed_process(seed)
     latent = build_latent(config, config_path)
     _check_kind(latent, config_path)
-    side = config.model.params.first_stage_config.params.ddconfig.resolution
-    pictures = Pictures(data_path, side, classes_of(config, config_path))
+    pictures = Pictures(data_path, side_of(config, config_path), classes_of(config, config_path))
     condition = condition_of(latent, pictures, config, config_path, run_dir, init)
     if init:
-        load_weights(latent.model, init, partial(part_of, name="model"))
+        load_weights(latent.model, init)
     load_weights(latent.first_stage_model, first_stage)
     latent.first_stage_model.eval()
     data = _latents(latent, condition, pictures)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from ddim.models.blocks import Downsample, QKMatMul, SMVMatMul, Upsample, timestep_embedding
+from ddim.models.blocks import Downsample, ScoreProduct, Upsample, ValueProduct, timestep_embedding
 from ddim.models.diffusion import Model
 from tests.golden_networks import GOLDEN, golden_state_dict, load_case
 
@@ -83,7 +83,7 @@ def test_timestep_embedding(dim):
 def test_attention_products_are_scaled_dot_product_attention():
     # the golden networks have as many channels as pixels, so they cannot tell the two apart
     q, k, v = torch.randn(3, 2, 5, 7, generator=torch.Generator().manual_seed(0))  # (B, C, N) each
-    ours = SMVMatMul()(v, QKMatMul()(q, k).softmax(dim=-1))
+    ours = ValueProduct()(v, ScoreProduct()(q, k).softmax(dim=-1))
     torch.testing.assert_close(ours.mT, F.scaled_dot_product_attention(q.mT, k.mT, v.mT))
 
 

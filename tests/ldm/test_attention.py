@@ -7,15 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddim.models.blocks import ValueProduct
 from ldm.modules.attention import (
-    GEGLU,
     BasicTransformerBlock,
     CrossAttention,
-    CrossQKMatMul,
-    CrossSMVMatMul,
+    CrossScoreProduct,
+    CrossValueProduct,
+    GatedLinear,
     SpatialTransformer,
 )
-from ldm.modules.diffusionmodules.blocks import AttentionBlock, QKMatMul, QKVAttentionLegacy, SMVMatMul
+from ldm.modules.diffusionmodules.blocks import AttentionBlock, PackedAttention, ScoreProduct
 from tests.ldm.drawn import draw, drawn
 
 
@@ -54,16 +55,16 @@ def test_without_a_context_attention_is_to_the_sequence_itself():
 
 
 @torch.no_grad()
-def test_legacy_attention_is_scaled_dot_product_attention_head_by_head():
+def test_packed_attention_is_scaled_dot_product_attention_head_by_head():
     qkv = draw(2, 3 * 2 * 5, 7)  # two heads of five channels, seven pixels
     q, k, v = (torch.stack([qkv[:, 15 * h + 5 * i :][:, :5].mT for h in range(2)], dim=1) for i in range(3))
     expected = torch.cat(F.scaled_dot_product_attention(q, k, v).unbind(1), dim=2).mT
-    torch.testing.assert_close(QKVAttentionLegacy(2)(qkv), expected)
+    torch.testing.assert_close(PackedAttention(2)(qkv), expected)
 
 
 @torch.no_grad()
-def test_legacy_products_get_scaled_queries_and_keys_then_values_and_softmax():
-    layer, qkv = QKVAttentionLegacy(1), draw(1, 48, 6)
+def test_packed_products_get_scaled_queries_and_keys_then_values_and_softmax():
+    layer, qkv = PackedAttention(1), draw(1, 48, 6)
     q, k = operands(layer.qkv_matmul, lambda: layer(qkv))
     torch.testing.assert_close(q, qkv[:, :16] / 2)  # 16^-1/4
     torch.testing.assert_close(k, qkv[:, 16:32] / 2)
@@ -84,7 +85,7 @@ def test_transformer_products_get_unscaled_queries_and_keys_then_values_and_soft
     torch.testing.assert_close(w.sum(dim=2), torch.ones(1, 3))
 
 
-@pytest.mark.parametrize("product", [QKMatMul(), SMVMatMul(), CrossQKMatMul(), CrossSMVMatMul()])
+@pytest.mark.parametrize("product", [ScoreProduct(), ValueProduct(), CrossScoreProduct(), CrossValueProduct()])
 def test_products_of_slices_are_slices_of_the_product(product):
     square = draw(4, 5, 5), draw(4, 5, 5, seed=1)
     whole = product(*square)
@@ -93,14 +94,14 @@ def test_products_of_slices_are_slices_of_the_product(product):
 
 def test_transformer_products_of_slices_of_queries_are_slices_of_the_product():
     q, k, v = draw(3, 2, 6, 5)
-    torch.testing.assert_close(CrossQKMatMul()(q[:, 2:], k), CrossQKMatMul()(q, k)[:, 2:])
-    w = CrossQKMatMul()(q, k).softmax(dim=-1)
-    torch.testing.assert_close(CrossSMVMatMul()(v, w[:, 2:]), CrossSMVMatMul()(v, w)[:, 2:])
+    torch.testing.assert_close(CrossScoreProduct()(q[:, 2:], k), CrossScoreProduct()(q, k)[:, 2:])
+    w = CrossScoreProduct()(q, k).softmax(dim=-1)
+    torch.testing.assert_close(CrossValueProduct()(v, w[:, 2:]), CrossValueProduct()(v, w)[:, 2:])
 
 
 @torch.no_grad()
 def test_gate_is_the_second_half():
-    layer = drawn(GEGLU(4, 3))
+    layer = drawn(GatedLinear(4, 3))
     x = draw(2, 4)
     weight, bias = layer.proj.weight, layer.proj.bias
     gate = x @ weight[3:].T + bias[3:]

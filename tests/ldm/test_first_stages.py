@@ -185,3 +185,25 @@ def test_class_is_a_context_of_one_token():
     embedder = ClassEmbedder(4, n_classes=6, key="label")
     context = embedder({"label": torch.tensor([5, 0])})
     assert torch.equal(context, embedder.embedding.weight[[5, 0]][:, None])
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "given", "null"),
+    [
+        (1000, {}, None),
+        (1001, {}, 1000),
+        (10, {}, None),
+        (10, {"null_class": 3}, 3),
+        (1001, {"null_class": None}, None),
+    ],
+)
+def test_which_class_stands_for_none(n_classes, given, null):
+    embedder = ClassEmbedder(4, n_classes, **given)
+    assert embedder.null_class == null
+    assert embedder.classes == sorted({*range(n_classes)} - {null})
+
+
+@pytest.mark.parametrize(("n_classes", "null"), [(10, 10), (10, -1), (10, True), (10, 2.0), (10, "last"), (1, 0)])
+def test_a_null_class_that_cannot_be(n_classes, null):
+    with pytest.raises(ValueError, match=r"null_class is|only class"):
+        ClassEmbedder(4, n_classes, null_class=null)

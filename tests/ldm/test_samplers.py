@@ -1,5 +1,6 @@
 """Latent samplers against golden numbers, closed forms, and PLMS written down once more."""
 
+import contextlib
 import math
 from itertools import pairwise
 
@@ -119,14 +120,29 @@ def test_quad_timesteps_are_squares_and_one():
     [
         ((1000, 0), "steps=0"),
         ((1000, 1001), "steps=1001"),
-        ((1000, 1000), "steps=1000 leads to timestep 1000, the last one is 999"),
-        ((1000, 3), "steps=3 leads to timestep 1000"),
+        ((1000, 1000), "steps=1000 leads to timestep 1000, the last one is 999: take 500$"),
+        ((1000, 3), "steps=3 leads to timestep 1000, the last one is 999: take 2 or 4$"),
+        ((1, 1), "no number of steps fits"),
         ((1000, 10, "cosine"), "skip_type"),
     ],
 )
 def test_timesteps_outside_the_schedule_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         latent_timesteps(*bad)
+
+
+@given(st.integers(3, 120), st.data())
+def test_the_nearest_numbers_of_steps_that_fit_are_named(num_timesteps, data):
+    """As a search through all of them finds them."""
+    fitting = []
+    for steps in range(1, num_timesteps + 1):
+        with contextlib.suppress(ValueError):
+            latent_timesteps(num_timesteps, steps)
+            fitting.append(steps)
+    steps = data.draw(st.integers(1, 2 * num_timesteps).filter(lambda n: n not in fitting))
+    nearest = [*[n for n in fitting if n < steps][-1:], *[n for n in fitting if n > steps][:1]]
+    with pytest.raises(ValueError, match=f"take {' or '.join(map(str, nearest))}$"):
+        latent_timesteps(num_timesteps, steps)
 
 
 # --- accuracy

@@ -27,7 +27,10 @@ def write_latent(name: str, folder: Path) -> LatentDiffusion:
     """
     folder.mkdir(parents=True, exist_ok=True)
     model, case = golden_model(name, **LOW_ATTENTION)
-    OmegaConf.save(case.settings.config, folder / "config.yaml")
+    config = case.settings.config
+    if name == CLASSES:
+        config.model.params.cond_stage_config.params.null_class = 10
+    OmegaConf.save(config, folder / "config.yaml")
     if model.model_ema is None:
         save_file(model.state_dict(), folder / "model.safetensors")
     else:

@@ -192,9 +192,12 @@ def test_budget_changes_no_number(budget, model, data, tmp_path):
     assert torch.equal(found.inputs[0], expected.inputs[0]) and torch.equal(found.target, expected.target)
 
 
-def test_a_killed_process_leaves_no_file(tmp_path):
-    held = Store(0, tmp_path).empty((1000,), torch.float32).fill_(1)
-    assert os.listdir(tmp_path) == [], "the name is gone while the tensor is in use"
+@pytest.mark.parametrize("name", ["captured", "bad\udcff"])
+def test_a_killed_process_leaves_no_file(name, tmp_path):
+    folder = tmp_path / name
+    folder.mkdir()
+    held = Store(0, folder).empty((1000,), torch.float32).fill_(1)
+    assert os.listdir(folder) == [], "the name is gone while the tensor is in use"
     assert held.sum() == 1000
 
 

@@ -26,8 +26,9 @@ def refusal(folder, job) -> str:
     return str(caught.value)
 
 
-def test_what_was_recorded_is_read(tmp_path):
-    journal = Journal(tmp_path / "new" / "journal", JOB)
+@pytest.mark.parametrize("folder", ["new", "bad\udcff"])
+def test_what_was_recorded_is_read(folder, tmp_path):
+    journal = Journal(tmp_path / folder / "journal", JOB)
     losses = {"before": 0.1 + 0.2, "after": 1e-300}
     journal.write("weights-000", TENSORS, losses)
     for reader in (journal, Journal(journal.folder, JOB)):

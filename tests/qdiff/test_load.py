@@ -217,6 +217,13 @@ def test_a_wrong_tensor_is_named(plain_case, tmp_path, key, x, named):
     assert f"'{key}' {named}" in message
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_calibrated_file_in_half_precision(split_case, tmp_path, dtype):
+    """Its weights lie on other steps than those that were calibrated."""
+    save_file({key: x.to(dtype) for key, x in split_case.original.state.items()}, tmp_path / "half.pth")
+    assert "too coarse" in refusal(split_case.load, tmp_path / "half.pth", act=False)
+
+
 def test_slices_at_other_channels(split_case):
     model = split_case.original.network()
     model.up[0].block[0].skip_channels = 64  # 32 from below instead of 64
@@ -228,7 +235,7 @@ def test_full_precision_given_as_calibrated(split_case, tmp_path):
     save_file(split_case.original.weights, tmp_path / "fp.safetensors")
     for path in (split_case.fp, tmp_path / "fp.safetensors"):
         message = refusal(split_case.load, path, act=False)
-        assert "full-precision checkpoint: use --ckpt" in message
+        assert "full-precision checkpoint without quantizers: use --ckpt" in message
         assert str(path) in message
 
 

@@ -6,11 +6,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from qdiff.errors import UserError
-from qdiff.report import COLUMNS, Result, Section, comparison, markdown_table, read_pictures, text_table, write_report
+from qdiff.report import COLUMNS, Result, Section, comparison, markdown_table, text_table, write_report
 
 RESULTS = [
     Result("FP", "python sample.py -l 'a b'", math.inf, 0.0, 1.234, 10_944_396, 10_944_396),
@@ -145,13 +144,15 @@ def test_wide_pictures_stand_one_below_the_other(tmp_path):
         assert (sheet[top - 36 : top] < 128).any(), "a name stands above"
 
 
-def test_pictures_are_read_as_they_are(pictures, tmp_path):
-    paths = list(pictures.values())
-    read = read_pictures(paths)
-    assert (read.shape, read.dtype) == ((2, 3, 6, 9), torch.uint8)
-    assert torch.equal(read[1].permute(1, 2, 0), torch.tensor(np.asarray(Image.open(paths[1]))))
-    paths[1].write_bytes(paths[1].read_bytes()[:60])
-    with pytest.raises(UserError, match=r"1\.png' is not a whole picture .*delete it"):
-        read_pictures(paths)
-    with pytest.raises(UserError, match=r"none\.png' is not a whole picture"):
-        read_pictures([tmp_path / "none.png"])
+def test_grey_pictures_are_shown_too(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (6, 9), np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    sheet = np.asarray(comparison({"a": tmp_path / "a.png"}))
+    enlarged = grey.repeat(2, 0).repeat(2, 1)
+    np.testing.assert_array_equal(sheet[-20:-8, 8:26], np.stack([enlarged] * 3, 2))
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"a\.png' is no PNG: move or delete it"):
+        comparison({"a": tmp_path / "a.png"})

@@ -1,6 +1,8 @@
 import errno
 import logging
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from qdiff import run_folder
 from qdiff.errors import UserError
 from qdiff.files import atomic
 from qdiff.run_folder import RunFolder
@@ -85,7 +88,7 @@ def test_another_setting_is_refused_by_name(name, value, before, now, tmp_path):
     assert (tmp_path / "config.yaml").read_bytes() == text
 
 
-def test_every_changed_setting_is_named(tmp_path):
+def test_every_changed_setting_is_named_where_they_are_few(tmp_path):
     settle(tmp_path, CONFIG)
     less = {k: v for k, v in changed("seed", 0).items() if k != "split"} | {"dpm_order": 3}
     line = refused(tmp_path, less)
@@ -96,6 +99,37 @@ def test_every_changed_setting_is_named(tmp_path):
     ):
         assert part in line
     assert "another folder with -l" in line and "eta" not in line
+
+
+STORY = "a painting of a very small red apple that lies on a table in an old house "
+
+
+def test_many_and_long_changes_are_one_short_line(tmp_path):
+    before = {"config": {f"key{i}": i for i in range(200)}, "flags": {"prompt": STORY * 9 + "at night", "old": 1}}
+    settle(tmp_path, {"flags": before["flags"], "config": before["config"]})
+    now = {"flags": {"prompt": STORY * 9 + "by day", "seed": 2}, "config": {f"key{i}": -i for i in range(1, 300)}}
+    line = refused(tmp_path, now)
+    assert "flags.prompt was ...d house at night' and is ...d house by day' now" in line
+    assert "flags.old was 1 and is nothing now, flags.seed was nothing and is 2 now" in line, "before the configuration"
+    assert re.search(r"now and \d+ more; change that back", line) and len(line) - len(str(tmp_path)) < 260
+    only = refused(tmp_path, {"flags": before["flags"], "config": {"k" * 200: STORY}})
+    assert "config.key0 was 0 and is nothing now" in only and len(only) - len(str(tmp_path)) < 300
+    listed, more = re.search(r"run: (.*) and (\d+) more", only).groups()
+    assert listed.count(" was ") + int(more) == 201
+
+
+def test_one_change_is_named_however_long_it_is(tmp_path):
+    settle(tmp_path, {"k" * 200: 1})
+    assert f"{'k' * 200} was 1 and is 2 now; change" in refused(tmp_path, {"k" * 200: 2})
+
+
+@pytest.mark.parametrize("path", ["o/日本", "o/bad\udcff"])
+def test_any_name_of_a_file_is_kept_and_goes_on(path, tmp_path):
+    config = {"logdir": Path(path), "prompt": path, "nested": {path: [path]}}
+    settle(tmp_path / path, config)
+    settle(tmp_path / path, config)
+    assert yaml.safe_load((tmp_path / path / "config.yaml").read_text(encoding="utf-8"))["logdir"] == path
+    assert f"prompt was {path!r} and is 1 now" in refused(tmp_path / path, {**config, "prompt": 1})
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch_size", 8), ("model.name", "x")])
@@ -180,16 +214,84 @@ def test_no_permission(tmp_path):
     assert "Permission denied" in refused(tmp_path / "run", CONFIG)
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
-def test_what_the_system_forbids_inside(number, tmp_path):
-    line = r"^cannot use '/x/y' \(.*\): give another folder with -l$"
-    with pytest.raises(UserError, match=line), RunFolder.open(tmp_path):
+def test_a_place_without_files():
+    line = refused(Path("/proc/run"), CONFIG)
+    assert line == (
+        "cannot use '/proc/run' (No such file or directory): see that it is there, then the same command continues; or "
+        "give another folder with -l"
+    )
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)), "No locks available"),
+        (NotImplementedError("FileSystem does not appear to support flock"), "No locks available"),
+        (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), "Stale file handle"),
+    ],
+)
+def test_a_disk_without_locks(raised, said, tmp_path, monkeypatch):
+    def acquire(*_args, **_options):
+        raise raised
+
+    monkeypatch.setattr(run_folder.FileLock, "acquire", acquire)
+    line = refused(tmp_path, CONFIG)
+    assert line.startswith(f"cannot use '{tmp_path}") and f"({said})" in line and "another folder with -l" in line
+    assert os.listdir(tmp_path) == []
+
+
+def test_locks_that_the_system_refuses(tmp_path, monkeypatch):
+    """What the package makes of it."""
+
+    def flock(*_args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert "(No locks available): give another folder with -l, on another disk" in refused(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_what_the_system_refuses_inside(number, tmp_path):
+    line = r"^cannot use '/x/y' \(.*\): .*give another folder with --outdir$"
+    with pytest.raises(UserError, match=line), RunFolder.open(tmp_path, flag="--outdir"):
         raise OSError(number, os.strerror(number), "/x/y")
 
 
-def test_other_errors_stay_what_they_are(tmp_path):
-    with pytest.raises(FileNotFoundError), RunFolder.open(tmp_path):
-        (tmp_path / "missing").read_bytes()
+LIMITED = """
+import resource, sys, torch
+from qdiff.cli.parser import run
+from qdiff.files.pictures import write_picture
+from qdiff.run_folder import RunFolder
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+def main():
+    with RunFolder.open(sys.argv[1]) as folder:
+        pixels = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+        write_picture(folder.images / "000000.png", pixels[:, :8, :8], {})
+        write_picture(folder.images / "000001.png", pixels, {})
+run(main)
+"""
+TOO_LARGE = "(File too large): raise the limit (`ulimit -f`, or that of the disk), then the same command continues; or"
+
+
+def test_a_picture_that_grows_too_large_is_one_line_and_leaves_nothing_half(tmp_path):
+    words = [sys.executable, "-c", LIMITED, tmp_path]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    line = f"error: cannot use '{tmp_path}/img/000001.png' {TOO_LARGE} give another folder with -l\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", line)
+    assert os.listdir(tmp_path / "img") == ["000000.png"]
+
+
+def test_a_log_that_grows_too_large_is_the_same_line(tmp_path, capfd):
+    (tmp_path / "log.txt").write_bytes(bytes(4096))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(UserError) as caught, RunFolder.open(tmp_path):
+            logging.getLogger("qdiff.sampling").info("hello")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(caught.value).startswith(f"cannot use '{tmp_path}/log.txt' {TOO_LARGE}")
+    assert capfd.readouterr() == ("", "")
 
 
 full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
@@ -203,49 +305,24 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(tmp_path):
             partial.symlink_to("/dev/full")
         yield torch.zeros(len(indices), 3, 4, 4)
 
-    line = rf"^no space left to write '{tmp_path}': free some.*same command.*$"
+    line = rf"^cannot use '{tmp_path}/img/000002.png' \(No space left on device\): free some space, then the same"
     with pytest.raises(UserError, match=line), RunFolder.open(tmp_path) as run:
         run.settle(CONFIG)
-        sample_images(draw, range(4), run.images, 1)
+        sample_images(draw, range(4), run.images, (3, 4, 4), 1)
     assert sorted(os.listdir(tmp_path / "img")) == ["000000.png", "000001.png"]
 
 
 @full_disk
 def test_a_log_on_a_full_disk_is_the_same_line(tmp_path, capfd):
     (tmp_path / "log.txt").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="no space left"), RunFolder.open(tmp_path):
+    with pytest.raises(UserError, match=r"log.txt' \(No space left on device\): free"), RunFolder.open(tmp_path):
         logging.getLogger("qdiff.sampling").info("hello")
     assert capfd.readouterr() == ("", "")
     (tmp_path / "log.txt").unlink()
     settle(tmp_path, CONFIG)
 
 
-# The log
-
-
-def log_all(path: Path, verbose: bool) -> list[str]:
-    logger = logging.getLogger("qdiff.some.module")
-    with RunFolder.open(path, verbose=verbose):
-        logger.debug("tiny")
-        logger.info("näws")
-        logger.warning("careful")
-    logger.warning("outside")
-    return [line.split(" ", 2)[2] for line in (path / "log.txt").read_text(encoding="utf-8").splitlines()]
-
-
-def test_log_is_continued_and_the_console_shows_warnings(tmp_path, capsys):
-    assert log_all(tmp_path, verbose=False) == ["INFO näws", "WARNING careful"]
-    assert capsys.readouterr().err == "WARNING: careful\n"
-    assert log_all(tmp_path, verbose=True) == [
-        *("INFO näws", "WARNING careful"),
-        *("DEBUG tiny", "INFO näws", "WARNING careful"),
-    ]
-    assert capsys.readouterr().err == "DEBUG: tiny\nINFO: näws\nWARNING: careful\n"
-    assert logging.getLogger("qdiff").handlers == []
-    assert logging.getLogger("qdiff").level == logging.NOTSET
-
-
-def test_log_tells_what_stopped_the_run(tmp_path):
+def test_the_log_is_the_folders_own(tmp_path):
     with pytest.raises(UserError), RunFolder.open(tmp_path):
         raise UserError("image 3 is not finite")
     assert (tmp_path / "log.txt").read_text().endswith("INFO stopped by UserError: image 3 is not finite\n")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from qdiff.errors import UserError
 from qdiff.files import atomic
 from qdiff.run_folder import RunFolder
-from qdiff.sampling import batch_noise, frame_writer, image_path, sample_images, to_uint8, write_grid
+from qdiff.sampling import batch_noise, frame_writer, image_path, missing_images, sample_images, to_uint8
 
 SHAPE = (3, 8, 8)
 SEED = 1234
@@ -40,7 +40,7 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert sample_images(toy, range(16), folder, 16) == 16
+    assert sample_images(toy, range(16), folder, SHAPE, 16) == 16
     return folder
 
 
@@ -116,7 +116,7 @@ def test_pixels_are_the_nearest_of_256_levels():
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_pictures_do_not_depend_on_the_batch_size(batch_size, undisturbed, tmp_path):
-    assert sample_images(toy, reversed(range(16)), tmp_path, batch_size) == 16
+    assert sample_images(toy, reversed(range(16)), tmp_path, SHAPE, batch_size) == 16
     assert files(tmp_path) == files(undisturbed)
 
 
@@ -125,7 +125,7 @@ def test_pictures_hold_the_last_step_decoded(tmp_path):
         yield torch.full((len(indices), 1, 4, 4), torch.nan)
         yield torch.tensor(indices).float()[:, None, None, None].expand(-1, 1, 4, 4)
 
-    sample_images(draw, [3, 10], tmp_path, 2, decode=lambda z: z.expand(-1, 3, -1, -1) / 127.5 - 1)
+    sample_images(draw, [3, 10], tmp_path, (3, 4, 4), 2, decode=lambda z: z.expand(-1, 3, -1, -1) / 127.5 - 1)
     assert sorted(files(tmp_path)) == ["000003.png", "000010.png"]
     for i in (3, 10):
         picture = Image.open(image_path(tmp_path, i))
@@ -135,13 +135,13 @@ def test_pictures_hold_the_last_step_decoded(tmp_path):
 
 def test_channels_rows_and_columns_stay_what_they_are(tmp_path):
     pixels = torch.arange(3 * 2 * 4, dtype=torch.float32).view(1, 3, 2, 4)
-    sample_images(lambda indices: [pixels / 127.5 - 1], [0], tmp_path, 1)
+    sample_images(lambda indices: [pixels / 127.5 - 1], [0], tmp_path, (3, 2, 4), 1)
     stored = np.asarray(Image.open(tmp_path / "000000.png"))
     np.testing.assert_array_equal(stored, pixels[0].permute(1, 2, 0))
 
 
 def test_only_missing_images_are_made_and_the_same_again(undisturbed, tmp_path):
-    sample_images(toy, range(10), tmp_path, 4)
+    sample_images(toy, range(10), tmp_path, SHAPE, 4)
     for i in (0, 4, 7):
         image_path(tmp_path, i).unlink()
     before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
@@ -151,23 +151,23 @@ def test_only_missing_images_are_made_and_the_same_again(undisturbed, tmp_path):
         asked.append(list(indices))
         return toy(indices)
 
-    assert sample_images(draw, range(16), tmp_path, 4) == 9
+    assert sample_images(draw, range(16), tmp_path, SHAPE, 4) == 9
     assert asked == [[0, 4, 7, 10], [11, 12, 13, 14], [15]]
     assert files(tmp_path) == files(undisturbed)
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
-    assert sample_images(draw, range(16), tmp_path, 4) == 0
+    assert sample_images(draw, range(16), tmp_path, SHAPE, 4) == 0
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
     stale = tmp_path / f"000001.png.4711{atomic.PARTIAL}"
     stale.write_bytes(b"half a pic")
-    sample_images(toy, [0], tmp_path, 1)
+    sample_images(toy, [0], tmp_path, SHAPE, 1)
     assert sorted(files(tmp_path)) == ["000000.png"]
 
 
 def test_text_chunks(tmp_path):
     texts = {"prompt": "ein roter Apfel 🍎, naïve\nsecond line", "seed": "41", "empty": ""}
-    sample_images(toy, [0, 1], tmp_path, 2, metadata=lambda i: {**texts, "image": str(i)})
+    sample_images(toy, [0, 1], tmp_path, SHAPE, 2, metadata=lambda i: {**texts, "image": str(i)})
     for i in (0, 1):
         assert Image.open(image_path(tmp_path, i)).text == {**texts, "image": str(i)}
 
@@ -180,19 +180,76 @@ def test_no_picture_of_a_batch_that_is_not_finite(tmp_path):
                 x[indices.index(bad), 1, 2, 3] = value
         yield x
 
-    with pytest.raises(UserError, match=r"^image 5 is not finite .*--ptq") as caught:
-        sample_images(draw, range(12), tmp_path, 4)
-    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"^image 5 is not finite .*full precision and float32") as caught:
+        sample_images(draw, range(12), tmp_path, SHAPE, 4)
+    assert "\n" not in str(caught.value) and "--" not in str(caught.value), "no flag is known here"
     assert sorted(files(tmp_path)) == [f"00000{i}.png" for i in range(4)]
     with pytest.raises(UserError, match=r"^image 6 "):
-        sample_images(draw, [6], tmp_path, 4)
+        sample_images(draw, [6], tmp_path, SHAPE, 4)
+
+
+def save(pixels: np.ndarray, path: Path, **options) -> None:
+    Image.fromarray(pixels).save(path, format="PNG", **options)
+
+
+@pytest.mark.parametrize(
+    ("put", "said"),
+    [
+        (
+            lambda p: save(np.zeros((80, 80, 3), np.uint8), p),
+            r"another picture \(8-bit RGB, 80 x 80\) than belongs there",
+        ),
+        (
+            lambda p: save(np.zeros((8, 8), np.uint8), p),
+            r"\(8-bit grey, 8 x 8\) than belongs there \(8-bit RGB, 8 x 8\)",
+        ),
+        (lambda p: p.write_bytes(p.with_name("000000.png").read_bytes()[:-4]), "not a whole picture"),
+        (lambda p: p.mkdir(), "is no file"),
+        (lambda p: p.symlink_to("nowhere"), r"cannot be read \(No such file"),
+    ],
+)
+def test_what_stands_in_the_place_of_an_image_is_refused_before_anything_is_drawn(put, said, tmp_path):
+    sample_images(toy, [0, 1], tmp_path, SHAPE, 2)
+    put(image_path(tmp_path, 9))
+    before = {name: os.lstat(tmp_path / name).st_mtime_ns for name in os.listdir(tmp_path)}
+
+    def draw(indices):
+        raise AssertionError("drawn")
+
+    with pytest.raises(UserError, match=rf"^'{tmp_path}/000009.png' .*{said}.*: move or delete it.*the same command"):
+        sample_images(draw, range(10), tmp_path, SHAPE, 4)
+    assert {name: os.lstat(tmp_path / name).st_mtime_ns for name in os.listdir(tmp_path)} == before
+    assert sample_images(toy, range(9), tmp_path, SHAPE, 4) == 7, "what is not asked for does not matter"
+
+
+def test_a_link_to_a_right_picture_is_one(undisturbed, tmp_path):
+    image_path(tmp_path, 3).symlink_to(image_path(undisturbed, 3))
+    assert missing_images(range(5), tmp_path, SHAPE) == [0, 1, 2, 4]
+    assert missing_images(range(2), tmp_path / "none", SHAPE) == [0, 1]
+
+
+def test_images_of_one_channel_are_grey(tmp_path):
+    grey = partial(toy, shape=(1, 6, 8))
+    assert sample_images(grey, range(3), tmp_path / "img", (1, 6, 8), 2, watch=frame_writer(tmp_path / "sequence")) == 3
+    for i in range(3):
+        *_, last = grey([i])
+        for path in (image_path(tmp_path / "img", i), tmp_path / "sequence" / f"{i:06d}" / "000003.png"):
+            picture = Image.open(path)
+            assert picture.mode == "L"
+            np.testing.assert_array_equal(np.asarray(picture), to_uint8(last)[0, 0])
+    assert sample_images(grey, range(3), tmp_path / "img", (1, 6, 8), 2) == 0
+
+
+def test_images_of_other_channels_are_refused_before_anything_is_drawn(tmp_path):
+    with pytest.raises(UserError, match="images of 4 channels cannot be written"):
+        sample_images(toy, [0], tmp_path, (4, 8, 8), 1)
 
 
 def test_frames_of_every_step(undisturbed, tmp_path):
     frames = tmp_path / "sequence"
     (frames / "000001").mkdir(parents=True)
     (frames / "000001" / f"000000.png.4711{atomic.PARTIAL}").write_bytes(b"half")
-    sample_images(toy, range(3), tmp_path / "img", 2, watch=frame_writer(frames))
+    sample_images(toy, range(3), tmp_path / "img", SHAPE, 2, watch=frame_writer(frames))
     for i in range(3):
         steps = list(toy([i]))
         kept = files(frames / f"{i:06d}")
@@ -201,29 +258,6 @@ def test_frames_of_every_step(undisturbed, tmp_path):
             pixels = np.asarray(Image.open(io.BytesIO(kept[f"{k:06d}.png"]))).transpose(2, 0, 1)
             np.testing.assert_array_equal(pixels, to_uint8(x)[0])
         assert kept["000003.png"] == (undisturbed / f"{i:06d}.png").read_bytes()
-
-
-def test_grid(undisturbed, tmp_path):
-    pictures = [image_path(undisturbed, i) for i in range(7)]
-    write_grid(pictures, tmp_path / "grid.png")
-    assert os.listdir(tmp_path) == ["grid.png"]
-    grid = np.asarray(Image.open(tmp_path / "grid.png"))
-    assert grid.shape == (2 + 3 * 10, 2 + 3 * 10, 3)
-    for i, path in enumerate(pictures):
-        top, left = 2 + i // 3 * 10, 2 + i % 3 * 10
-        np.testing.assert_array_equal(grid[top : top + 8, left : left + 8], np.asarray(Image.open(path)))
-    assert not grid[22:, 12:].any()
-
-
-@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", None, "half"])
-def test_grid_names_a_damaged_picture(content, undisturbed, tmp_path):
-    picture = tmp_path / "000000.png"
-    if content is not None:
-        whole = image_path(undisturbed, 0).read_bytes()
-        picture.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
-    with pytest.raises(UserError, match=r"'.*/000000.png' is not a whole picture .*delete it"):
-        write_grid([image_path(undisturbed, 1), picture], tmp_path / "grid.png")
-    assert not (tmp_path / "grid.png").exists()
 
 
 # A killed process. The disk of the child is slow, so that kills hit while a file is being written.
@@ -247,7 +281,7 @@ def whole_run(path: Path, slow: bool) -> None:
     with RunFolder.open(path) as run:
         run.settle({"seed": SEED})
         draw = partial(toy, shape=BIG, slow=0.002 if slow else 0)
-        sample_images(draw, range(COUNT), run.images, 5)
+        sample_images(draw, range(COUNT), run.images, BIG, 5)
 
 
 def test_killed_at_any_moment_the_same_run_ends_the_same(tmp_path):

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddim.models.blocks import ValueProduct
 from ldm.modules.diffusionmodules.util import normalization, zero_module
 from ldm.modules.slices import in_slices
 
@@ -98,8 +99,8 @@ class ResBlock(nn.Module):
         return self.skip_connection(self.resample(x)) + conv(dropout(act(h)))
 
 
-class QKMatMul(nn.Module):
-    """Attention scores. A module of its own, without parameters, so that it can be replaced.
+class ScoreProduct(nn.Module):
+    """Product of queries and keys: the attention scores. A module without parameters, so that it can be replaced.
 
     Batch entries do not see each other, so they may come in slices.
     """
@@ -109,25 +110,17 @@ class QKMatMul(nn.Module):
         return torch.bmm(q.transpose(1, 2), k)
 
 
-class SMVMatMul(nn.Module):
-    """Values weighted by the softmax. A module of its own, without parameters, so that it can be replaced."""
-
-    def forward(self, v: Tensor, w: Tensor) -> Tensor:
-        """v: (B, d, N), w: (B, N, N) with rows that sum to one -> (B, d, N)."""
-        return torch.bmm(v, w.transpose(1, 2))
-
-
-class QKVAttentionLegacy(nn.Module):
-    """Multi-head attention on channels that are ordered head by head, and query, key, value within a head."""
+class PackedAttention(nn.Module):
+    """Multi-head attention on queries, keys and values packed head by head into the channels of one tensor."""
 
     def __init__(self, n_heads: int):
         super().__init__()
         self.n_heads = n_heads
-        self.qkv_matmul = QKMatMul()
-        self.smv_matmul = SMVMatMul()
+        self.qkv_matmul = ScoreProduct()
+        self.smv_matmul = ValueProduct()
 
     def forward(self, qkv: Tensor) -> Tensor:
-        """qkv: (B, 3 C, N) -> (B, C, N)."""
+        """qkv: (B, 3 C, N), of each head its queries, keys and values -> (B, C, N)."""
         batch, width, length = qkv.shape
         d = width // (3 * self.n_heads)
         q, k, v = qkv.reshape(batch * self.n_heads, 3 * d, length).chunk(3, dim=1)  # (B * heads, d, N) each
@@ -146,7 +139,7 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.norm = normalization(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.attention = QKVAttentionLegacy(num_heads)
+        self.attention = PackedAttention(num_heads)
         self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:

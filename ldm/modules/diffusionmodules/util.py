@@ -84,7 +84,7 @@ def diffusion_coefficients(betas: Tensor, v_posterior: float = 0.0) -> dict[str,
         "sqrt_recip_alphas_cumprod": (1 / abar).sqrt(),
         "sqrt_recipm1_alphas_cumprod": (1 / abar - 1).sqrt(),
         "posterior_variance": variance,
-        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),  # it is 0 at t = 0
+        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
         "posterior_mean_coef1": betas * abar_prev.sqrt() / (1 - abar),
         "posterior_mean_coef2": (1 - abar_prev) * alphas.sqrt() / (1 - abar),
     }

@@ -1,10 +1,13 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from ddim.samplers import ddpm_noisy, dpm_solver, final, generalized, timestep_sequence
-from qdiff.adapters.ddim_sampling import PixelSampler, schedule
-from tests.tiny import tiny_config
+from qdiff.adapters.ddim_sampling import PixelSampler, probe, schedule, to_images
+from qdiff.sampling import to_uint8
+from tests.tiny import tiny_config, tiny_network
 
 SETTINGS = {"skip_type": "quad", "eta": 0.3, "dpm_order": 2, "dpm_method": "multistep"}
 
@@ -84,6 +87,61 @@ def test_length_is_the_number_of_network_calls(sample_type, timesteps, skip_type
     s = sampler(sample_type, timesteps, skip_type=skip_type)
     final(s.steps(counted, X_T, noise()))
     assert len(s) == len(calls)
+
+
+@pytest.mark.parametrize(("rescaled", "logit"), [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("uniform", [False, True])
+def test_pixels_come_back_as_the_training_took_them(rescaled, logit, uniform):
+    """All 256 levels, through what the published code does to pixels in training."""
+    pixels = torch.arange(256).view(1, 1, 16, 16)
+    v = pixels.double() / 255
+    if uniform:
+        u = torch.rand(v.shape, dtype=v.dtype, generator=torch.Generator().manual_seed(0))
+        v = v * 255 / 256 + u / 256
+    v = v.clamp(1e-6, 1 - 1e-6) if logit else v
+    x = 2 * v - 1 if rescaled else v.logit() if logit else v
+    data = SimpleNamespace(rescaled=rescaled, logit_transform=logit, uniform_dequantization=uniform)
+    assert torch.equal(to_uint8(to_images(x.float(), data)).long(), pixels)
+
+
+def test_images_of_published_models_are_the_samplers_own_numbers():
+    x = torch.tensor([-1.7, -1.0, 0.3, 1.0, 40.0])
+    data = SimpleNamespace(rescaled=True, logit_transform=False, uniform_dequantization=False)
+    assert torch.equal(to_images(x, data), x)
+
+
+@pytest.mark.parametrize(("rescaled", "logit", "uniform"), [(False, True, False), (True, False, True)])
+def test_an_overflow_is_not_hidden(rescaled, logit, uniform):
+    data = SimpleNamespace(rescaled=rescaled, logit_transform=logit, uniform_dequantization=uniform)
+    x = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0])
+    assert to_images(x, data).isfinite().tolist() == [False, False, False, True]
+
+
+def test_a_network_for_other_images_is_refused():
+    probe(tiny_network(), tiny_config().data)
+    with pytest.raises(ValueError, match="images are"):
+        probe(tiny_network(), SimpleNamespace(channels=1, image_size=8))
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"beta_schedule": "cubic"}, "is unknown"),
+        ({"beta_end": 2.0}, "must lie in"),
+        ({"beta_schedule": "jsd"}, "strictly within"),
+    ],
+)
+def test_a_schedule_that_cannot_be_sampled_is_known_before_any_work(section, said):
+    changed = diffusion()
+    changed.update(section)
+    with pytest.raises(ValueError, match=said):
+        PixelSampler(changed, "generalized", 1000, **(SETTINGS | {"skip_type": "uniform"})).check()
+    sampler("generalized").check()
+
+
+def test_samplers_as_text():
+    assert str(sampler("generalized")) == "DDIM(steps=6, skip_type=quad, eta=0.3)"
+    assert str(sampler("dpm_solver")) == "DPMSolver(steps=6, skip_type=quad, order=2, method=multistep)"
 
 
 def test_more_steps_than_the_schedule_has():

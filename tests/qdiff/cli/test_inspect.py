@@ -93,8 +93,27 @@ def test_a_full_precision_checkpoint(original, tmp_path, save):
     save(original.weights, tmp_path / "fp")
     head, table = inspected(tmp_path / "fp")
     assert "full-precision checkpoint, not quantized" in head["file"]
-    assert f"{sum(x.numel() for x in original.weights.values()):,} parameters" in head["tensors"]
+    assert f"{sum(x.numel() for x in original.weights.values()):,} parameters" in head["weights"]
     assert not table
+
+
+def test_every_set_of_weights_has_a_line(original, tmp_path):
+    torch.save({"model": original.weights, "ema": original.weights, "step": 3}, tmp_path / "both.pth")
+    ended = qdiff("inspect", tmp_path / "both.pth")
+    first, second = ended.out.splitlines()[1:3]
+    assert first.startswith("weights      'model': ") and second.strip().startswith("'ema': ")
+    assert second.endswith(", averages") and not first.endswith(", averages")
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [("lora_unet_x.lora_up.weight", "a LoRA"), ("model.conv_in.wqtizer.delta", "another tool (TFMQ-DM")],
+)
+def test_what_is_not_read_is_named(tmp_path, key, name):
+    save_file({key: torch.ones(2, 2)}, tmp_path / "x")
+    head, _ = inspected(tmp_path / "x")
+    assert name in head["file"] and "full-precision checkpoint, not quantized" not in head["file"]
+    assert "FP32" not in head["size"]
 
 
 class Payload:
@@ -147,7 +166,7 @@ def test_calibration_data_are_no_checkpoint(tmp_path):
 
 def test_no_file(tmp_path):
     assert "cannot read" in refusal("inspect", tmp_path / "missing.pth")
-    assert "cannot read" in refusal("inspect", tmp_path)
+    assert "is a folder" in refusal("inspect", tmp_path)
     assert "FILE" in refusal("inspect")
 
 

@@ -95,6 +95,13 @@ def test_a_plan_computes_on_the_device(build):
     assert devices(found.network) == {"meta"} and found.network(*found.example(2)).is_meta
 
 
+def test_the_shape_of_a_finished_picture_is_known_beforehand(build):
+    found = build("--dry-run")
+    shape = found.image_shape
+    found.draw()
+    assert shape == found.image_shape == found.decode(torch.zeros(1, *found.shape, device=META)).shape[1:]
+
+
 def test_flags_are_checked_before_a_plan_draws_anything(tmp_path):
     write_text_model(tmp_path)
     found = TextPipeline(parse(txt2img_parser(), shlex.split(f"{TEXT.format(tmp_path)} --device cpu --dry-run")))

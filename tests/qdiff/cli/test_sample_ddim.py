@@ -148,11 +148,37 @@ def test_sequence(config, fp, tmp_path):
     for i in range(2):
         frames = sorted((folder / "sequence" / f"00000{i}").iterdir())
         assert [path.name for path in frames] == ["000000.png", "000001.png", "000002.png", "000003.png"]
-        assert frames[-1].read_bytes() == (folder / "img" / f"00000{i}.png").read_bytes()
-        assert frames[-1].read_bytes() == (fp / "img" / f"00000{i}.png").read_bytes()
+        last = np.asarray(Image.open(frames[-1]))
+        assert all(np.array_equal(last, Image.open(run / "img" / f"00000{i}.png")) for run in (folder, fp))
         for path, step in zip(frames, steps):
             frame = np.asarray(Image.open(path)).transpose(2, 0, 1).astype(np.int16)
             assert np.abs(frame - to_uint8(step.x_prev)[i].numpy()).max() <= 1
+
+
+@pytest.mark.parametrize("changed", [{"rescaled": False}, {"rescaled": False, "logit_transform": True}])
+def test_pixels_are_what_the_configuration_says(changed, config, tmp_path):
+    other = OmegaConf.load(config)
+    other.data.update(changed)
+    other.model.weights = str(config.parent / other.model.weights)
+    OmegaConf.save(other, tmp_path / "other.yml")
+    folder = run(tmp_path / "other.yml", tmp_path / "run", "--sequence --max_images 1")
+    *_, last = ddim(tiny_network(), *batch_noise(1234, [0], (3, 8, 8)))
+    v = last.x_prev.sigmoid() if changed.get("logit_transform") else last.x_prev
+    wanted = (255 * v.clamp(0, 1)).round().numpy().astype(np.int16)
+    same_pictures(pixels(folder), wanted)
+    frame = np.asarray(Image.open(folder / "sequence" / "000000" / "000003.png")).transpose(2, 0, 1)
+    assert np.array_equal(frame, pixels(folder)[0]), "those of every step too"
+
+
+def test_what_is_done_otherwise_than_asked_is_said(config, tmp_path):
+    """6 does not divide 1,000: every 166th timestep is visited."""
+    said, line = "--timesteps 6: 7 network calls an image, not 6", "--timesteps 6 --max_images 1"
+    assert said in sample_script(*words(config, tmp_path, f"{line} --dry-run")).out.splitlines()
+    assert sample_script(*words(config, tmp_path, line)).out.splitlines()[0] == said
+    assert said in (tmp_path / "log.txt").read_text()
+    text = Image.open(tmp_path / "img" / "000000.png").text
+    assert text["sampler"] == "DDIM(steps=6, skip_type=uniform, eta=0.0), 7 network calls"
+    assert text["seed"] == "1234, picture 0" and text["bits"] == "not quantized" and text["precision"] == "full"
 
 
 def test_more_pictures_later(config, fp, tmp_path):
@@ -162,6 +188,28 @@ def test_more_pictures_later(config, fp, tmp_path):
     run(config, folder)
     assert files(folder / "img") == files(fp / "img") or np.abs(pixels(folder) - pixels(fp)).max() <= 1
     assert times(folder / "img").items() >= before.items()
+
+
+@pytest.mark.parametrize("line", ["", LINEAR])
+def test_a_picture_that_is_not_of_the_run_is_refused_before_any_work(line, config, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "img").mkdir(parents=True)
+    run(config, folder, f"{line} --max_images 1")
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    foreign = folder / "img" / "000002.png"
+    Image.new("RGB", (80, 80)).save(foreign)
+    before = times(folder)
+    ended = sample_script(*words(config, folder, line))
+    assert ended.status == 2 and ended.err == (
+        f"error: '{foreign}' is another picture (8-bit RGB, 80 x 80) than belongs there (8-bit RGB, 8 x 8): move or "
+        "delete it, and the same command makes it again\n"
+    )
+    after = times(folder)
+    assert {Path(name).name for name in after if after[name] != before.get(name)} <= {"log.txt", ".lock", "config.yaml"}
+    foreign.unlink()
+    run(config, folder, line)
+    assert pixels(folder).shape == (IMAGES, 3, 8, 8)
 
 
 def test_weights_of_a_flag_in_half_precision(config, tmp_path):
@@ -492,6 +540,22 @@ def test_wrong_input_is_one_line(config, tmp_path):
     assert "cannot read" in refusal(tmp_path / "missing.yml", tmp_path / "d")
     assert "cannot read" in refusal(config, tmp_path / "e", f"--ckpt {tmp_path / 'missing.pth'}")
     assert "--timesteps 1001" in refusal(config, tmp_path / "f", "--timesteps 1001")
+    for name, change, line, said in (
+        ("sigma", {"model.out_ch": 6}, "--dry-run", "learned variances (learn_sigma) are not available"),
+        (
+            "logit",
+            {"data.logit_transform": True, "data.rescaled": False},
+            "--sample_type ddpm_noisy",
+            "clips x to -1..1",
+        ),
+        ("jsd", {"diffusion.beta_schedule": "jsd"}, "--timesteps 1000 --dry-run", "strictly within (0, 1)"),
+    ):
+        other = tiny_config()
+        for key, value in change.items():
+            OmegaConf.update(other, key, value)
+        OmegaConf.save(other, tmp_path / f"{name}.yml")
+        assert said in refusal(tmp_path / f"{name}.yml", tmp_path / name, line)
+        assert not (tmp_path / name).exists()
     assert "unknown flag --wieght_bit: did you mean --weight_bit" in refusal(config, tmp_path / "g", "--wieght_bit 4")
 
 

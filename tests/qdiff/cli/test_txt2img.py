@@ -1,5 +1,6 @@
 """`scripts/txt2img.py` on a small text-to-image model; what scripts share is tested beside the others."""
 
+import re
 import shlex
 import shutil
 import sys
@@ -19,17 +20,20 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.samplers import ddim, dpm_solver, latent_timesteps, plms
 from qdiff.checkpoint import load_quantized
 from qdiff.cli.parser import parse
-from qdiff.cli.sample_txt2img import bits_of
 from qdiff.cli.txt2img_flags import txt2img_parser
 from qdiff.cli.watermark import MESSAGE, METHOD, watermark
+from qdiff.errors import UserError
 from qdiff.sampling import batch_noise, to_uint8
 from tests.command_line import script
-from tests.ldm.tiny_text import write_text_model
+from tests.ldm.tiny_text import TOKENS, write_text_model
 from tests.tokenizer import MERGES, VOCABULARY, write
 
 RUN = "--ddim_steps 4 --seed 5 --device cpu --H 32 --W 32 --f 2 --C 4 --scale 2"
 LEARN = "--ptq --weight_bit 4 --quant_act --sm_abit 16 --split --cali_st 2 --cali_n 3 --cali_batch_size 4"
 LEARN = f"{LEARN} --cali_iters 2 --cali_lr_w 1e-2 --cali_iters_a 2 --running_stat"
+
+
+BEYOND = f"beyond the {TOKENS} tokens that the text encoder reads"
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +57,9 @@ def words(model: Path, folder: Path, line: str) -> list:
 
 
 def run(model: Path, folder: Path, line: str) -> Path:
+    """Run the script to its end; it warns of prompts that are too long, as most of those for calibration are here."""
     ended = script("txt2img.py", *words(model, folder, line))
-    assert (ended.status, ended.err) == (0, ""), ended
+    assert ended.status == 0 and all(BEYOND in said for said in ended.err.splitlines()), ended
     return folder
 
 
@@ -114,16 +119,25 @@ def test_a_picture_says_how_it_was_made(fp):
     assert overview == text | {"seed": "5, picture 0, 1, 2, 3"}
 
 
-def bits(line: str) -> str:
-    return bits_of(parse(txt2img_parser(), shlex.split(f"--prompt a {line}")))
+def test_what_is_left_out_of_a_prompt_is_said(model, tmp_path):
+    line = '--prompt "red red Red red  red\tan apple" --n_samples 1 --n_iter 1'
+    ended = script("txt2img.py", *words(model, tmp_path / "run", line))
+    said = f"the prompt 'red red Red red  red' goes {BEYOND}, left out is 'an apple'"
+    assert (ended.status, ended.err) == (0, f"WARNING: {said}\n")
+    assert f"WARNING {said}" in (tmp_path / "run" / "log.txt").read_text()
+    text = Image.open(tmp_path / "run" / "img" / "000000.png").text
+    assert (text["prompt"], text["prompt, left out"]) == ("red red Red red  red", "an apple")
+    assert said in script("txt2img.py", *words(model, tmp_path / "dry", f"{line} --dry-run")).out
+    short = run(model, tmp_path / "short", '--prompt "red red Red red  red" --n_samples 1 --n_iter 1')
+    assert np.array_equal(pixels(short), pixels(tmp_path / "run")), "what is left out has no part in the picture"
+    assert "prompt, left out" not in Image.open(short / "img" / "000000.png").text
 
 
-def test_bits_as_the_flags_say():
-    assert bits("") == "not quantized"
-    assert bits("--ptq --weight_bit 4") == "W4, qdiff"
-    assert bits("--ptq --weight_bit 4 --quant_act --act_bit 6 --quant_mode linear") == "W4A6, A8 after softmax, linear"
-    assert bits("--ptq --quant_act --sm_abit 16 --split") == "W8A8, A16 after softmax, split, qdiff"
-    assert bits("--ptq --resume --cali_ckpt F") == "W8", "a file may have been calibrated in either way"
+def test_plms_takes_one_network_call_more(model, tmp_path):
+    ended = script("txt2img.py", *words(model, tmp_path, "--prompt red --n_samples 1 --n_iter 1 --plms"))
+    assert ended.out.startswith("--ddim_steps 4: 5 network calls an image, not 4\n")
+    text = Image.open(tmp_path / "img" / "000000.png").text
+    assert text["sampler"] == "PLMS(steps=4), 5 network calls, scale 2.0"
 
 
 SAMPLERS = {
@@ -147,7 +161,7 @@ def test_prompts_of_a_file(model, latent, tmp_path):
     folder = run(model, tmp_path / "run", line)
     same_pictures(pixels(folder), expected(latent, prompts))
     texts = [Image.open(path).text["prompt"] for path in sorted((folder / "img").iterdir())]
-    assert texts == prompts
+    assert texts == [*prompts[:3], "x" * 5]
     run(model, folder, line.replace("--n_iter 1", "--n_iter 2"))
     same_pictures(pixels(folder), expected(latent, prompts * 2))
     (tmp_path / "p.txt").write_text("another")
@@ -175,6 +189,10 @@ def test_an_overview_alone(model, fp, tmp_path):
     assert "flags.n_iter" in refusal(model, tmp_path / "run", f"{line} --n_iter 3"), "none can be added"
     again = script("txt2img.py", *words(model, tmp_path / "run", f"{line} --n_iter 2"))
     assert again.out.startswith("finished before") and again.status == 0
+    grid = tmp_path / "run" / "grid.png"
+    grid.write_bytes(grid.read_bytes()[:-1])
+    damaged = script("txt2img.py", *words(model, tmp_path / "run", f"{line} --n_iter 2"))
+    assert damaged.status == 2 and damaged.err.startswith(f"error: '{grid}' is not a whole picture")
 
 
 def test_an_overview_alone_shows_them_all(model, tmp_path):
@@ -246,7 +264,12 @@ def test_the_whole_job(learned, model, tmp_path):
     none = latent.get_learned_conditioning([""])
     assert all(torch.allclose(row, none[0], atol=1e-5) for row in data["input_2"][:3])
     assert len({tuple(row.flatten().tolist()) for row in data["input_2"][3:6]}) == 3, "a prompt each"
-    assert Image.open(learned / "img" / "000000.png").text["bits"] == "W4A8, A16 after softmax, split, qdiff"
+
+
+def test_a_quantized_run_says_what_it_is(learned):
+    assert Image.open(learned / "img" / "000000.png").text["bits"] == "W4A8, A16 after softmax, split"
+    log = (learned / "log.txt").read_text()
+    assert re.search(f"[0-9]+ of [0-9]+ prompts for calibration go {BEYOND}", log)
 
 
 def test_prompts_for_calibration(model, tmp_path):
@@ -278,7 +301,7 @@ REFUSED = [
     ("--prompt a --from-file x", "exclude each other"),
     ("--from-file missing.txt", "cannot read --from-file missing.txt"),
     ("--prompt a --clip_path nowhere", "no tokenizer in 'nowhere'"),
-    ("--prompt a --ddim_steps 3", "--ddim_steps 3: steps=3 leads to timestep 1000"),
+    ("--prompt a --ddim_steps 9", "--ddim_steps 9: steps=9 leads to timestep 1000, the last one is 999: take 8 or 10"),
     ("--prompt a --cali_prompts x", "--cali_prompts needs --ptq"),
     ("--prompt a --ckpt nowhere/model.ckpt", "no model in --ckpt nowhere/model.ckpt"),
 ]
@@ -391,6 +414,8 @@ def test_a_watermark_needs_its_package_and_large_pictures(model, tmp_path, monke
     monkeypatch.setitem(sys.modules, "imwatermark", None)
     assert "pip install 'qdiff[watermark]'" in refusal(model, tmp_path / "a", "--prompt red --watermark")
     monkeypatch.setitem(sys.modules, "imwatermark", SimpleNamespace(WatermarkEncoder=None))
+    with pytest.raises(UserError, match="needs pictures in colour"):
+        watermark(1, 256, 256)
     assert "at least 65536 pixels" in refusal(model, tmp_path / "b", "--prompt red --watermark")
 
 
@@ -399,7 +424,7 @@ def test_a_watermark_can_be_read():
     imwatermark = pytest.importorskip("imwatermark")
     drawn = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     images = F.interpolate(0.3 * drawn, size=(256, 256), mode="bicubic")
-    marked, decoder = watermark(256, 256)(images), imwatermark.WatermarkDecoder("bytes", 8 * len(MESSAGE))
+    marked, decoder = watermark(3, 256, 256)(images), imwatermark.WatermarkDecoder("bytes", 8 * len(MESSAGE))
     assert marked.shape == images.shape and 0 < (marked - images).abs().mean() < 0.05
     wanted = np.unpackbits(np.frombuffer(MESSAGE, dtype=np.uint8))
     for given, low, high in ((marked, 0.8, 1), (images, 0.4, 0.6)):

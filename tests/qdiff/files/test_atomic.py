@@ -1,12 +1,19 @@
+import errno
 import multiprocessing
 import os
+import resource
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from qdiff.files import atomic
-from qdiff.files.atomic import PARTIAL, remove_leftovers, replacing
+from qdiff.files.atomic import PARTIAL, naming, remove_leftovers, replacing
 
 
 def test_appears_whole(tmp_path):
@@ -111,3 +118,53 @@ def test_leftovers_are_files_with_the_suffix_and_nothing_else(tmp_path):
     remove_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["a", "below", "partial", f"x{PARTIAL}.txt"]
     assert os.listdir(tmp_path / "below") == [f"y{PARTIAL}"]
+
+
+def refused_by(write: Callable[[Path], object], path: Path) -> OSError:
+    """What comes of a write that the system refuses; nothing is left of it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught, replacing(path) as partial:
+            write(partial)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(path.parent) == []
+    return caught.value
+
+
+def save_array(path: Path) -> None:
+    with ZipFile(path, "w") as archive, archive.open("x", "w") as member:
+        for _ in range(50):
+            member.write(bytes(1000))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(bytes(5000)),
+        lambda path: path.open("wb", buffering=0).truncate(5000),
+        lambda path: save_file({"x": torch.zeros(5000)}, path),
+        save_array,
+    ],
+)
+def test_the_file_is_named_that_grows_too_large(write, tmp_path):
+    error = refused_by(write, tmp_path / "file")
+    assert (error.errno, error.filename, error.filename2) == (errno.EFBIG, str(tmp_path / "file"), None)
+
+
+def test_the_file_is_named_that_cannot_be_replaced(tmp_path):
+    (tmp_path / "file").mkdir()
+    with pytest.raises(IsADirectoryError) as caught, replacing(tmp_path / "file") as partial:
+        partial.touch()
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "file"), None)
+
+
+def test_other_errors_keep_their_names(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, naming(tmp_path / "file"):
+        (tmp_path / "other").read_bytes()
+    assert caught.value.filename == str(tmp_path / "other")
+    for error in (OSError("of a library"), SafetensorError("header too large"), ValueError()):
+        with pytest.raises(type(error)) as caught, naming(tmp_path / "file"):
+            raise error
+        assert caught.value is error

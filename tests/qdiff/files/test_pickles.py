@@ -1,15 +1,20 @@
 """Foreign checkpoints: whole ones load, hostile ones do nothing, broken ones end in one line."""
 
 import argparse
+import datetime
 import os
+import pathlib
 import pickle
 import random
+import shlex
 import shutil
 import subprocess
 import sys
 import tracemalloc
+import types
+import uuid
 import zipfile
-from collections import OrderedDict
+from collections import defaultdict
 from functools import partial
 
 import numpy as np
@@ -19,7 +24,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from qdiff.errors import UserError
-from qdiff.files.pickles import format_of, load_pickle, read_weights, state_dict_of
+from qdiff.files.formats import format_of
+from qdiff.files.pickles import load_pickle
+from qdiff.files.state_dicts import read_state_dicts
 
 WEIGHTS = {"conv.weight": torch.arange(12.0).reshape(3, 4), "conv.bias": torch.tensor([1.5, -2.0]).half()}
 ZIP, OLD = torch.save, partial(torch.save, _use_new_zipfile_serialization=False)
@@ -39,45 +46,9 @@ def refusal(call, *args):
     return str(error.value)
 
 
-@pytest.mark.parametrize("save", [ZIP, OLD], ids=["zip", "old"])
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda w: w,
-        OrderedDict,
-        lambda w: {"state_dict": w, "epoch": 3, "callbacks": {}},
-        lambda w: {"model": w, "step": 5},
-        lambda w: {"state_dict": {"model": w}},
-        lambda w: [w, {"state": {}, "param_groups": []}, 7, 1000, {"shadow": torch.zeros(2)}],
-        lambda w: [{f"module.{key}": value for key, value in w.items()}],
-        lambda w: {key: torch.nn.Parameter(value) for key, value in w.items()},
-    ],
-)
-def test_weights_come_out_of_every_known_wrapping(tmp_path, save, wrap):
-    path = tmp_path / "model.ckpt"
-    save(wrap(WEIGHTS), path)
-    found = read_weights(path)
-    assert same(found)
-    assert not any(value.requires_grad for value in found.values())
-
-
-def test_a_prefix_that_only_some_names_have_stays(tmp_path):
-    mixed = {"module.a": torch.ones(1), "b": torch.ones(1)}
-    assert state_dict_of(mixed, tmp_path).keys() == mixed.keys()
-
-
-@pytest.mark.parametrize(
-    "obj", [None, 5, [], {}, [[]], {"state_dict": {}}, torch.ones(2), {"a": 1}, {3: torch.ones(1)}]
-)
-def test_no_dict_of_tensors_is_refused(obj):
-    assert "some.pth" in refusal(state_dict_of, obj, "some.pth")
-
-
-def test_a_list_that_holds_itself_ends(tmp_path):
-    loop = []
-    loop.append(loop)
-    ZIP(loop, tmp_path / "loop.pt")
-    refusal(read_weights, tmp_path / "loop.pt")
+def read_weights(path):
+    """The tensors of the first state dict."""
+    return read_state_dicts(path)[0].tensors
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", ".pth", ""])
@@ -111,47 +82,116 @@ def test_weights_are_mapped_not_read(tmp_path):
     assert found.sum() == 1 << 23
 
 
-# Classes that published checkpoints name
+# Classes that trainers leave beside the tensors
 
-
-LIGHTNING = """
+READ = """
 import sys
-from qdiff.files.pickles import read_weights
+from qdiff.files.state_dicts import read_state_dicts
 for path in sys.argv[1:]:
-    assert read_weights(path)["w"].tolist() == [1.0, 2.0]
-print(*(name for name in ("pytorch_lightning", "omegaconf") if name in sys.modules))
+    assert read_state_dicts(path)[0].tensors["w"].tolist() == [1.0, 2.0], path
+print(*(name for name in ("lightning", "pytorch_lightning", "omegaconf", "easydict") if name in sys.modules))
 """
 
 
-def test_classes_of_lightning_are_neither_needed_nor_imported(tmp_path):
-    module, name = "pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"
-    fake = type(name, (), {"__module__": module})
-    checkpoint = {
-        "callbacks": {fake: {"best": np.float32(0.5), "all": np.arange(3), "count": np.int64(2)}},
-        "hparams": OmegaConf.create({"a": {"b": [1, 2.5, "x", True, None]}, "c": "${a.b}"}),
-        "args": argparse.Namespace(lr=0.1),
-        "state_dict": {"w": torch.tensor([1.0, 2.0])},
+class Item:
+    """Something with a state, as a trainer's own classes have it."""
+
+    def __init__(self):
+        self.steps = [1, 2]
+
+
+class Settings(dict):
+    """A dict with attributes beside its items."""
+
+
+class Names(list):
+    """A list of a class of its own."""
+
+
+class named:
+    """Gives a class the name that it has in a package which need not be there, as long as it is pickled."""
+
+    def __init__(self, path, base=Item):
+        self.module, _, name = path.rpartition(".")
+        self.cls = type(name, (base,), {"__module__": self.module})
+        self.patch = pytest.MonkeyPatch()
+
+    def __enter__(self):
+        parts = self.module.split(".")
+        for i in range(len(parts)):
+            self.patch.setitem(sys.modules, ".".join(parts[: i + 1]), argparse.Namespace())
+        setattr(sys.modules[self.module], self.cls.__name__, self.cls)
+        return self.cls
+
+    def __exit__(self, *_):
+        self.patch.undo()
+
+
+def left_by_trainers(folder):
+    """Checkpoints of both formats for each kind of thing that trainers leave."""
+    settings = Settings(lr=0.1)
+    settings.path = "x"
+    plain = {
+        "numpy": {"best": np.float32(0.5), "all": np.arange(3), "count": np.int64(2), "dtype": np.dtype("f4")},
+        "omegaconf": OmegaConf.create({"a": {"b": [1, 2.5, "x", True, None]}, "c": "${a.b}"}),
+        "standard": [
+            argparse.Namespace(lr=0.1),
+            pathlib.PurePosixPath("/data"),
+            pathlib.PureWindowsPath("C:/data"),
+            datetime.datetime(2023, 5, 17),
+            datetime.timedelta(seconds=3),
+            uuid.UUID(int=5),
+            types.SimpleNamespace(a=1),
+            defaultdict(list, {"a": [1]}),
+            {1, 2},
+        ],
     }
-    parts = module.split(".")
-    stubs = {".".join(parts[: i + 1]): argparse.Namespace() for i in range(len(parts))}
-    with pytest.MonkeyPatch.context() as patch:
-        for stub, content in stubs.items():
-            patch.setitem(sys.modules, stub, content)
-        setattr(stubs[module], name, fake)
-        ZIP(checkpoint, tmp_path / "zip.ckpt")
-        OLD(checkpoint, tmp_path / "old.ckpt")
-    of_numpy_1 = (tmp_path / "old.ckpt").read_bytes().replace(b"cnumpy._core", b"cnumpy.core")
-    (tmp_path / "numpy1.ckpt").write_bytes(of_numpy_1)
-    command = [sys.executable, "-c", LIGHTNING, *tmp_path.glob("*.ckpt")]
+    for name, content in plain.items():
+        for kind, save in (("zip", ZIP), ("old", OLD)):
+            save({"extra": content, "state_dict": {"w": torch.tensor([1.0, 2.0])}}, folder / f"{name}_{kind}.ckpt")
+    for path, base in {
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint": Item,
+        "lightning.pytorch.callbacks.early_stopping.EarlyStopping": Item,
+        "pytorch_lightning.utilities.parsing.AttributeDict": Settings,
+        "easydict.EasyDict": Settings,
+        "mmengine.config.ConfigDict": Names,
+        "__main__.TrainConfig": Item,
+    }.items():
+        with named(path, base) as cls:
+            value = cls()
+            if base is Settings:
+                value |= settings
+                value.path = "x"
+            elif base is Names:
+                value += ["a"]
+            for kind, save in (("zip", ZIP), ("old", OLD)):
+                content = {cls: value, "extra": [value, cls()], "state_dict": {"w": torch.tensor([1.0, 2.0])}}
+                save(content, folder / f"{path}_{kind}.ckpt")
+    of_numpy_1 = (folder / "numpy_old.ckpt").read_bytes().replace(b"cnumpy._core", b"cnumpy.core")
+    (folder / "numpy1.ckpt").write_bytes(of_numpy_1)
+
+
+def test_classes_of_trainers_are_neither_needed_nor_imported(tmp_path):
+    left_by_trainers(tmp_path)
+    command = [sys.executable, "-c", READ, *tmp_path.glob("*.ckpt")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 
 
 def test_loading_leaves_no_class_allowed(tmp_path):
-    ZIP(WEIGHTS, tmp_path / "model.pt")
+    left_by_trainers(tmp_path)
     before = set(torch.serialization.get_safe_globals())  # torch lists a set: its order says nothing
-    load_pickle(tmp_path / "model.pt")
+    load_pickle(tmp_path / "standard_zip.ckpt")
     assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_what_is_refused_can_be_exported_with_the_command_of_the_message(tmp_path):
+    path = tmp_path / "it's mine.ckpt"
+    ZIP({"state_dict": WEIGHTS, "extra": [Attack(shutil.which, "python"), 3], "epoch": 3}, path)
+    message = refusal(load_pickle, path)
+    command = message.partition("where it can be loaded: ")[2].replace("python", shlex.quote(sys.executable), 1)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert same(read_weights(tmp_path / "tensors.pt"))
 
 
 # Hostile pickles
@@ -209,20 +249,9 @@ def test_control_characters_of_a_file_do_not_reach_the_terminal(tmp_path):
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path):
-    contents = {
-        "empty": b"",
-        "web page": b"\n<!DOCTYPE html><html>Virus scan warning</html>",
-        "git lfs pull": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-        "torch checkpoint": b"[notes]\n",
-    }
-    for word, content in contents.items():
-        path = tmp_path / "file.ckpt"
-        path.write_bytes(content)
-        for read in (load_pickle, read_weights):
-            message = refusal(read, path)
-            assert word in message and str(path) in message and "weights_only" not in message
-    assert "No such file" in refusal(load_pickle, tmp_path / "absent.ckpt")
-    assert "directory" in refusal(load_pickle, tmp_path)
+    (tmp_path / "notes").write_bytes(b"[notes]\n")
+    message = refusal(load_pickle, tmp_path / "notes")
+    assert "torch checkpoint" in message and str(tmp_path) in message and "weights_only" not in message
     save_file(WEIGHTS, tmp_path / "model.ckpt")
     assert "safetensors" in refusal(load_pickle, tmp_path / "model.ckpt")
 

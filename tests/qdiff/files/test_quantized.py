@@ -66,6 +66,12 @@ def test_what_was_written_is_read(tmp_path, bits):
     assert replace(found, state=file.state, versions=None) == file
 
 
+def test_any_name_will_do(tmp_path):
+    path = tmp_path / "bad\udcff" / "q"
+    write_quantized(path, example())
+    assert is_quantized(path) and same(read_quantized(path).state, example().state)
+
+
 def test_codes_are_packed(tmp_path):
     write_quantized(tmp_path / "q", example(4))
     with safe_open(tmp_path / "q", "pt") as file:

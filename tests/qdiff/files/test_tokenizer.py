@@ -88,6 +88,25 @@ def test_a_prompt_is_cut_before_its_end_token(folder, length):
     assert cut[-1] == END
 
 
+@pytest.mark.parametrize(
+    ("prompt", "read", "left_out"),
+    [
+        ("", "", ""),
+        (" red ", " red ", ""),
+        ("red " * 8, "red " * 8, ""),
+        ("red " * 9, "red " * 7 + "red", "red "),
+        ("RED\tRed  red\nred red red red red,\n an Apple", "RED\tRed  red\nred red red red red", ",\n an Apple"),
+        ("red red red red red red red apple pie", "red red red red red red red app", "le pie"),
+        ("red red red red red red 🍎🍎", "red red red red red red", "🍎🍎"),
+        ("red red red red red red red \ud83d !", "red red red red red red red ?", "!"),
+    ],
+)
+def test_what_is_left_out_of_a_prompt(tokenize, caplog, prompt, read, left_out):
+    assert tokenize.cut(prompt) == (read, left_out)
+    assert tokenize([prompt]).tolist() == tokenize([read]).tolist() or left_out[0] in "l🍎", "within a word"
+    assert caplog.messages == []
+
+
 def test_a_folder_that_transformers_saved(folder, tokenize, tmp_path):
     CLIPTokenizerFast.from_pretrained(folder).save_pretrained(tmp_path)
     for name in ("vocab.json", "merges.txt"):  # which version 4 saves too
@@ -96,11 +115,20 @@ def test_a_folder_that_transformers_saved(folder, tokenize, tmp_path):
     assert torch.equal(load_tokenizer(tmp_path, LENGTH, len(VOCABULARY))(prompts), tokenize(prompts))
 
 
-def test_transformers_says_nothing(tmp_path, monkeypatch, caplog):
+def test_any_name_of_a_folder_will_do(folder, tokenize, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "bad\udcff")
+    assert torch.equal(load_tokenizer(copied, LENGTH, len(VOCABULARY))(["red"]), tokenize(["red"]))
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_transformers_says_nothing(length, tmp_path, monkeypatch, caplog):
+    """It warns once of texts longer than that, be it as the tokenizer is tried, or for a prompt."""
     write(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1}')  # about which it warns
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"model_max_length": {length}}}')
     monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [caplog.handler])
-    load_tokenizer(tmp_path, LENGTH, len(VOCABULARY))(["red apple " * 99])
+    tokenize = load_tokenizer(tmp_path, LENGTH, len(VOCABULARY))
+    tokenize(["red apple " * 99])
+    assert tokenize.cut("red apple " * 99)[1]
     assert caplog.messages == []
     CLIPTokenizerFast.from_pretrained(tmp_path)("red apple")
     assert "longer than" in caplog.text  # so its loggers are as loud as before

@@ -76,7 +76,7 @@ def test_statistics_survive_their_file(tmp_path):
     mu, sigma, n = read_statistics(path)
     assert torch.equal(mu, kept.mu) and torch.equal(sigma, kept.sigma) and n == 7
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"reference.safetensors' is not a whole safetensors file"):
+    with pytest.raises(UserError, match=r"reference\.safetensors' cannot be read as safetensors"):
         read_statistics(path)
     with pytest.raises(UserError, match="cannot read"):
         read_statistics(tmp_path / "none.safetensors")

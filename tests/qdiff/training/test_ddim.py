@@ -71,4 +71,10 @@ def test_input_that_is_wrong(folder):
         train(folder / "c.yml", folder / "missing.npz", **options)
     with pytest.raises(UserError, match=r"bare\.yml has no section 'training'"):
         train(folder / "bare.yml", folder / "data.npz", **options)
+    for key, value in {"rescaled": False, "uniform_dequantization": True, "gaussian_dequantization": True}.items():
+        config = OmegaConf.load(folder / "c.yml")
+        config.data[key] = value
+        OmegaConf.save(config, folder / "other.yml")
+        with pytest.raises(UserError, match=f"data.{key} is {value}, a training here needs {not value}"):
+            train(folder / "other.yml", folder / "data.npz", **options)
     assert not (folder / "out.safetensors").exists() and not (folder / "run").exists()

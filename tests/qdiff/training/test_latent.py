@@ -34,7 +34,7 @@ def write_inputs(folder: Path) -> Path:
     config = load_case("ldm_class_w4a8").settings.config
     params = config.model.params
     params.image_size, params.scale_by_std = 8, True
-    params.cond_stage_config.params.n_classes = 3
+    params.cond_stage_config.params.update(n_classes=3, null_class=NO_CLASS)
     params.unet_config.params.attention_resolutions = [2]
     stage = params.first_stage_config
     stage.target, ddconfig = "ldm.models.autoencoder.AutoencoderKL", stage.params.ddconfig
@@ -123,7 +123,9 @@ def test_categories_of_other_pictures_are_refused(folder):
         ("optim", {"lr": 1e-3}, "lacks optim.weight_decay"),
         ("model.params.use_ema", True, "use_ema must be false"),
         ("model.params.scale_by_std", False, "scale_by_std must be true"),
-        ("model.params.cond_stage_config.params.n_classes", 2, "n_classes is 2, make it 3"),
+        ("model.params.cond_stage_config.params.n_classes", 4, "n_classes is 4, make it 3"),
+        ("model.params.cond_stage_config.params.null_class", None, "of no class that it stands for none"),
+        ("model.params.first_stage_config.params.ddconfig.in_channels", 1, "pictures are in colour"),
         ("classes", [], "must name its `classes`"),
         ("classes", None, "must name its `classes`"),
         ("classes", "blues", "classes is no list of names"),
@@ -253,6 +255,16 @@ def test_classes_are_dropped_in_training_alone(folder):
     with torch.no_grad():
         context = latent.get_learned_conditioning({"class_label": label[:2]})
         assert torch.equal(evaluated, latent.apply_model(x[:2], t[:2], context))
+
+
+def test_any_class_may_stand_for_none(folder):
+    config = OmegaConf.load(folder / "c.yaml")
+    config.model.params.cond_stage_config.params.null_class = 1
+    latent, pictures = build(config), Pictures(folder / "data.npz", 16)
+    categories = Categories(latent.cond_stage_model, config, folder / "c.yaml")
+    assert categories.none == 1
+    assert [CATEGORIES[0 if n == 0 else 1] for n in categories.of(pictures).tolist()] == pictures.names
+    assert set(categories.of(pictures).tolist()) == {0, 2}
 
 
 def test_divergence_is_that_of_the_distributions():

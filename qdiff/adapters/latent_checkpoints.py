@@ -1,0 +1,147 @@
+"""How checkpoints of latent models differ from the state dict of the model, and why each difference is harmless."""
+
+import inspect
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.diffusionmodules.util import diffusion_coefficients, make_beta_schedule
+from ldm.modules.ema import LitEma
+from ldm.modules.encoders.clip import to_published
+from ldm.modules.encoders.modules import FrozenCLIPEmbedder
+from qdiff.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Tensors that a file may have although the model of the configuration does not -> why they decide nothing
+SURPLUS = {
+    r"model_ema\..+": "averages; the configuration takes the raw weights, use_ema: false",
+    r"ddim_(alphas|alphas_prev|sigmas|sqrt_one_minus_alphas)": "buffers of a sampler, computed anew for every run",
+    r"lvlb_weights|logvar": "weights of the training loss",
+    r"first_stage_model\.loss\..+": "loss of the autoencoder's training",
+    r"first_stage_model\.model_ema\..+": "averages of the autoencoder's training",
+    r"first_stage_model\.colorize": "colours of the training's images",
+    r"cond_stage_model\.(transformer\.)?(logit_scale|text_projection(\.weight)?)": "CLIP's head, which has no part",
+    r"embedding_manager\..+": "words that textual inversion added",
+}
+TEXT_ENCODER = "cond_stage_model.transformer."
+RTOL = 1e-4  # of a noise schedule in float32, which others computed in another order
+
+Notes = list[str]
+
+
+def schedule(config: Mapping) -> dict[str, Tensor]:
+    """Compute the buffers of the noise schedule that a configuration says, whatever a checkpoint says.
+
+    Returns:
+        as `diffusion_coefficients`: float32 tensors of shape (T,).
+    """
+    defaults = {name: p.default for name, p in inspect.signature(LatentDiffusion).parameters.items()}
+    names = ("beta_schedule", "timesteps", "linear_start", "linear_end", "cosine_s", "v_posterior")
+    *schedule, v_posterior = (config["model"]["params"].get(name, defaults[name]) for name in names)
+    return diffusion_coefficients(make_beta_schedule(*schedule), v_posterior)
+
+
+@dataclass(frozen=True)
+class PublishedKeys:
+    """Gives the tensors of a checkpoint the keys of a latent model, which still have to be compared with its own.
+
+    Args:
+        latent: the model, on any device.
+        config: its configuration, overrides included.
+        source: the file of the configuration, for error messages.
+    """
+
+    latent: LatentDiffusion
+    config: Mapping
+    source: Path
+
+    def __call__(self, path: str | Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Notes]:
+        """Rename, compute and leave out what decides nothing.
+
+        Args:
+            path: the checkpoint, for error messages.
+            tensors: of the checkpoint.
+
+        Returns:
+            the tensors, and a phrase for each difference that was found.
+
+        Raises:
+            UserError: the file has another noise schedule or scale factor than the configuration.
+        """
+        state, own = dict(tensors), self.latent.state_dict().keys()
+        self._name_text_encoder(state)
+        notes = [*self._schedule(path, state), *self._averages(path, state), *self._scale_factor(path, state)]
+        for pattern, reason in SURPLUS.items():
+            surplus = [key for key in state if key not in own and re.fullmatch(pattern, key)]
+            for key in surplus:
+                del state[key]
+            if surplus:
+                notes.append(f"left out {_counted(surplus)} ({reason})")
+        return state, notes
+
+    def _name_text_encoder(self, state: dict[str, Tensor]) -> None:
+        """A newer transformers names its parameters otherwise, and has no positions."""
+        if isinstance(self.latent.cond_stage_model, FrozenCLIPEmbedder):
+            encoder = {key: state.pop(key) for key in list(state) if key.startswith(TEXT_ENCODER)}
+            to_published(self.latent.cond_stage_model.transformer, encoder, TEXT_ENCODER)
+            state |= encoder
+
+    def _schedule(self, path: str | Path, state: dict[str, Tensor]) -> Notes:
+        """It follows from the configuration: what a file lacks or has in another dtype than float32 is computed."""
+        right = schedule(self.config)
+        if any(key in state and not _same(state[key], right[key]) for key in ("betas", "alphas_cumprod")):
+            raise UserError(
+                f"'{path}' has another noise schedule than '{self.source}', overrides included, says: the network was "
+                "trained with its own, so leave its keys as they are"
+            )
+        computed = [key for key in right if key not in state or state[key].dtype != torch.float32]
+        state |= {key: right[key] for key in computed}
+        return [f"computed {_counted(computed)} (the noise schedule of the configuration)"] if computed else []
+
+    def _averages(self, path: str | Path, state: dict[str, Tensor]) -> Notes:
+        """Of averages and raw weights one set is enough; the counters of the averages decide nothing."""
+        if self.latent.model_ema is None:
+            return []
+        names = {
+            f"model.{name}": f"model_ema.{name.replace('.', '')}" for name in self.latent.model_ema.parameter_names
+        }
+        state |= {f"model_ema.{name}": x for name, x in LitEma(nn.Module()).state_dict().items()}
+        if not any(average in state for average in names.values()):
+            state |= {average: state[name] for name, average in names.items() if name in state}
+            log.warning("'%s' has no averages ('model_ema.*'): its raw weights are used", path)
+            return ["raw weights 'model.*' in the place of averages"]
+        if not any(name in state for name in names):
+            state |= {name: state[average] for name, average in names.items() if average in state}
+        return ["averages 'model_ema.*' in the place of the raw weights"]
+
+    def _scale_factor(self, path: str | Path, state: dict[str, Tensor]) -> Notes:
+        """A factor that the configuration gives too must be the same."""
+        own = self.latent.scale_factor
+        if "scale_factor" not in state or isinstance(own, Tensor):
+            return []
+        given = state.pop("scale_factor")
+        if not _same(given.reshape(-1), torch.tensor([float(own)])):
+            raise UserError(
+                f"'{path}' has the scale_factor {given.tolist()}, '{self.source}' says {own}: give the "
+                "configuration of this model"
+            )
+        return ["left out 'scale_factor' (the configuration gives the same)"]
+
+
+def _same(x: Tensor, right: Tensor) -> bool:
+    """Whether numbers of a file agree with the right ones as closely as their dtype allows."""
+    if not x.is_floating_point() or x.shape != right.shape:
+        return False
+    kind = torch.finfo(x.dtype)
+    return torch.allclose(x.to(right.dtype), right, rtol=max(RTOL, kind.eps), atol=kind.tiny)
+
+
+def _counted(keys: list[str]) -> str:
+    return f"'{keys[0]}'" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")

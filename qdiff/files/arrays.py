@@ -1,0 +1,65 @@
+"""Pictures as one array, for the tools that compute FID."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+
+import numpy as np
+
+from qdiff.files.atomic import replacing
+from qdiff.files.pictures import picture_shape, read_picture
+
+MEMBER = "arr_0.npy"
+
+
+def write_array(pictures: Sequence[Path], folder: Path) -> Path:
+    """Write PNGs of equal shape as one array, `folder`/NxHxWxC-samples.npz.
+
+    Its only member, `arr_0`, is uint8 of shape (N, H, W, C). One picture at a time is in memory, and the file appears
+    whole or not at all. It replaces arrays of other numbers of such pictures. A whole one that is newer than its
+    pictures stays.
+
+    Returns:
+        the path.
+
+    Raises:
+        UserError: as `read_pictures`; nothing is written.
+    """
+    channels, height, width = shape = picture_shape(pictures[0])
+    header = _header((len(pictures), height, width, channels))
+    name = f"x{height}x{width}x{channels}-samples.npz"
+    path = folder / f"{len(pictures)}{name}"
+    newest = max(picture.stat().st_mtime_ns for picture in pictures)
+    size = len(header) + len(pictures) * math.prod(shape)
+    if path.exists() and path.stat().st_mtime_ns > newest and _holds(path, size):
+        return path
+    with (
+        replacing(path) as partial,
+        ZipFile(partial, "w", ZIP_STORED) as archive,
+        archive.open(ZipInfo(MEMBER), "w", force_zip64=True) as member,  # the date of 1980: equal runs, equal files
+    ):
+        member.write(header)
+        for picture in pictures:
+            member.write(read_picture(picture, shape).permute(1, 2, 0).contiguous().numpy())
+    for other in folder.glob(f"*{name}"):
+        if other != path and other.name.removesuffix(name).isdecimal():
+            other.unlink()
+    return path
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """What an .npy file of uint8 begins with."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def _holds(path: Path, size: int) -> bool:
+    """Whether the file is a whole archive with an array of so many bytes."""
+    try:
+        with ZipFile(path) as archive:
+            return archive.getinfo(MEMBER).file_size == size
+    except (OSError, BadZipFile, KeyError):
+        return False

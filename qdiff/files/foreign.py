@@ -1,0 +1,97 @@
+"""Names what a checkpoint is if not the weights of one of our networks, by names, dtypes and shapes of its tensors."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+REMEDY = "give a full-precision checkpoint, or one that was calibrated here or by Q-Diffusion"
+FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
+# Input channels of that convolution -> the models that have as many; a latent has four
+INPUTS = {
+    5: "a depth-to-image model",
+    8: "an InstructPix2Pix model",
+    9: "an inpainting model",
+}
+
+
+class Kind(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+        names: what the names of its tensors contain.
+        what: its name, and what to do about it.
+    """
+
+    names: re.Pattern
+    what: str
+
+
+def _quantized(names: str, tool: str) -> Kind:
+    return Kind(re.compile(names), f"quantized by another tool ({tool}), whose format is not read: {REMEDY}")
+
+
+def _other(names: str, what: str) -> Kind:
+    return Kind(re.compile(names), what)
+
+
+KINDS = (
+    _quantized(r"\.[wa]qtizer", "TFMQ-DM, 'wqtizer'"),
+    _quantized(r"(^|[._])_?amax$", "NVIDIA Model Optimizer, '_amax'"),
+    _quantized(r"\.(absmax|nested_absmax|quant_map|SCB)$|\.quant_state\.", "bitsandbytes, 'absmax'"),
+    _quantized(r"\.(qweight|qzeros|g_idx)$", "GPTQ or AWQ, 'qweight'"),
+    _quantized(r"\._(data|scale|shift)$", "optimum-quanto, '_scale'"),
+    _quantized(
+        r"\.(weight|input|output)_scale(_2)?$|\.(scale_weight|scale_input)$|(^|\.)scaled_fp8$", "scales beside weights"
+    ),
+    _quantized(r"_packed_params|activation_post_process|fake_quant", "torch.ao"),
+    _quantized(r"\.weight\.(int_data|scale|zero_point|q?data)$", "torchao"),
+    _other(
+        r"(^|[._])lora_|\.(hada_w|lokr_w|oft_)|\.alphas?_?lora",
+        "a LoRA, which changes a model and is none: merge it into its model, and give that",
+    ),
+    _other(
+        r"(^|\.)(down|up)_blocks\.\d+\.(resnets|attentions)",
+        "a network in the layout of diffusers, which is not read: convert the whole model with diffusers' "
+        "scripts/convert_diffusers_to_original_stable_diffusion.py, and give that",
+    ),
+    _other(r"^conditioner\.embedders\.", "a Stable Diffusion XL model, which is not available"),
+    _other(r"^cond_stage_model\.model\.", "a Stable Diffusion 2 model, whose text encoder (OpenCLIP) is not available"),
+    _other(r"^model\.diffusion_model\.joint_blocks\.", "a Stable Diffusion 3 model, which is not available"),
+    _other(r"(^|\.)double_blocks\.\d+\.img_attn", "a FLUX model, which is not available"),
+    _other(
+        r"^(control_model\.|input_hint_block|zero_convs)",
+        "a ControlNet, which guides a model and is none: give the model",
+    ),
+    _other(
+        r"^(emb_params|string_to_param|<.+>)$",
+        "a textual inversion, which adds words to a model and is none: give the model",
+    ),
+    _other(r"(^|\.)adaLN_modulation\.", "a diffusion transformer, which is not available"),
+)
+
+
+def kind_of(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name what tensors are, and say what to do, where they are no weights of ours; None where nothing tells.
+
+    The answer follows "the file is" or "is".
+    """
+    for kind in KINDS:
+        if any(kind.names.search(name) for name in tensors):
+            return kind.what
+    first = tensors.get(FIRST_CONVOLUTION)
+    channels = first.shape[1] if first is not None and first.dim() == 4 else 4
+    if channels in INPUTS:
+        return f"{INPUTS[channels]} (its first convolution takes {channels} channels), which is not available"
+    return next((_integers(name, x) for name, x in tensors.items() if is_integer_weight(name, x)), None)
+
+
+def is_integer_weight(name: str, x: Tensor) -> bool:
+    """Whether a tensor is the weight of a layer and yet holds whole numbers."""
+    return name.endswith("weight") and x.dim() > 1 and not (x.is_floating_point() or x.is_complex())
+
+
+def _integers(name: str, x: Tensor) -> str:
+    dtype = str(x.dtype).removeprefix("torch.")
+    return f"quantized ('{name}' is {dtype}) in a format that is not read: {REMEDY}"

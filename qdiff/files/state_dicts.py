@@ -1,0 +1,109 @@
+"""The state dicts inside a checkpoint, wherever its trainer has put them."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from qdiff.errors import UserError
+from qdiff.files.formats import format_of
+from qdiff.files.names import utf8_name
+from qdiff.files.pickles import explained, load_pickle
+
+DEPTH = 4  # levels of dicts and lists that are searched; trainers nest two or three
+WRAPPERS = frozenset({"module", "_orig_mod"})  # levels that DataParallel and torch.compile put into names
+
+_AVERAGES = re.compile(r"(^|[^a-z])(ema|swa|polyak|averaged?|shadow)([^a-z]|$)", re.IGNORECASE)
+_ONLINE = re.compile(r"online|(^|[^a-z])raw([^a-z]|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """Named tensors of a file.
+
+    Attributes:
+        place: the keys that lead to them, such as "state_dict.model" or "[4]"; "" for the file itself.
+        tensors: name -> tensor on the CPU, mapped where possible, without gradient.
+        averaged: whether the place says that they are averages over the training (EMA).
+        outside: how many tensors of the same dict have been left out.
+    """
+
+    place: str
+    tensors: Mapping[str, Tensor]
+    averaged: bool
+    outside: int = 0
+
+    def __str__(self) -> str:
+        return f"'{self.place}'" if self.place else "its top level"
+
+    def unwrapped(self, wrappers: frozenset[str] = WRAPPERS) -> "StateDict":
+        """The same without the levels `wrappers` in the names, unless two names became one."""
+        names = {key: ".".join(part for part in key.split(".") if part not in wrappers) for key in self.tensors}
+        if len(set(names.values())) < len(names):
+            return self
+        return replace(self, tensors={names[key]: x for key, x in self.tensors.items()})
+
+    def under(self, prefix: str, without: Sequence[str] = ()) -> "StateDict":
+        """The tensors whose names begin with `prefix`, without it; `without` are prefixes of others."""
+        tensors = {
+            key.removeprefix(prefix): x
+            for key, x in self.tensors.items()
+            if key.startswith(prefix) and not key.startswith(tuple(without))
+        }
+        place = ".".join(part for part in (self.place, prefix.rstrip(".")) if part)
+        averaged = (self.averaged or _says_averages(prefix)) and not _ONLINE.search(prefix)
+        return StateDict(place, tensors, averaged, outside=len(self.tensors) - len(tensors))
+
+
+def read_state_dicts(path: str | Path) -> list[StateDict]:
+    """Read every state dict of a checkpoint, safetensors or pickle, as it is written there.
+
+    Raises:
+        UserError: as `load_pickle`; also a file without tensors.
+    """
+    if format_of(path) == "safetensors":
+        with explained(path, "safetensors file"), utf8_name(path) as name:
+            content = load_file(name)
+    else:
+        content = load_pickle(path)
+    found = list(find_state_dicts(content))
+    if not found:
+        raise UserError(
+            f"'{path}' holds no tensors by name but {_described(content)}: give a checkpoint with a state dict"
+        )
+    return found
+
+
+def find_state_dicts(content: Any, place: str = "") -> Iterator[StateDict]:
+    """Find every dict that holds tensors by name, down to `DEPTH` levels; other entries do not matter.
+
+    In a list, as the DDIM training code writes it, those after the first are averages: it holds weights, optimizer,
+    epoch, step and averages.
+    """
+    if place.count(".") + place.count("[") >= DEPTH:
+        return
+    if isinstance(content, Mapping):
+        named = {key: value for key, value in content.items() if isinstance(key, str)}
+        tensors = {key: value.detach() for key, value in named.items() if isinstance(value, Tensor)}
+        if tensors:
+            yield StateDict(place, tensors, _says_averages(place))
+        for key, value in named.items():
+            yield from find_state_dicts(value, f"{place}.{key}" if place else key)
+    elif isinstance(content, list) and not place:
+        for i, value in enumerate(content):
+            for found in find_state_dicts(value, f"[{i}]"):
+                yield replace(found, averaged=found.averaged or i > 0)
+
+
+def _says_averages(place: str) -> bool:
+    return bool(_AVERAGES.search(place)) and not _ONLINE.search(place)
+
+
+def _described(content: Any) -> str:
+    if isinstance(content, Mapping):
+        return f"a dict of {', '.join(repr(key) for key in list(content)[:3]) or 'nothing'}"
+    return f"an object of {type(content).__module__}.{type(content).__qualname__}".replace("builtins.", "")

@@ -1,0 +1,117 @@
+"""Decides which tensors of a full-precision checkpoint are a network's, and says so in one line of the log."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qdiff.errors import UserError
+from qdiff.files.state_dicts import WRAPPERS, StateDict
+
+log = logging.getLogger(__name__)
+
+# What float32 can hold the values of; scales without values (float8_e8m0fnu) and packed types are not among them
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16} | {
+    getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")
+}
+SHARE = 0.5  # of a network's tensors that a state dict must have to be taken for its weights
+
+
+def choose(
+    path: str | Path, found: Sequence[StateDict], wanted: Mapping[str, Tensor], averages: bool | None
+) -> tuple[StateDict, list[str]]:
+    """Choose the state dict that holds a network's weights, under the network's names.
+
+    Wherever they stand: below any keys, with prefixes of wrappers (`module.`, `_orig_mod.`, `model.`), beside an
+    optimizer or other networks.
+
+    Args:
+        path: the file, for the error message.
+        found: its state dicts; at least one.
+        wanted: the network's own state dict, of which only the names count.
+        averages: whether the averages are wanted where the file has both; None where nothing says it.
+
+    Returns:
+        the one that holds at least `SHARE` of the names, and a phrase for each other one that does; where none does,
+        the largest of all.
+
+    Raises:
+        UserError: several remain.
+    """
+    fits = [part for state in found for part in _parts(state, wanted)]
+    if not fits:
+        return max(found, key=lambda state: len(state.tensors)).unwrapped(), []
+    chosen = fits if len(fits) == 1 else [state for state in fits if state.averaged == averages]
+    if len(chosen) != 1:
+        places = " and ".join(sorted(map(str, fits)))
+        both = len({state.averaged for state in fits}) > 1
+        remedy = ", or set model.ema in the --config: true takes the averages, false the others" if both else ""
+        raise UserError(f"'{path}' holds several sets of weights, {places}: give a file with one of them{remedy}")
+    reason = f"the configuration says {'ema: true' if averages else 'ema: false'}"
+    notes = [f"left out {state} ({reason})" for state in fits if state is not chosen[0]]
+    if chosen[0].outside:
+        notes.append(f"left out {chosen[0].outside} tensors beside {chosen[0]} (not this network's)")
+    return chosen[0], notes
+
+
+def converted(path: str | Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file in the dtypes of the network; what has the right one is not copied.
+
+    Args:
+        path: the file, for the error message.
+        state: its tensors, with names and shapes of the network.
+        own: the network's own, of which only the dtypes count.
+
+    Raises:
+        UserError: integers, or packed or complex numbers, where the network has floating-point numbers; fractions
+            where it has integers.
+    """
+    result = {}
+    for key, x in state.items():
+        dtype = own[key].dtype
+        if dtype.is_floating_point and x.dtype not in FLOATS:
+            raise UserError(
+                f"'{path}': '{key}' is {_name(x.dtype)}, and without its scales that is no weight: give a checkpoint "
+                "in floating point"
+            )
+        result[key] = x.to(dtype)
+        if x.is_floating_point() and not dtype.is_floating_point and not torch.equal(result[key].to(x.dtype), x):
+            raise UserError(f"'{path}': '{key}' holds fractions, the network has {_name(dtype)}: give another file")
+    return result
+
+
+def report(path: str | Path, chosen: StateDict, own: Mapping[str, Tensor], notes: Sequence[str]) -> None:
+    """Say in one line of the log which tensors were taken, which were converted, and what else happened."""
+    which = "averages" if chosen.averaged else "weights"
+    dtypes = {x.dtype for key, x in chosen.tensors.items() if key in own and x.dtype != own[key].dtype}
+    kinds = f"converted from {', '.join(sorted(map(_name, dtypes)))}" if dtypes else None
+    log.info("%s", "; ".join(filter(None, [f"{which} from {chosen} of '{path}'", kinds, *notes])))
+
+
+def _parts(state: StateDict, wanted: Mapping[str, Tensor]) -> Iterator[StateDict]:
+    """The network's weights in a state dict: one for each prefix under which there are enough of its names."""
+    enough = _prefixes(state, wanted)
+    if not enough:  # wrappers inside the names
+        state = state.unwrapped(WRAPPERS - {part for name in wanted for part in name.split(".")})
+        enough = _prefixes(state, wanted)
+    for prefix in enough:
+        yield state.under(prefix, [other for other in enough if other != prefix and other.startswith(prefix)])
+
+
+def _prefixes(state: StateDict, wanted: Mapping[str, Tensor]) -> list[str]:
+    """The prefixes under which a state dict has at least `SHARE` of the names."""
+    counts = Counter(prefix for key in state.tensors for prefix, name in _endings(key) if name in wanted)
+    return [prefix for prefix, count in counts.items() if count >= SHARE * len(wanted)]
+
+
+def _endings(key: str) -> Iterator[tuple[str, str]]:
+    """Every way to cut a dotted name in two."""
+    parts = key.split(".")
+    return ((".".join([*parts[:i], ""]) if i else "", ".".join(parts[i:])) for i in range(len(parts)))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
