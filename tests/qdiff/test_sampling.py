@@ -274,7 +274,6 @@ def _slow_write_bytes(path: Path, data: bytes) -> None:
 
 
 def whole_run(path: Path, slow: bool) -> None:
-    torch.set_num_threads(1)
     if slow:
         tqdm.set_lock(threading.RLock())  # not one of several processes, which kills would leak
         Path.write_bytes = _slow_write_bytes
