@@ -93,12 +93,14 @@ def report(path: str | Path, chosen: StateDict, own: Mapping[str, Tensor], notes
 
 def _parts(state: StateDict, wanted: Mapping[str, Tensor]) -> Iterator[StateDict]:
     """The network's weights in a state dict: one for each prefix under which there are enough of its names."""
+    wrappers = WRAPPERS - {part for name in wanted for part in name.split(".")}
     enough = _prefixes(state, wanted)
-    if not enough:  # wrappers inside the names
-        state = state.unwrapped(WRAPPERS - {part for name in wanted for part in name.split(".")})
+    if not enough:  # wrappers around most of the network's parts
+        state = state.unwrapped(wrappers)
         enough = _prefixes(state, wanted)
     for prefix in enough:
-        yield state.under(prefix, [other for other in enough if other != prefix and other.startswith(prefix)])
+        others = [other for other in enough if other != prefix and other.startswith(prefix)]
+        yield state.under(prefix, others).unwrapped(wrappers)
 
 
 def _prefixes(state: StateDict, wanted: Mapping[str, Tensor]) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -15,7 +16,8 @@ from qdiff.files.names import utf8_name
 from qdiff.files.pickles import explained, load_pickle
 
 DEPTH = 4  # levels of dicts and lists that are searched; trainers nest two or three
-WRAPPERS = frozenset({"module", "_orig_mod"})  # levels that DataParallel and torch.compile put into names
+# Levels that DataParallel, torch.compile, FSDP and activation checkpointing put into names
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 _AVERAGES = re.compile(r"(^|[^a-z])(ema|swa|polyak|averaged?|shadow)([^a-z]|$)", re.IGNORECASE)
 _ONLINE = re.compile(r"online|(^|[^a-z])raw([^a-z]|$)", re.IGNORECASE)
@@ -75,7 +77,16 @@ def read_state_dicts(path: str | Path) -> list[StateDict]:
         raise UserError(
             f"'{path}' holds no tensors by name but {_described(content)}: give a checkpoint with a state dict"
         )
+    for state in found:
+        _check_kinds(path, state)
     return found
+
+
+def _check_kinds(path: str | Path, state: StateDict) -> None:
+    for key, x in state.tensors.items():
+        if x.is_meta or x.layout != torch.strided:
+            kind = "has no numbers (it is on the meta device)" if x.is_meta else f"is a {x.layout} tensor"
+            raise UserError(f"'{path}': '{key}' {kind}: give a file of dense tensors")
 
 
 def find_state_dicts(content: Any, place: str = "") -> Iterator[StateDict]:

@@ -68,6 +68,8 @@ OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}
         lambda w: renamed(w, "module._orig_mod.{}"),
         lambda w: {"state_dict": renamed(w, "model.{}")},
         lambda w: renamed(w, "model.diffusion_model._orig_mod.{}") | {"betas": torch.ones(3)},
+        lambda w: {key.replace(".conv1", "._orig_mod.conv1"): x for key, x in w.items()},
+        lambda w: {key.replace("down.", "down._fsdp_wrapped_module."): x for key, x in w.items()},
         lambda w: renamed(w, "module.{}") | {"n_averaged": torch.tensor(5)},
         lambda w: [renamed(w, "module.{}"), OPTIMIZER, 7, 1000],
         lambda w: {"generator": w, "discriminator": {"conv.weight": torch.ones(2)}},
@@ -135,6 +137,12 @@ def test_floating_point_numbers_are_converted(loaded, good, caplog, dtype, save)
 def test_other_numbers_are_refused_by_key_and_dtype(loaded, good, dtype):
     with pytest.raises(UserError, match=f"'conv_in.weight' is {str(dtype).removeprefix('torch.')}"):
         loaded(good | {"conv_in.weight": good["conv_in.weight"].to(dtype)})
+
+
+@pytest.mark.parametrize("x", [torch.ones(3, device="meta"), torch.ones(3).to_sparse()], ids=["meta", "sparse"])
+def test_tensors_without_dense_numbers_are_refused_by_key(loaded, good, x):
+    with pytest.raises(UserError, match=r"'conv_out\.bias' (has no numbers|is a torch.sparse_coo tensor)"):
+        loaded(good | {"conv_out.bias": x})
 
 
 def test_strictness_stays(loaded, good):
