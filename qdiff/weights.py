@@ -44,6 +44,8 @@ def choose(
     fits = [part for state in found for part in _parts(state, wanted)]
     if not fits:
         return max(found, key=lambda state: len(state.tensors)).unwrapped(), []
+    if averages and not any(state.averaged for state in fits):
+        _refuse_unread_averages(path, found, len(wanted))
     chosen = fits if len(fits) == 1 else [state for state in fits if state.averaged == averages]
     if len(chosen) != 1:
         places = " and ".join(sorted(map(str, fits)))
@@ -55,6 +57,15 @@ def choose(
     if chosen[0].outside:
         notes.append(f"left out {chosen[0].outside} tensors beside {chosen[0]} (not this network's)")
     return chosen[0], notes
+
+
+def _refuse_unread_averages(path: str | Path, found: Sequence[StateDict], size: int) -> None:
+    for state in found:
+        if state.averaged and len(state.tensors) >= SHARE * size:
+            raise UserError(
+                f"'{path}' has averages under {state}, without the names of the network's parameters: give a file that "
+                "has them by name, or set model.ema to false in the --config for the raw weights"
+            )
 
 
 def converted(path: str | Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -53,7 +53,8 @@ def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile
 
 def _uncalibrated(path: Path, file: "FullPrecisionFile") -> list[tuple[str, str]]:
     """The file itself, and a line for each of its state dicts."""
-    places = [("weights" if i == 0 else "", _contents(state)) for i, state in enumerate(file.found)]
+    large = [state for state in file.found if 2 * len(state.tensors) >= len(file.largest.tensors)]  # no optimizer
+    places = [("weights" if i == 0 else "", _contents(state)) for i, state in enumerate(large)]
     size = path.stat().st_size
     if file.kind:
         return [("file", f"{path}: {file.kind}"), *places, ("size", f"{size / 1e6:.2f} MB")]

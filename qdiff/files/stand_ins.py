@@ -20,14 +20,20 @@ REFUSED = re.compile(r"GLOBAL (\S+)")
 FILLED = re.compile(r"Can only (SETITEMS?|append).* got <class '(.+)'>")
 
 
-class _Inert:
-    """Takes any arguments and any state, keeps none."""
+class Inert:
+    """Takes any arguments and any state.
+
+    Attributes:
+        state: what the pickle gave it, such as the averages of a trainer's helper; None if nothing.
+    """
+
+    state: object = None
 
     def __new__(cls, *_args):
         return super().__new__(cls)
 
-    def __setstate__(self, _state):
-        pass
+    def __setstate__(self, state):
+        self.state = state
 
 
 class _InertDict:
@@ -62,10 +68,10 @@ class StandIns:
         """Add the class that `torch.load` refused; False where it is none that may stand beside tensors."""
         filled = FILLED.search(str(error))
         name = filled[2] if filled else refused_name(error)
-        before = _Inert if filled else None
+        before = Inert if filled else None
         if name is None or self._bases.get(name) is not before or not may_be_named(name):
             return False
-        self._bases[name] = (_InertList if filled[1] == "append" else _InertDict) if filled else _Inert
+        self._bases[name] = (_InertList if filled[1] == "append" else _InertDict) if filled else Inert
         return True
 
 

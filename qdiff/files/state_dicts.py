@@ -14,13 +14,14 @@ from qdiff.errors import UserError
 from qdiff.files.formats import format_of
 from qdiff.files.names import utf8_name
 from qdiff.files.pickles import explained, load_pickle
+from qdiff.files.stand_ins import Inert
 
 DEPTH = 4  # levels of dicts and lists that are searched; trainers nest two or three
 # Levels that DataParallel, torch.compile, FSDP and activation checkpointing put into names
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 _AVERAGES = re.compile(r"(^|[^a-z])(ema|swa|polyak|averaged?|shadow)([^a-z]|$)", re.IGNORECASE)
-_ONLINE = re.compile(r"online|(^|[^a-z])raw([^a-z]|$)", re.IGNORECASE)
+_ONLINE = re.compile(r"online|(^|[^a-z])(raw|backup)([^a-z]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -89,25 +90,35 @@ def _check_kinds(path: str | Path, state: StateDict) -> None:
             raise UserError(f"'{path}': '{key}' {kind}: give a file of dense tensors")
 
 
-def find_state_dicts(content: Any, place: str = "") -> Iterator[StateDict]:
-    """Find every dict that holds tensors by name, down to `DEPTH` levels; other entries do not matter.
+def find_state_dicts(content: Any, place: str = "", depth: int = DEPTH) -> Iterator[StateDict]:
+    """Find every dict that holds tensors by name, down to `depth` levels; other entries do not matter.
 
     In a list, as the DDIM training code writes it, those after the first are averages: it holds weights, optimizer,
-    epoch, step and averages.
+    epoch, step and averages. Where the place says that there are averages, tensors may also stand in a list, by their
+    numbers: as weights they cannot be used, and yet it is told that they are there.
     """
-    if place.count(".") + place.count("[") >= DEPTH:
+    if not depth:
         return
+    entries = _entries(content)
+    named = isinstance(content, Mapping | Inert) or _says_averages(place)
+    tensors = {key: x.detach() for key, x in entries.items() if isinstance(x, Tensor)} if named else {}
+    if tensors:
+        yield StateDict(place, tensors, _says_averages(place))
+    weights = False
+    for key, value in entries.items():
+        inner = f"[{key}]" if isinstance(content, list | tuple) else f".{key}"
+        for found in find_state_dicts(value, f"{place}{inner}".removeprefix("."), depth - 1):
+            yield replace(found, averaged=found.averaged or weights)
+        weights = weights or (not place and isinstance(content, list | tuple))
+
+
+def _entries(content: Any) -> dict[str, Any]:
+    """What a dict, a list or a trainer's helper holds, by name or number."""
+    if isinstance(content, Inert):
+        content = content.state
     if isinstance(content, Mapping):
-        named = {key: value for key, value in content.items() if isinstance(key, str)}
-        tensors = {key: value.detach() for key, value in named.items() if isinstance(value, Tensor)}
-        if tensors:
-            yield StateDict(place, tensors, _says_averages(place))
-        for key, value in named.items():
-            yield from find_state_dicts(value, f"{place}.{key}" if place else key)
-    elif isinstance(content, list) and not place:
-        for i, value in enumerate(content):
-            for found in find_state_dicts(value, f"[{i}]"):
-                yield replace(found, averaged=found.averaged or i > 0)
+        return {str(key): value for key, value in content.items()}
+    return {str(i): value for i, value in enumerate(content)} if isinstance(content, list | tuple) else {}
 
 
 def _says_averages(place: str) -> bool:

@@ -1,6 +1,7 @@
 """Which tensors of a file become the network's weights: every wrapping of the field, dtypes, and what is refused."""
 
 import logging
+import sys
 
 import pytest
 import torch
@@ -115,6 +116,35 @@ def test_several_sets_without_a_word_in_the_configuration(loaded, good, bad, wra
         loaded(wrap(good, bad))
     message = str(error.value)
     assert all(name in message for name in names) and remedy in message and "\n" not in message
+
+
+class Helper:
+    """Holds averages as trainers' helpers do."""
+
+    def __init__(self, shadow):
+        self.shadow = shadow
+
+
+def test_averages_in_a_helper_and_in_a_tuple(loaded, good, bad, monkeypatch):
+    monkeypatch.setattr(Helper, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "Helper", Helper, raising=False)
+    for content in (
+        {"model": bad, "ema": Helper(good)},
+        (bad, OPTIMIZER, 7, 1000, good),
+        {"model": bad, "ema": (good,)},
+    ):
+        assert same(loaded(content, averages=True), good)
+
+
+@pytest.mark.parametrize("wrap", [list, tuple, lambda xs: dict(enumerate(xs)), lambda xs: Helper(list(xs))])
+def test_averages_without_names_are_not_passed_over(loaded, good, bad, wrap, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "Helper", Helper, raising=False)
+    monkeypatch.setattr(Helper, "__module__", "__main__")
+    content = {"model": good, "ema": {"decay": 0.999, "shadow_params": wrap(bad.values())}}
+    with pytest.raises(UserError, match=r"averages under 'ema\.shadow_params.*model\.ema to false"):
+        loaded(content, averages=True)
+    assert same(loaded(content, averages=False), good)
+    assert same(loaded(content), good)
 
 
 def test_two_sets_of_averages(loaded, good, bad):

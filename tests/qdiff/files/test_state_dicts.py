@@ -9,7 +9,10 @@ from qdiff.errors import UserError
 from qdiff.files.state_dicts import StateDict, find_state_dicts, read_state_dicts
 
 W = {"conv.weight": torch.ones(2, 2), "conv.bias": torch.zeros(2)}
-OPTIMIZER = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2, 2)}}, "param_groups": [{"lr": 0.1}]}
+OPTIMIZER = {
+    "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2, 2), "exp_avg_sq": torch.ones(1)}},
+    "param_groups": [{"lr": 0.1}],
+}
 
 
 def places(content) -> dict[str, bool]:
