@@ -49,12 +49,12 @@ class FullPrecisionFile:
 
 
 # Gives the tensors of a file, by its path, the keys of a network; tells in phrases what it left out or computed
-Layout = Callable[[str | Path, Mapping[str, Tensor]], tuple[dict[str, Tensor], list[str]]]
+Layout = Callable[[str | Path, StateDict], tuple[dict[str, Tensor], list[str]]]
 
 
-def as_it_is(_path: str | Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def as_it_is(_path: str | Path, chosen: StateDict) -> tuple[dict[str, Tensor], list[str]]:
     """The `Layout` of files that have exactly the network's keys."""
-    return dict(tensors), []
+    return dict(chosen.tensors), []
 
 
 def read_checkpoint(path: str | Path) -> QuantizedFile | OriginalFile | FullPrecisionFile:
@@ -191,7 +191,7 @@ def load_weights(
         )
     own = model.state_dict()
     chosen, notes = weights.choose(path, file.found, own, averages)
-    state, differences = layout(path, chosen.tensors)
+    state, differences = layout(path, chosen)
     shapes = {key: tuple(x.shape) for key, x in own.items()}
     if misfit(state, shapes) and file.kind:
         raise UserError(f"'{path}' is {file.kind}")

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16} | {
     getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")
 }
+NOTICED = 0.1  # of its size that averages without its names must have to be noticed, as those of one part
 SHARE = 0.5  # of a network's tensors that a state dict must have to be taken for its weights
 
 
@@ -61,7 +62,7 @@ def choose(
 
 def _refuse_unread_averages(path: str | Path, found: Sequence[StateDict], size: int) -> None:
     for state in found:
-        if state.averaged and len(state.tensors) >= SHARE * size:
+        if state.averaged and len(state.tensors) >= NOTICED * size:
             raise UserError(
                 f"'{path}' has averages under {state}, without the names of the network's parameters: give a file that "
                 "has them by name, or set model.ema to false in the --config for the raw weights"
@@ -80,7 +81,7 @@ def converted(path: str | Path, state: Mapping[str, Tensor], own: Mapping[str, T
         UserError: integers, or packed or complex numbers, where the network has floating-point numbers; fractions
             where it has integers.
     """
-    result = {}
+    result, done = {}, {}  # averages may stand for raw weights too, and are converted once
     for key, x in state.items():
         dtype = own[key].dtype
         if dtype.is_floating_point and x.dtype not in FLOATS:
@@ -88,7 +89,9 @@ def converted(path: str | Path, state: Mapping[str, Tensor], own: Mapping[str, T
                 f"'{path}': '{key}' is {_name(x.dtype)}, and without its scales that is no weight: give a checkpoint "
                 "in floating point"
             )
-        result[key] = x.to(dtype)
+        if (id(x), dtype) not in done:
+            done[id(x), dtype] = x.to(dtype)
+        result[key] = done[id(x), dtype]
         if x.is_floating_point() and not dtype.is_floating_point and not torch.equal(result[key].to(x.dtype), x):
             raise UserError(f"'{path}': '{key}' holds fractions, the network has {_name(dtype)}: give another file")
     return result

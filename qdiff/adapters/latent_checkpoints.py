@@ -16,12 +16,14 @@ from ldm.modules.ema import LitEma
 from ldm.modules.encoders.clip import to_published
 from ldm.modules.encoders.modules import FrozenCLIPEmbedder
 from qdiff.errors import UserError
+from qdiff.files.state_dicts import StateDict
 
 log = logging.getLogger(__name__)
 
 # Tensors that a file may have although the model of the configuration does not -> why they decide nothing
+AVERAGES = r"model_ema\..+"
 SURPLUS = {
-    r"model_ema\..+": "averages; the configuration takes the raw weights, use_ema: false",
+    AVERAGES: "averages; the configuration takes the raw weights, use_ema: false",
     r"ddim_(alphas|alphas_prev|sigmas|sqrt_one_minus_alphas)": "buffers of a sampler, computed anew for every run",
     r"lvlb_weights|logvar": "weights of the training loss",
     r"first_stage_model\.loss\..+": "loss of the autoencoder's training",
@@ -30,6 +32,7 @@ SURPLUS = {
     r"cond_stage_model\.(transformer\.)?(logit_scale|text_projection(\.weight)?)": "CLIP's head, which has no part",
     r"embedding_manager\..+": "words that textual inversion added",
 }
+EMA = "model_ema."
 TEXT_ENCODER = "cond_stage_model.transformer."
 RTOL = 1e-4  # of a noise schedule in float32, which others computed in another order
 
@@ -62,12 +65,12 @@ class PublishedKeys:
     config: Mapping
     source: Path
 
-    def __call__(self, path: str | Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Notes]:
+    def __call__(self, path: str | Path, chosen: StateDict) -> tuple[dict[str, Tensor], Notes]:
         """Rename, compute and leave out what decides nothing.
 
         Args:
             path: the checkpoint, for error messages.
-            tensors: of the checkpoint.
+            chosen: its tensors, and whether they are averages.
 
         Returns:
             the tensors, and a phrase for each difference that was found.
@@ -75,10 +78,13 @@ class PublishedKeys:
         Raises:
             UserError: the file has another noise schedule or scale factor than the configuration.
         """
-        state, own = dict(tensors), self.latent.state_dict().keys()
+        state, own = dict(chosen.tensors), self.latent.state_dict().keys()
         self._name_text_encoder(state)
-        notes = [*self._schedule(path, state), *self._averages(path, state), *self._scale_factor(path, state)]
+        notes = [*self._schedule(path, state), *self._averages(path, state, chosen.averaged)]
+        notes += self._scale_factor(path, state)
         for pattern, reason in SURPLUS.items():
+            if pattern == AVERAGES and self.latent.model_ema is not None:
+                continue  # some that belong to no parameter: an error
             surplus = [key for key in state if key not in own and re.fullmatch(pattern, key)]
             for key in surplus:
                 del state[key]
@@ -94,7 +100,7 @@ class PublishedKeys:
             state |= encoder
 
     def _schedule(self, path: str | Path, state: dict[str, Tensor]) -> Notes:
-        """It follows from the configuration: what a file lacks or has in another dtype than float32 is computed."""
+        """It follows from the configuration, and is computed, once what the file has agrees with it."""
         right = schedule(self.config)
         if any(key in state and not _same(state[key], right[key]) for key in ("betas", "alphas_cumprod")):
             raise UserError(
@@ -102,24 +108,30 @@ class PublishedKeys:
                 "trained with its own, so leave its keys as they are"
             )
         computed = [key for key in right if key not in state or state[key].dtype != torch.float32]
-        state |= {key: right[key] for key in computed}
+        state |= right
         return [f"computed {_counted(computed)} (the noise schedule of the configuration)"] if computed else []
 
-    def _averages(self, path: str | Path, state: dict[str, Tensor]) -> Notes:
+    def _averages(self, path: str | Path, state: dict[str, Tensor], averaged: bool) -> Notes:
         """Of averages and raw weights one set is enough; the counters of the averages decide nothing."""
+        for key in [key for key in state if key.startswith(EMA) and "_orig_mod" in key]:  # of a compiled network
+            state[key.replace("_orig_mod", "")] = state.pop(key)
+        parameters = dict(self.latent.model.named_parameters())
+        names = {f"model.{name}": f"{EMA}{name.replace('.', '')}" for name in parameters}
+        raw, averages = (any(key in state for key in keys) for keys in (names, names.values()))
         if self.latent.model_ema is None:
+            if raw or not averages:
+                return []
+            state |= {name: state.pop(average) for name, average in names.items() if average in state}
+            return [f"averages '{EMA}*', because there are no raw weights 'model.*'"]
+        state |= {f"{EMA}{name}": x for name, x in LitEma(nn.Module()).state_dict().items()}
+        if averages:  # the raw weights are given up, and need not even be read
+            state |= {name: state[x] for name, x in names.items() if x in state and (name in state or not raw)}
+            return [f"averages '{EMA}*' in the place of the raw weights"]
+        state |= {average: state[name] for name, average in names.items() if name in state}
+        if averaged:
             return []
-        names = {
-            f"model.{name}": f"model_ema.{name.replace('.', '')}" for name in self.latent.model_ema.parameter_names
-        }
-        state |= {f"model_ema.{name}": x for name, x in LitEma(nn.Module()).state_dict().items()}
-        if not any(average in state for average in names.values()):
-            state |= {average: state[name] for name, average in names.items() if name in state}
-            log.warning("'%s' has no averages ('model_ema.*'): its raw weights are used", path)
-            return ["raw weights 'model.*' in the place of averages"]
-        if not any(name in state for name in names):
-            state |= {name: state[average] for name, average in names.items() if average in state}
-        return ["averages 'model_ema.*' in the place of the raw weights"]
+        log.warning("'%s' has no averages ('%s*'): its raw weights are used", path, EMA)
+        return ["raw weights 'model.*' in the place of averages"]
 
     def _scale_factor(self, path: str | Path, state: dict[str, Tensor]) -> Notes:
         """A factor that the configuration gives too must be the same."""

@@ -13,6 +13,7 @@ from tests.ldm.golden import golden_model
 from tests.ldm.tiny import AVERAGED, CLASSES
 
 COUNTERS = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(470000, dtype=torch.int32)}
+RAW = "model.diffusion_model.time_embed.0.weight"
 SAMPLER = ("ddim_sigmas", "ddim_alphas", "ddim_alphas_prev", "ddim_sqrt_one_minus_alphas")
 
 
@@ -23,11 +24,13 @@ class Published:
         model, case = golden_model(name)
         self.config, self.state = case.settings.config, model.state_dict()
 
-    def load(self, folder, state):
-        torch.save({"state_dict": state, "global_step": 1}, folder / "model.ckpt")
+    def load(self, folder, state, **beside):
+        path = folder / f"{len(list(folder.iterdir()))}.ckpt"  # what was loaded before is still mapped
+        torch.save({"state_dict": state, "global_step": 1} | beside, path)
         with torch.device("meta"):
             latent = instantiate_from_config(self.config.model)
-        load_weights(latent, folder / "model.ckpt", layout=PublishedKeys(latent, self.config, "config.yaml"))
+        layout, averages = PublishedKeys(latent, self.config, "config.yaml"), latent.model_ema is not None
+        load_weights(latent, path, layout=layout, averages=averages)
         return latent.state_dict()
 
 
@@ -105,6 +108,43 @@ def test_missing_averages_are_the_raw_weights_with_a_warning(averaged, tmp_path,
             found["model_ema.diffusion_modeltime_embed0weight"], raw["model.diffusion_model.time_embed.0.weight"]
         )
         assert [r.levelname for r in caplog.records if "no averages" in r.getMessage()] == ["WARNING"]
+
+
+def test_averages_under_a_key_of_their_own_are_no_raw_weights(averaged, tmp_path, caplog):
+    raw = {key: x for key, x in averaged.state.items() if not key.startswith("model_ema.")}
+    other = {key: x + 1 if key.startswith("model.") else x for key, x in raw.items()}
+    found = averaged.load(tmp_path, other, state_dict_ema=raw)
+    assert torch.equal(found["model_ema.diffusion_modeltime_embed0weight"], raw[RAW])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_averages_of_the_unet_alone_are_not_passed_over(averaged, tmp_path):
+    raw = {key: x for key, x in averaged.state.items() if not key.startswith("model_ema.")}
+    unet = {key: x for key, x in raw.items() if key.startswith("model.")}
+    with pytest.raises(UserError, match="averages under 'ema'"):
+        averaged.load(tmp_path, raw, ema=unet)
+
+
+def test_averages_of_a_compiled_network(averaged, tmp_path):
+    compiled = {
+        key.replace("model_ema.diffusion_model", "model_ema.diffusion_model_orig_mod"): x
+        for key, x in averaged.state.items()
+    }
+    assert same(averaged.load(tmp_path, compiled), averaged.load(tmp_path, averaged.state))
+
+
+def test_averages_alone_where_the_configuration_has_none(plain, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    rest = {key: x for key, x in plain.state.items() if not key.startswith("model.")}
+    averages = {f"model_ema.{k[6:].replace('.', '')}": x for k, x in plain.state.items() if k.startswith("model.")}
+    assert same(plain.load(tmp_path, rest | averages | COUNTERS), plain.state)
+    assert "because there are no raw weights" in caplog.text
+
+
+def test_raw_weights_and_buffers_that_decide_nothing_may_hold_anything(averaged, tmp_path):
+    broken = averaged.state | {RAW: averaged.state[RAW] * torch.nan}
+    broken["sqrt_recip_alphas_cumprod"] = averaged.state["sqrt_recip_alphas_cumprod"] * torch.nan
+    assert same(averaged.load(tmp_path, broken), averaged.load(tmp_path, averaged.state))
 
 
 def test_missing_raw_weights_are_the_averages(averaged, tmp_path):
