@@ -193,8 +193,8 @@ def load_weights(
     chosen, notes = weights.choose(path, file.found, own, averages)
     state, differences = layout(path, chosen)
     shapes = {key: tuple(x.shape) for key, x in own.items()}
-    if misfit(state, shapes) and file.kind:
-        raise UserError(f"'{path}' is {file.kind}")
+    if misfit(state, shapes) and (kind := kind_of(chosen.tensors)):
+        raise UserError(f"'{path}' is {kind}")
     compare(path, state, shapes)
     loaded = weights.converted(path, {key: x for key, x in state.items() if not key.startswith(skip)}, own)
     check_numbers(path, loaded)

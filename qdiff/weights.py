@@ -2,21 +2,18 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from qdiff.errors import UserError
+from qdiff.files.foreign import FLOATS
 from qdiff.files.state_dicts import WRAPPERS, StateDict
 
 log = logging.getLogger(__name__)
 
-# What float32 can hold the values of; scales without values (float8_e8m0fnu) and packed types are not among them
-FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16} | {
-    getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")
-}
 NOTICED = 0.1  # of its size that averages without its names must have to be noticed, as those of one part
 SHARE = 0.5  # of a network's tensors that a state dict must have to be taken for its weights
 
@@ -42,7 +39,7 @@ def choose(
     Raises:
         UserError: several remain.
     """
-    fits = [part for state in found for part in _parts(state, wanted)]
+    fits = _distinct(part for state in found for part in _parts(state, wanted))
     if not fits:
         return max(found, key=lambda state: len(state.tensors)).unwrapped(), []
     if averages and not any(state.averaged for state in fits):
@@ -50,13 +47,13 @@ def choose(
     chosen = fits if len(fits) == 1 else [state for state in fits if state.averaged == averages]
     if len(chosen) != 1:
         places = " and ".join(sorted(map(str, fits)))
-        both = len({state.averaged for state in fits}) > 1
+        both = averages is None and len({state.averaged for state in fits}) > 1
         remedy = ", or set model.ema in the --config: true takes the averages, false the others" if both else ""
         raise UserError(f"'{path}' holds several sets of weights, {places}: give a file with one of them{remedy}")
     reason = f"the configuration says {'ema: true' if averages else 'ema: false'}"
     notes = [f"left out {state} ({reason})" for state in fits if state is not chosen[0]]
     if chosen[0].outside:
-        notes.append(f"left out {chosen[0].outside} tensors beside {chosen[0]} (not this network's)")
+        notes.append(f"left out {chosen[0].outside} tensors beside {chosen[0]} (under other names)")
     return chosen[0], notes
 
 
@@ -86,8 +83,8 @@ def converted(path: str | Path, state: Mapping[str, Tensor], own: Mapping[str, T
         dtype = own[key].dtype
         if dtype.is_floating_point and x.dtype not in FLOATS:
             raise UserError(
-                f"'{path}': '{key}' is {_name(x.dtype)}, and without its scales that is no weight: give a checkpoint "
-                "in floating point"
+                f"'{path}': '{key}' is {_name(x.dtype)}, no floating-point type that is read: give a checkpoint in "
+                "floating point"
             )
         if (id(x), dtype) not in done:
             done[id(x), dtype] = x.to(dtype)
@@ -115,6 +112,14 @@ def _parts(state: StateDict, wanted: Mapping[str, Tensor]) -> Iterator[StateDict
     for prefix in enough:
         others = [other for other in enough if other != prefix and other.startswith(prefix)]
         yield state.under(prefix, others).unwrapped(wrappers)
+
+
+def _distinct(states: Iterable[StateDict]) -> list[StateDict]:
+    """Without those that are the same tensors under another key."""
+    by_tensors = {}
+    for state in states:
+        by_tensors.setdefault(frozenset((name, x.data_ptr()) for name, x in state.tensors.items()), state)
+    return list(by_tensors.values())
 
 
 def _prefixes(state: StateDict, wanted: Mapping[str, Tensor]) -> list[str]:

@@ -193,7 +193,8 @@ def _with_own_packages(main: Callable[[], None]) -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)  # one line
+    print(f"error: {shown}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -4,8 +4,13 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+# What float32 can hold the values of; scales without values (float8_e8m0fnu) and packed types are not among them
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16} | {
+    getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")
+}
 REMEDY = "give a full-precision checkpoint, or one that was calibrated here or by Q-Diffusion"
 FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
 # Input channels of that convolution -> the models that have as many; a latent has four
@@ -48,7 +53,7 @@ KINDS = (
     _quantized(r"_packed_params|activation_post_process|fake_quant", "torch.ao"),
     _quantized(r"\.weight\.(int_data|scale|zero_point|q?data)$", "torchao"),
     _other(
-        r"(^|[._])lora_|\.(hada_w|lokr_w|oft_)|\.alphas?_?lora",
+        r"(^|[._])lora[._]|\.(hada_w|lokr_w|oft_)",
         "a LoRA, which changes a model and is none: merge it into its model, and give that",
     ),
     _other(
@@ -65,7 +70,7 @@ KINDS = (
         "a ControlNet, which guides a model and is none: give the model",
     ),
     _other(
-        r"^(emb_params|string_to_param|<.+>)$",
+        r"^(emb_params|\*|<.+>)$",
         "a textual inversion, which adds words to a model and is none: give the model",
     ),
     _other(r"(^|\.)adaLN_modulation\.", "a diffusion transformer, which is not available"),
@@ -84,14 +89,10 @@ def kind_of(tensors: Mapping[str, Tensor]) -> str | None:
     channels = first.shape[1] if first is not None and first.dim() == 4 else 4
     if channels in INPUTS:
         return f"{INPUTS[channels]} (its first convolution takes {channels} channels), which is not available"
-    return next((_integers(name, x) for name, x in tensors.items() if is_integer_weight(name, x)), None)
+    weights = ((name, x) for name, x in tensors.items() if name.endswith("weight") and x.dim() > 1)
+    return next((_other_numbers(name, x) for name, x in weights if x.dtype not in FLOATS), None)
 
 
-def is_integer_weight(name: str, x: Tensor) -> bool:
-    """Whether a tensor is the weight of a layer and yet holds whole numbers."""
-    return name.endswith("weight") and x.dim() > 1 and not (x.is_floating_point() or x.is_complex())
-
-
-def _integers(name: str, x: Tensor) -> str:
+def _other_numbers(name: str, x: Tensor) -> str:
     dtype = str(x.dtype).removeprefix("torch.")
-    return f"quantized ('{name}' is {dtype}) in a format that is not read: {REMEDY}"
+    return f"in numbers that are no weights by themselves ('{name}' is {dtype}): {REMEDY}"

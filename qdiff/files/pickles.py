@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
@@ -81,13 +82,15 @@ def explained(path: str | Path, what: str) -> Iterator[None]:
         raise
     except Exception as e:  # the parsers promise no common type
         cause = _cause(e)
+        reason = " ".join(_printable(f"{type(cause).__name__}: {cause}").split())[:200]
         if name := refused_name(cause):
+            reason = f"its pickle names '{_printable(name)}', which may be code"
+        if name or (isinstance(cause, UnpicklingError) and is_zipfile(path)):  # torch.save wrote it
             command = f'python -c "{EXPORT}" {shlex.quote(str(path))} tensors.pt'
             raise UserError(
-                f"'{path}' is refused: its pickle names '{_printable(name)}', which may be code; nothing in it was "
-                f"executed. If you trust its author, export the tensors where it can be loaded: {command}"
+                f"'{path}' is refused ({reason}); nothing in it was executed. If you trust its author, export the "
+                f"tensors where it can be loaded: {command}"
             ) from e
-        reason = " ".join(_printable(f"{type(cause).__name__}: {cause}").split())[:200]
         raise UserError(f"'{path}' cannot be read as a {what} ({reason}): {WEIGHTS}") from e
 
 

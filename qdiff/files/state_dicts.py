@@ -20,7 +20,7 @@ DEPTH = 4  # levels of dicts and lists that are searched; trainers nest two or t
 # Levels that DataParallel, torch.compile, FSDP and activation checkpointing put into names
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
-_AVERAGES = re.compile(r"(^|[^a-z])(ema|swa|polyak|averaged?|shadow)([^a-z]|$)", re.IGNORECASE)
+_AVERAGES = re.compile(r"EMA|(?<![A-Za-z])(?i:ema|swa|polyak|avg|averaged?|shadow)(?![A-Za-z])")
 _ONLINE = re.compile(r"online|(^|[^a-z])(raw|backup)([^a-z]|$)", re.IGNORECASE)
 
 

@@ -147,6 +147,10 @@ def test_averages_without_names_are_not_passed_over(loaded, good, bad, wrap, mon
     assert same(loaded(content), good)
 
 
+def test_the_same_tensors_under_two_keys_are_one_set(loaded, good):
+    assert same(loaded({"model": good, "state_dict": good, "ema": good}), good)
+
+
 def test_two_sets_of_averages(loaded, good, bad):
     with pytest.raises(UserError, match=r"ema_0\.99'.*'ema_0\.999'"):
         loaded({"ema_0.99": good, "ema_0.999": bad}, averages=True)

@@ -73,3 +73,12 @@ def test_a_package_that_hides_our_own_is_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         run(lambda: importlib.import_module("ldm.nowhere"))
     assert capsys.readouterr().err == "error: 'ldm' hides\n"
+
+
+def test_an_error_is_one_line_whatever_it_quotes(capsys):
+    def main():
+        raise UserError("it has surplus 'a\n\x1b[2Jb'")
+
+    with pytest.raises(SystemExit, match="2"):
+        run(main)
+    assert capsys.readouterr().err == "error: it has surplus 'a\\n\\x1b[2Jb'\n"

@@ -29,6 +29,7 @@ UNET = "model.diffusion_model"
         ("lora_unet_down_blocks_0_attentions_0_proj.lora_down.weight", "LoRA"),
         ("base_model.model.unet.to_q.lora_A.weight", "LoRA"),
         ("lora_unet_mid_block.hada_w1_a", "LoRA"),
+        ("unet.down_blocks.0.attentions.0.attn1.processor.to_q_lora.down.weight", "LoRA"),
         ("down_blocks.0.resnets.0.conv1.weight", "diffusers"),
         ("encoder.down_blocks.0.resnets.0.conv1.weight", "diffusers"),
         ("unet.up_blocks.1.attentions.0.proj_in.weight", "diffusers"),
@@ -38,6 +39,7 @@ UNET = "model.diffusion_model"
         ("double_blocks.0.img_attn.qkv.weight", "FLUX"),
         ("control_model.input_blocks.0.0.weight", "ControlNet"),
         ("emb_params", "textual inversion"),
+        ("*", "textual inversion"),
         ("blocks.0.adaLN_modulation.1.weight", "diffusion transformer"),
     ],
 )
@@ -50,7 +52,7 @@ def test_kinds_by_the_channels_that_they_take(channels, name):
     assert name in kind_of({f"{UNET}.input_blocks.0.0.weight": torch.ones(3, channels, 3, 3)})
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.complex64])
 def test_integer_weights(dtype):
     assert "'conv_in.weight' is" in kind_of({"step": torch.tensor(3), "conv_in.weight": X.to(dtype)})
 

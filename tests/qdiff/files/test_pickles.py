@@ -256,6 +256,16 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     assert "safetensors" in refusal(load_pickle, tmp_path / "model.ckpt")
 
 
+def test_a_protocol_that_torch_does_not_read_safely_comes_with_the_command_too(tmp_path):
+    torch.save({"state_dict": WEIGHTS}, tmp_path / "p4.ckpt", pickle_protocol=4)
+    try:
+        found = read_weights(tmp_path / "p4.ckpt")
+    except UserError as error:
+        assert "export the tensors" in str(error) and "nothing in it was executed" in str(error)
+    else:  # a newer torch may
+        assert same(found)
+
+
 def saved(save, path):
     save({"state_dict": WEIGHTS, "epoch": 3} if save is not save_file else WEIGHTS, path)
     return path.read_bytes()

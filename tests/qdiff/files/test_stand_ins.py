@@ -53,6 +53,12 @@ def test_functions_and_modules(name):
     assert not may_be_named(name)
 
 
+def test_not_more_classes_than_trainers_leave():
+    stand_ins = StandIns()
+    learned = [stand_ins.learn(ValueError(f"GLOBAL package.Class{i} was not")) for i in range(1000)]
+    assert sum(learned) == 200 and all(learned[:200])
+
+
 def test_a_class_changes_its_kind_at_most_once():
     """Whatever a hostile pickle makes torch say, learning ends."""
     stand_ins, name = StandIns(), "package.Thing"
