@@ -43,7 +43,7 @@ def choose(
     if not fits:
         return max(found, key=lambda state: len(state.tensors)).unwrapped(), []
     if averages and not any(state.averaged for state in fits):
-        _refuse_unread_averages(path, found, len(wanted))
+        _refuse_unread_averages(path, found, wanted)
     chosen = fits if len(fits) == 1 else [state for state in fits if state.averaged == averages]
     if len(chosen) != 1:
         places = " and ".join(sorted(map(str, fits)))
@@ -57,13 +57,18 @@ def choose(
     return chosen[0], notes
 
 
-def _refuse_unread_averages(path: str | Path, found: Sequence[StateDict], size: int) -> None:
+def _refuse_unread_averages(path: str | Path, found: Sequence[StateDict], wanted: Mapping[str, Tensor]) -> None:
+    """Averages that are wanted and there, but not by the network's names, must not be passed over."""
+    known = {name.partition(".")[0] for name in wanted}
     for state in found:
-        if state.averaged and len(state.tensors) >= NOTICED * size:
-            raise UserError(
-                f"'{path}' has averages under {state}, without the names of the network's parameters: give a file that "
-                "has them by name, or set model.ema to false in the --config for the raw weights"
-            )
+        levels = Counter(key.partition(".")[0] for key in state.tensors)
+        inner = [state.under(f"{level}.") for level in levels if level not in known]
+        for part in [state, *inner]:
+            if part.averaged and len(part.tensors) >= NOTICED * len(wanted):
+                raise UserError(
+                    f"'{path}' has averages under {part}, without the names of the network's parameters: give a file "
+                    "that has them by name, or set model.ema to false in the --config for the raw weights"
+                )
 
 
 def converted(path: str | Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

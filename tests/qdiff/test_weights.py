@@ -147,6 +147,16 @@ def test_averages_without_names_are_not_passed_over(loaded, good, bad, wrap, mon
     assert same(loaded(content), good)
 
 
+@pytest.mark.parametrize("name", [lambda key: key.replace(".", ""), lambda key: key.replace(".", "_")])
+def test_averages_under_other_names_are_not_passed_over(loaded, good, bad, name):
+    averages = {name(key): x for key, x in bad.items()}
+    flat = renamed(good, "model.{}") | renamed(averages, "model_ema.{}")
+    for content in (flat, {"model": good, "ema": averages}):
+        with pytest.raises(UserError, match="without the names"):
+            loaded(content, averages=True)
+        assert same(loaded(content, averages=False), good)
+
+
 def test_the_same_tensors_under_two_keys_are_one_set(loaded, good):
     assert same(loaded({"model": good, "state_dict": good, "ema": good}), good)
 
