@@ -49,6 +49,9 @@ def legacy_owners(model: nn.Module, adapter: Adapter) -> dict[str, str]:
 
 def misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Shape]) -> str | None:
     """Say how keys or shapes differ from those that the network needs; None where they are the same."""
+    parts, there = ({key.partition(".")[0] for key in keys if "." in key} for keys in (wanted, state))
+    if there < parts:
+        return f"it has nothing of {' and '.join(map(repr, sorted(parts - there)))}"
     for what, keys in (("lacks", wanted.keys() - state.keys()), ("has surplus", state.keys() - wanted.keys())):
         if keys:
             return f"it {what} '{min(keys)}'" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")

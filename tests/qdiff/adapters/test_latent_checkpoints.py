@@ -170,6 +170,13 @@ def test_a_part_that_is_missing_is_an_error(averaged, tmp_path, lost):
         averaged.load(tmp_path, {key: x for key, x in averaged.state.items() if key != lost})
 
 
+@pytest.mark.parametrize("part", ["model.", "first_stage_model.", "cond_stage_model."])
+def test_a_part_of_a_model_is_named_by_what_it_lacks(plain, tmp_path, part):
+    others = sorted({"model.", "first_stage_model.", "cond_stage_model."} - {part})
+    with pytest.raises(UserError, match=f"has nothing of '{others[0][:-1]}' and '{others[1][:-1]}'"):
+        plain.load(tmp_path, {key: x for key, x in plain.state.items() if key.startswith(part)})
+
+
 @pytest.mark.parametrize("key", ["ddim_beta", "model.diffusion_model.extra.weight", "first_stage_model.extra"])
 def test_a_surplus_that_is_not_known_is_an_error(plain, tmp_path, key):
     with pytest.raises(UserError, match=f"surplus '{key}'"):
