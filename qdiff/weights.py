@@ -48,7 +48,7 @@ def choose(
     if len(chosen) != 1:
         places = " and ".join(sorted(map(str, fits)))
         both = averages is None and len({state.averaged for state in fits}) > 1
-        remedy = ", or set model.ema in the --config: true takes the averages, false the others" if both else ""
+        remedy = ", or say in the --config which, with model.ema: true for averages or false" if both else ""
         raise UserError(f"'{path}' holds several sets of weights, {places}: give a file with one of them{remedy}")
     reason = f"the configuration says {'ema: true' if averages else 'ema: false'}"
     notes = [f"left out {state} ({reason})" for state in fits if state is not chosen[0]]
@@ -67,7 +67,7 @@ def _refuse_unread_averages(path: str | Path, found: Sequence[StateDict], wanted
             if part.averaged and len(part.tensors) >= NOTICED * len(wanted):
                 raise UserError(
                     f"'{path}' has averages under {part}, without the names of the network's parameters: give a file "
-                    "that has them by name, or set model.ema to false in the --config for the raw weights"
+                    "that has them by name, or take the raw weights with ema: false (latent models: use_ema: false)"
                 )
 
 

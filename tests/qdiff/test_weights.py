@@ -141,7 +141,7 @@ def test_averages_without_names_are_not_passed_over(loaded, good, bad, wrap, mon
     monkeypatch.setattr(sys.modules["__main__"], "Helper", Helper, raising=False)
     monkeypatch.setattr(Helper, "__module__", "__main__")
     content = {"model": good, "ema": {"decay": 0.999, "shadow_params": wrap(bad.values())}}
-    with pytest.raises(UserError, match=r"averages under 'ema\.shadow_params.*model\.ema to false"):
+    with pytest.raises(UserError, match=r"averages under 'ema\.shadow_params.*ema: false"):
         loaded(content, averages=True)
     assert same(loaded(content, averages=False), good)
     assert same(loaded(content), good)
