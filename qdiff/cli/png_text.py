@@ -2,7 +2,8 @@
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+
+from qdiff.files.version import own_version
 
 
 def bits_of(args: Namespace) -> str:
@@ -30,13 +31,5 @@ def png_text(args: Namespace, streams: Sequence[int], sampling: str) -> Mapping[
         "sampler": sampling,
         "bits": bits_of(args),
         "precision": vars(args).get("precision", "full"),  # a flag of txt2img.py alone
-        "Software": software(),
+        "Software": " ".join(filter(None, ["qdiff", own_version()])),
     }
-
-
-def software() -> str:
-    """Name and version; without the version where the package runs uninstalled, from its folder."""
-    try:
-        return f"qdiff {version('qdiff')}"
-    except PackageNotFoundError:
-        return "qdiff"

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
 from qdiff.files.facts import Activations, Facts, Layer
 from qdiff.files.names import utf8_name
+from qdiff.files.version import own_version
 from qdiff.packing import pack, packed_size, unpack
 from qdiff.policy import QuantPolicy
 
@@ -99,7 +99,7 @@ def write_quantized(path: str | Path, file: QuantizedFile) -> None:
         "policy": file.policy.to_dict(),
         "codes": codes,
         "provenance": file.provenance,
-        "versions": {"qdiff": version("qdiff"), "torch": torch.__version__},
+        "versions": {"qdiff": own_version() or "unknown", "torch": torch.__version__},
     }
     header = json.loads(_json(header))  # what a reader will see: keys as strings, tuples as lists
     header["sha256"] = _digest(header, tensors)

@@ -4,7 +4,7 @@ import shlex
 from importlib.metadata import PackageNotFoundError, version
 
 from qdiff.cli.parser import parse
-from qdiff.cli.png_text import bits_of, png_text, software
+from qdiff.cli.png_text import bits_of, png_text
 from qdiff.cli.txt2img_flags import txt2img_parser
 
 
@@ -30,6 +30,6 @@ def test_software_without_an_installation(monkeypatch):
     def missing(name: str):
         raise PackageNotFoundError(name)
 
-    assert software() == f"qdiff {version('qdiff')}"
-    monkeypatch.setattr("qdiff.cli.png_text.version", missing)
-    assert software() == "qdiff"
+    assert png_text(flags(""), [3], "PLMS")["Software"] == f"qdiff {version('qdiff')}"
+    monkeypatch.setattr("qdiff.files.version.version", missing)
+    assert png_text(flags(""), [3], "PLMS")["Software"] == "qdiff"
