@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from qdiff import compat, weights
 from qdiff.adapters import Adapter, adapter_for
 from qdiff.errors import UserError
+from qdiff.files.dtypes import dtype_name
 from qdiff.files.facts import Facts
 from qdiff.files.foreign import kind_of
 from qdiff.files.formats import format_of
 from qdiff.files.quantized import QuantizedFile, is_quantized, read_quantized, write_quantized
-from qdiff.files.state_dicts import StateDict, read_state_dicts
-from qdiff.fitting import check_numbers, compare, legacy_owners, misfit, splits_of, state_shapes
+from qdiff.files.state_dicts import StateDict, largest, read_state_dicts
+from qdiff.fitting import check_numbers, compare, legacy_owners, splits_of, state_shapes
 from qdiff.observing import Observer
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_layer import PackedModule, QuantModule
@@ -38,14 +39,9 @@ class FullPrecisionFile:
     found: Sequence[StateDict]
 
     @property
-    def largest(self) -> StateDict:
-        """The state dict with the most tensors, the first of several."""
-        return max(self.found, key=lambda state: len(state.tensors))
-
-    @property
     def kind(self) -> str | None:
         """What it is instead of weights of ours, and what to do; see `kind_of`."""
-        return kind_of(self.largest.tensors)
+        return kind_of(largest(self.found).tensors)
 
 
 # Gives the tensors of a file, by its path, the keys of a network; tells in phrases what it left out or computed
@@ -193,9 +189,7 @@ def load_weights(
     chosen, notes = weights.choose(path, file.found, own, averages)
     state, differences = layout(path, chosen)
     shapes = {key: tuple(x.shape) for key, x in own.items()}
-    if misfit(state, shapes) and (kind := kind_of(chosen.tensors)):
-        raise UserError(f"'{path}' is {kind}")
-    compare(path, state, shapes)
+    compare(path, state, shapes, written=chosen.tensors)
     loaded = weights.converted(path, {key: x for key, x in state.items() if not key.startswith(skip)}, own)
     check_numbers(path, loaded)
     model.load_state_dict(loaded, assign=True, strict=not skip)
@@ -233,5 +227,5 @@ def _check_precision(path: str | Path, state: Mapping[str, Tensor]) -> None:
     """Refuse a calibrated file in less than float32: floor(w / delta) of rounded numbers gives other codes."""
     for key, x in state.items():
         if key.endswith((".weight", ".alpha", ".delta")) and x.dtype not in (torch.float32, torch.float64):
-            dtype = str(x.dtype).removeprefix("torch.")
+            dtype = dtype_name(x.dtype)
             raise UserError(f"'{path}': '{key}' is {dtype}, too coarse for its codes: give the file in float32")

@@ -1,8 +1,16 @@
 """The one error that users see."""
 
+from collections.abc import Collection
+
 
 class UserError(Exception):
     """Something that the user can mend. The message is one line: what, where (file or flag), what to do.
 
     The command line prints it after `error:` and exits with status 2; nothing half-written is left behind.
     """
+
+
+def first_of(names: Collection[str]) -> str:
+    """Word several names for a message: the first one in quotes, and how many more there are."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"'{next(iter(names))}'{more}"

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from qdiff.adapters import Adapter
-from qdiff.errors import UserError
+from qdiff.errors import UserError, first_of
+from qdiff.files.foreign import kind_of
 from qdiff.policy import QuantPolicy
 from qdiff.quant_layer import OPERATIONS
 
@@ -47,33 +48,42 @@ def legacy_owners(model: nn.Module, adapter: Adapter) -> dict[str, str]:
     return {path: path.rpartition(".")[0] for path, kind in kinds.items() if kind and kind.legacy_owner}
 
 
-def misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Shape]) -> str | None:
-    """Say how keys or shapes differ from those that the network needs; None where they are the same."""
-    parts, there = ({key.partition(".")[0] for key in keys if "." in key} for keys in (wanted, state))
-    if there < parts:
-        return f"it has nothing of {' and '.join(map(repr, sorted(parts - there)))}"
-    for what, keys in (("lacks", wanted.keys() - state.keys()), ("has surplus", state.keys() - wanted.keys())):
-        if keys:
-            return f"it {what} '{min(keys)}'" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
-    for key, shape in wanted.items():
-        if tuple(state[key].shape) != shape:
-            return f"'{key}' has shape {tuple(state[key].shape)}, the network needs {shape}"
-    return None
-
-
-def compare(path: str | Path, state: Mapping[str, Tensor], wanted: Mapping[str, Shape]) -> None:
+def compare(
+    path: str | Path,
+    state: Mapping[str, Tensor],
+    wanted: Mapping[str, Shape],
+    *,
+    written: Mapping[str, Tensor] | None = None,
+) -> None:
     """Check keys and shapes.
 
     Args:
         path: the file, for the error message.
         state: its tensors.
         wanted: what the network needs.
+        written: the tensors by the names that they have in the file, by which the error can tell what else it is.
 
     Raises:
         UserError: a key is missing or surplus, or a shape differs.
     """
-    if difference := misfit(state, wanted):
-        raise UserError(f"'{path}' does not fit the network: {difference}; give the --config of its network")
+    if difference := _difference(state, wanted):
+        kind = kind_of(written or {})
+        cause = f"is {kind}" if kind else f"does not fit the network: {difference}; give the --config of its network"
+        raise UserError(f"'{path}' {cause}")
+
+
+def _difference(state: Mapping[str, Tensor], wanted: Mapping[str, Shape]) -> str | None:
+    """Say how keys or shapes differ from those that the network needs; None where they are the same."""
+    parts, there = ({key.partition(".")[0] for key in keys if "." in key} for keys in (wanted, state))
+    if there < parts:
+        return f"it has nothing of {' and '.join(map(repr, sorted(parts - there)))}"
+    for what, keys in (("lacks", wanted.keys() - state.keys()), ("has surplus", state.keys() - wanted.keys())):
+        if keys:
+            return f"it {what} {first_of(sorted(keys))}"
+    for key, shape in wanted.items():
+        if tuple(state[key].shape) != shape:
+            return f"'{key}' has shape {tuple(state[key].shape)}, the network needs {shape}"
+    return None
 
 
 def check_numbers(path: str | Path, state: Mapping[str, Tensor]) -> None:

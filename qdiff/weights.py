@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from qdiff.errors import UserError
-from qdiff.files.foreign import FLOATS
-from qdiff.files.state_dicts import WRAPPERS, StateDict
+from qdiff.files.dtypes import FLOATS, dtype_name
+from qdiff.files.state_dicts import WRAPPERS, StateDict, largest
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def choose(
     """
     fits = _distinct(part for state in found for part in _parts(state, wanted))
     if not fits:
-        return max(found, key=lambda state: len(state.tensors)).unwrapped(), []
+        return largest(found).unwrapped(), []
     if averages and not any(state.averaged for state in fits):
         _refuse_unread_averages(path, found, wanted)
     chosen = fits if len(fits) == 1 else [state for state in fits if state.averaged == averages]
@@ -61,8 +61,8 @@ def _refuse_unread_averages(path: str | Path, found: Sequence[StateDict], wanted
     """Averages that are wanted and there, but not by the network's names, must not be passed over."""
     known = {name.partition(".")[0] for name in wanted}
     for state in found:
-        levels = Counter(key.partition(".")[0] for key in state.tensors)
-        inner = [state.under(f"{level}.") for level in levels if level not in known]
+        levels = {key.partition(".")[0] for key in state.tensors}
+        inner = [state.under(f"{level}.") for level in levels - known]
         for part in [state, *inner]:
             if part.averaged and len(part.tensors) >= NOTICED * len(wanted):
                 raise UserError(
@@ -88,14 +88,16 @@ def converted(path: str | Path, state: Mapping[str, Tensor], own: Mapping[str, T
         dtype = own[key].dtype
         if dtype.is_floating_point and x.dtype not in FLOATS:
             raise UserError(
-                f"'{path}': '{key}' is {_name(x.dtype)}, no floating-point type that is read: give a checkpoint in "
-                "floating point"
+                f"'{path}': '{key}' is {dtype_name(x.dtype)}, no floating-point type that is read: give a checkpoint "
+                "in floating point"
             )
         if (id(x), dtype) not in done:
             done[id(x), dtype] = x.to(dtype)
         result[key] = done[id(x), dtype]
         if x.is_floating_point() and not dtype.is_floating_point and not torch.equal(result[key].to(x.dtype), x):
-            raise UserError(f"'{path}': '{key}' holds fractions, the network has {_name(dtype)}: give another file")
+            raise UserError(
+                f"'{path}': '{key}' holds fractions, the network has {dtype_name(dtype)}: give another file"
+            )
     return result
 
 
@@ -103,7 +105,7 @@ def report(path: str | Path, chosen: StateDict, own: Mapping[str, Tensor], notes
     """Say in one line of the log which tensors were taken, which were converted, and what else happened."""
     which = "averages" if chosen.averaged else "weights"
     dtypes = {x.dtype for key, x in chosen.tensors.items() if key in own and x.dtype != own[key].dtype}
-    kinds = f"converted from {', '.join(sorted(map(_name, dtypes)))}" if dtypes else None
+    kinds = f"converted from {', '.join(sorted(map(dtype_name, dtypes)))}" if dtypes else None
     log.info("%s", "; ".join(filter(None, [f"{which} from {chosen} of '{path}'", kinds, *notes])))
 
 
@@ -137,7 +139,3 @@ def _endings(key: str) -> Iterator[tuple[str, str]]:
     """Every way to cut a dotted name in two."""
     parts = key.split(".")
     return ((".".join([*parts[:i], ""]) if i else "", ".".join(parts[i:])) for i in range(len(parts)))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -15,15 +15,13 @@ from ldm.modules.diffusionmodules.util import diffusion_coefficients, make_beta_
 from ldm.modules.ema import LitEma
 from ldm.modules.encoders.clip import to_published
 from ldm.modules.encoders.modules import FrozenCLIPEmbedder
-from qdiff.errors import UserError
+from qdiff.errors import UserError, first_of
 from qdiff.files.state_dicts import StateDict
 
 log = logging.getLogger(__name__)
 
 # Tensors that a file may have although the model of the configuration does not -> why they decide nothing
-AVERAGES = r"model_ema\..+"
 SURPLUS = {
-    AVERAGES: "averages; the configuration takes the raw weights, use_ema: false",
     r"ddim_(alphas|alphas_prev|sigmas|sqrt_one_minus_alphas)": "buffers of a sampler, computed anew for every run",
     r"lvlb_weights|logvar": "weights of the training loss",
     r"first_stage_model\.loss\..+": "loss of the autoencoder's training",
@@ -83,13 +81,11 @@ class PublishedKeys:
         notes = [*self._schedule(path, state), *self._averages(path, state, chosen.averaged)]
         notes += self._scale_factor(path, state)
         for pattern, reason in SURPLUS.items():
-            if pattern == AVERAGES and self.latent.model_ema is not None:
-                continue  # some that belong to no parameter: an error
             surplus = [key for key in state if key not in own and re.fullmatch(pattern, key)]
             for key in surplus:
                 del state[key]
             if surplus:
-                notes.append(f"left out {_counted(surplus)} ({reason})")
+                notes.append(f"left out {first_of(surplus)} ({reason})")
         return state, notes
 
     def _name_text_encoder(self, state: dict[str, Tensor]) -> None:
@@ -109,7 +105,7 @@ class PublishedKeys:
             )
         computed = [key for key in right if key not in state or state[key].dtype != torch.float32]
         state |= right
-        return [f"computed {_counted(computed)} (the noise schedule of the configuration)"] if computed else []
+        return [f"computed {first_of(computed)} (the noise schedule of the configuration)"] if computed else []
 
     def _averages(self, path: str | Path, state: dict[str, Tensor], averaged: bool) -> Notes:
         """Of averages and raw weights one set is enough; the counters of the averages decide nothing."""
@@ -119,10 +115,12 @@ class PublishedKeys:
         names = {f"model.{name}": f"{EMA}{name.replace('.', '')}" for name in parameters}
         raw, averages = (any(key in state for key in keys) for keys in (names, names.values()))
         if self.latent.model_ema is None:
-            if raw or not averages:
-                return []
-            state |= {name: state.pop(average) for name, average in names.items() if average in state}
-            return [f"averages '{EMA}*', because there are no raw weights 'model.*'"]
+            surplus = {key: state.pop(key) for key in list(state) if key.startswith(EMA)}
+            if averages and not raw:
+                state |= {name: surplus[average] for name, average in names.items() if average in surplus}
+                return [f"averages '{EMA}*', because there are no raw weights 'model.*'"]
+            reason = "averages; the configuration takes the raw weights, use_ema: false"
+            return [f"left out {first_of(surplus)} ({reason})"] if surplus else []
         state |= {f"{EMA}{name}": x for name, x in LitEma(nn.Module()).state_dict().items()}
         if averages:  # the raw weights are given up, and need not even be read
             state |= {name: state[x] for name, x in names.items() if x in state and (name in state or not raw)}
@@ -153,7 +151,3 @@ def _same(x: Tensor, right: Tensor) -> bool:
         return False
     kind = torch.finfo(x.dtype)
     return torch.allclose(x.to(right.dtype), right, rtol=max(RTOL, kind.eps), atol=kind.tiny)
-
-
-def _counted(keys: list[str]) -> str:
-    return f"'{keys[0]}'" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")

@@ -10,6 +10,7 @@ from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.encoders.modules import ClassEmbedder, FrozenCLIPEmbedder
 from ldm.util import NotAvailable, instantiate_from_config, parameter_types
+from qdiff.files.pictures import WRITTEN
 
 __all__ = [
     "AutoencoderKL",
@@ -52,7 +53,7 @@ def probe(latent: LatentDiffusion) -> None:
     if eps.shape != z.shape:
         raise ValueError(f"the UNet gives {eps.shape[1]} channels for latents of {z.shape[1]}")
     channels = latent.decode_first_stage(z).shape[1]
-    if channels not in (1, 3):
+    if channels not in WRITTEN:
         raise ValueError(f"the first stage gives images of {channels} channels: they have 1 (grey) or 3 (RGB)")
 
 

@@ -119,10 +119,12 @@ def build_network(config: DictConfig, path: str | Path) -> "nn.Module":
 
 def _check_images(path: str | Path, config: DictConfig) -> None:
     """Refuse what no image can be made of."""
+    from qdiff.files.pictures import WRITTEN
+
     data, model, channels = config.data, config.model, config.data.channels
     other = "another model is needed"
     wrong = {
-        f"data.channels is {channels}: images have 1 (grey) or 3 (RGB), {other}": channels not in (1, 3),
+        f"data.channels is {channels}: images have 1 (grey) or 3 (RGB), {other}": channels not in WRITTEN,
         f"model.in_channels is {model.in_channels}, data.channels {channels}: make them equal": (
             model.in_channels != channels
         ),

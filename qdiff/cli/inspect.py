@@ -53,19 +53,24 @@ def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile
 
 def _uncalibrated(path: Path, file: "FullPrecisionFile") -> list[tuple[str, str]]:
     """The file itself, and a line for each of its state dicts."""
-    large = [state for state in file.found if 2 * len(state.tensors) >= len(file.largest.tensors)]  # no optimizer
+    from qdiff.files.state_dicts import largest
+
+    main = largest(file.found).tensors
+    large = [state for state in file.found if 2 * len(state.tensors) >= len(main)]  # no optimizer
     places = [("weights" if i == 0 else "", _contents(state)) for i, state in enumerate(large)]
     size = path.stat().st_size
     if file.kind:
         return [("file", f"{path}: {file.kind}"), *places, ("size", f"{size / 1e6:.2f} MB")]
     kind = "full-precision checkpoint, not quantized (goes with --ckpt or -r)"
-    parameters = sum(x.numel() for x in file.largest.tensors.values())
+    parameters = sum(x.numel() for x in main.values())
     return [("file", f"{path}: {kind}"), *places, ("size", _size(size, 4 * parameters))]
 
 
 def _contents(state: "StateDict") -> str:
+    from qdiff.files.dtypes import dtype_name
+
     tensors = state.tensors.values()
-    kinds = ", ".join(sorted({str(x.dtype).removeprefix("torch.") for x in tensors}))
+    kinds = ", ".join(sorted({dtype_name(x.dtype) for x in tensors}))
     averages = ", averages" if state.averaged else ""
     return f"{state}: {len(tensors)} tensors of {kinds}, {sum(x.numel() for x in tensors):,} parameters{averages}"
 

@@ -4,13 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-# What float32 can hold the values of; scales without values (float8_e8m0fnu) and packed types are not among them
-FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16} | {
-    getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")
-}
+from qdiff.files.dtypes import FLOATS, dtype_name
+
 REMEDY = "give a full-precision checkpoint, or one that was calibrated here or by Q-Diffusion"
 FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
 # Input channels of that convolution -> the models that have as many; a latent has four
@@ -94,5 +91,4 @@ def kind_of(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _other_numbers(name: str, x: Tensor) -> str:
-    dtype = str(x.dtype).removeprefix("torch.")
-    return f"in numbers that are no weights by themselves ('{name}' is {dtype}): {REMEDY}"
+    return f"in numbers that are no weights by themselves ('{name}' is {dtype_name(x.dtype)}): {REMEDY}"

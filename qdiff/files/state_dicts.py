@@ -121,6 +121,11 @@ def _entries(content: Any) -> dict[str, Any]:
     return {str(i): value for i, value in enumerate(content)} if isinstance(content, list | tuple) else {}
 
 
+def largest(found: Sequence[StateDict]) -> StateDict:
+    """Return the state dict with the most tensors, the first of several."""
+    return max(found, key=lambda state: len(state.tensors))
+
+
 def _says_averages(place: str) -> bool:
     return bool(_AVERAGES.search(place)) and not _ONLINE.search(place)
 

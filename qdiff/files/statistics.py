@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from qdiff.errors import UserError
 from qdiff.evaluate import Statistics
 from qdiff.files.atomic import replacing
+from qdiff.files.names import utf8_name
 
 KEYS = {"mu", "sigma", "n"}
 
@@ -24,7 +25,8 @@ def read_statistics(path: Path) -> Statistics:
     """What `write_statistics` wrote. Raises UserError if it is missing, damaged or another file."""
     remedy = "give a file of feature statistics"
     try:
-        found = load_file(path)
+        with utf8_name(path) as name:
+            found = load_file(name)
     except OSError as e:
         raise UserError(f"cannot read '{path}' ({e.strerror or e}): {remedy}") from e
     except SafetensorError as e:
