@@ -61,7 +61,7 @@ def compare(
         path: the file, for the error message.
         state: its tensors.
         wanted: what the network needs.
-        written: the tensors by the names that they have in the file, by which the error can tell what else it is.
+        written: the tensors under the file's own names, so that the error can say what the file is instead.
 
     Raises:
         UserError: a key is missing or surplus, or a shape differs.

@@ -14,8 +14,8 @@ from qdiff.files.state_dicts import WRAPPERS, StateDict, largest
 
 log = logging.getLogger(__name__)
 
-NOTICED = 0.1  # of its size that averages without its names must have to be noticed, as those of one part
-SHARE = 0.5  # of a network's tensors that a state dict must have to be taken for its weights
+NOTICED = 0.1  # share of a network's tensors from which unnamed averages count: those of a UNet alone must
+SHARE = 0.5  # share of a network's tensors that a state dict must hold to count as its weights
 
 
 def choose(
@@ -23,8 +23,8 @@ def choose(
 ) -> tuple[StateDict, list[str]]:
     """Choose the state dict that holds a network's weights, under the network's names.
 
-    Wherever they stand: below any keys, with prefixes of wrappers (`module.`, `_orig_mod.`, `model.`), beside an
-    optimizer or other networks.
+    The weights may stand below any keys, under prefixes (`module.`, `_orig_mod.`, `model.`), beside an optimizer or
+    other networks.
 
     Args:
         path: the file, for the error message.
@@ -33,8 +33,8 @@ def choose(
         averages: whether the averages are wanted where the file has both; None where nothing says it.
 
     Returns:
-        the one that holds at least `SHARE` of the names, and a phrase for each other one that does; where none does,
-        the largest of all.
+        the state dict that holds at least `SHARE` of the names, and a phrase about each other that does. If none does,
+        the largest.
 
     Raises:
         UserError: several remain.
@@ -58,7 +58,7 @@ def choose(
 
 
 def _refuse_unread_averages(path: str | Path, found: Sequence[StateDict], wanted: Mapping[str, Tensor]) -> None:
-    """Averages that are wanted and there, but not by the network's names, must not be passed over."""
+    """Refuse a file whose averages, which are wanted, cannot be matched with the network's parameters."""
     known = {name.partition(".")[0] for name in wanted}
     for state in found:
         levels = {key.partition(".")[0] for key in state.tensors}
@@ -72,7 +72,7 @@ def _refuse_unread_averages(path: str | Path, found: Sequence[StateDict], wanted
 
 
 def converted(path: str | Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file in the dtypes of the network; what has the right one is not copied.
+    """Convert the tensors of a file to the dtypes of the network, without copying those that match.
 
     Args:
         path: the file, for the error message.
@@ -102,7 +102,7 @@ def converted(path: str | Path, state: Mapping[str, Tensor], own: Mapping[str, T
 
 
 def report(path: str | Path, chosen: StateDict, own: Mapping[str, Tensor], notes: Sequence[str]) -> None:
-    """Say in one line of the log which tensors were taken, which were converted, and what else happened."""
+    """Log in one line which tensors were taken and converted, and what was left out."""
     which = "averages" if chosen.averaged else "weights"
     dtypes = {x.dtype for key, x in chosen.tensors.items() if key in own and x.dtype != own[key].dtype}
     kinds = f"converted from {', '.join(sorted(map(dtype_name, dtypes)))}" if dtypes else None
@@ -110,7 +110,7 @@ def report(path: str | Path, chosen: StateDict, own: Mapping[str, Tensor], notes
 
 
 def _parts(state: StateDict, wanted: Mapping[str, Tensor]) -> Iterator[StateDict]:
-    """The network's weights in a state dict: one for each prefix under which there are enough of its names."""
+    """Yield the network's weights within a state dict, for each prefix under which enough of its names stand."""
     wrappers = WRAPPERS - {part for name in wanted for part in name.split(".")}
     enough = _prefixes(state, wanted)
     if not enough:  # wrappers around most of the network's parts
@@ -122,7 +122,7 @@ def _parts(state: StateDict, wanted: Mapping[str, Tensor]) -> Iterator[StateDict
 
 
 def _distinct(states: Iterable[StateDict]) -> list[StateDict]:
-    """Without those that are the same tensors under another key."""
+    """Drop state dicts that hold the same tensors as an earlier one."""
     by_tensors = {}
     for state in states:
         by_tensors.setdefault(frozenset((name, x.data_ptr()) for name, x in state.tensors.items()), state)
@@ -130,12 +130,12 @@ def _distinct(states: Iterable[StateDict]) -> list[StateDict]:
 
 
 def _prefixes(state: StateDict, wanted: Mapping[str, Tensor]) -> list[str]:
-    """The prefixes under which a state dict has at least `SHARE` of the names."""
+    """Find the prefixes under which a state dict holds at least `SHARE` of the names."""
     counts = Counter(prefix for key in state.tensors for prefix, name in _endings(key) if name in wanted)
     return [prefix for prefix, count in counts.items() if count >= SHARE * len(wanted)]
 
 
 def _endings(key: str) -> Iterator[tuple[str, str]]:
-    """Every way to cut a dotted name in two."""
+    """Yield every way to split a dotted name into a prefix and a name."""
     parts = key.split(".")
     return ((".".join([*parts[:i], ""]) if i else "", ".".join(parts[i:])) for i in range(len(parts)))

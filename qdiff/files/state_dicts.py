@@ -44,14 +44,14 @@ class StateDict:
         return f"'{self.place}'" if self.place else "its top level"
 
     def unwrapped(self, wrappers: frozenset[str] = WRAPPERS) -> "StateDict":
-        """The same without the levels `wrappers` in the names, unless two names became one."""
+        """Remove the levels `wrappers` from the names, unless two names would become one."""
         names = {key: ".".join(part for part in key.split(".") if part not in wrappers) for key in self.tensors}
         if len(set(names.values())) < len(names):
             return self
         return replace(self, tensors={names[key]: x for key, x in self.tensors.items()})
 
     def under(self, prefix: str, without: Sequence[str] = ()) -> "StateDict":
-        """The tensors whose names begin with `prefix`, without it; `without` are prefixes of others."""
+        """Take the tensors under `prefix`, which is removed, but not those under the longer prefixes `without`."""
         tensors = {
             key.removeprefix(prefix): x
             for key, x in self.tensors.items()
@@ -91,11 +91,11 @@ def _check_kinds(path: str | Path, state: StateDict) -> None:
 
 
 def find_state_dicts(content: Any, place: str = "", depth: int = DEPTH) -> Iterator[StateDict]:
-    """Find every dict that holds tensors by name, down to `depth` levels; other entries do not matter.
+    """Find every dict of named tensors, down to `depth` levels; other entries are ignored.
 
-    In a list, as the DDIM training code writes it, those after the first are averages: it holds weights, optimizer,
-    epoch, step and averages. Where the place says that there are averages, tensors may also stand in a list, by their
-    numbers: as weights they cannot be used, and yet it is told that they are there.
+    A list is what the DDIM training code writes: weights, optimizer, epoch, step and averages. State dicts after its
+    first entry are therefore averages. Under a key that says "averages", lists of tensors are found too, named by
+    index: they cannot serve as weights, but the caller learns that they exist.
     """
     if not depth:
         return
@@ -113,7 +113,7 @@ def find_state_dicts(content: Any, place: str = "", depth: int = DEPTH) -> Itera
 
 
 def _entries(content: Any) -> dict[str, Any]:
-    """What a dict, a list or a trainer's helper holds, by name or number."""
+    """List what a dict, a list or a trainer's helper holds, by name or index."""
     if isinstance(content, Inert):
         content = content.state
     if isinstance(content, Mapping):
