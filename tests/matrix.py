@@ -66,9 +66,12 @@ def made(name: str) -> Path:
     if python is None:
         sys.exit(f"error: {wanted.python} is not on the PATH: install it, or give --use {name}=FOLDER")
     print(f"{name}: installing into {folder.name}", flush=True)
-    subprocess.run([python, "-m", "venv", folder], check=True)
     install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--upgrade"]
-    subprocess.run([*install, *wanted.packages, "--editable", ".[dev]"], cwd=ROOT, check=True)
+    try:
+        subprocess.run([python, "-m", "venv", folder], check=True)
+        subprocess.run([*install, *wanted.packages, "--editable", ".[dev]"], cwd=ROOT, check=True)
+    except subprocess.CalledProcessError as e:  # its own words stand above
+        sys.exit(f"error: '{' '.join(map(str, e.cmd))}' failed: mend that, or give --use {name}=FOLDER")
     stamp.touch()
     return folder
 
