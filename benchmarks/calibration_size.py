@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from ddim.samplers import Step
-from qdiff.checkpoint import load_quantized
+from diffusion.samplers import Step
+from qdiff.checkpoints.load import load_quantized
 from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import parse
-from qdiff.cli.sample_ddim import PixelPipeline
+from qdiff.pipelines.pixel import PixelPipeline
 
 SAMPLE = "--config configs/emoji32.yml --skip_type quad --timesteps 30 --eta 0.5 --max_images 1 --seed 0"
 CALIBRATE = "--ptq --weight_bit 4 --quant_act --split --cali_st 10 --cali_batch_size 8 --cali_lr_w 4e-3"

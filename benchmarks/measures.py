@@ -14,12 +14,12 @@ from processes import loading, sampling, startup
 from row import REPEATS, Row, median_seconds
 
 from qdiff.block_recon import LearnedRounding, LearnedSteps, Schedule, block_reconstruction
-from qdiff.calibration_data import CalibrationSet
-from qdiff.capture import Store, capture
-from qdiff.memory import peak_bytes
-from qdiff.observing import RunningObserver
+from qdiff.calibration.capture import Store, capture
+from qdiff.calibration.data import CalibrationSet
+from qdiff.calibration.memory import peak_bytes
+from qdiff.calibration.prefix_cache import Replay, kept_bytes
+from qdiff.observers import RunningObserver
 from qdiff.quant_block import QuantBlock
-from qdiff.replay import Replay, kept_bytes
 
 
 def forward(config: Path, batch: int) -> list[Row]:

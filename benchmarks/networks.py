@@ -7,8 +7,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from qdiff.adapters import adapter_for
-from qdiff.cli.networks import is_latent, load_network
-from qdiff.observing import Observer
+from qdiff.config.networks import is_latent, load_network
+from qdiff.observers import Observer
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
 

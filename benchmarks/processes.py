@@ -14,11 +14,11 @@ from row import Row, median_seconds
 from safetensors.torch import save_file
 
 from qdiff.adapters import adapter_for
-from qdiff.checkpoint import save_quantized
-from qdiff.cli.latent_config import build_latent, load_latent_config
-from qdiff.cli.networks import is_latent
-from qdiff.compat import original_shapes
-from qdiff.fitting import legacy_owners, splits_of, state_shapes
+from qdiff.checkpoints.load import save_quantized
+from qdiff.checkpoints.original import original_shapes
+from qdiff.checkpoints.validate import legacy_owners, splits_of, state_shapes
+from qdiff.config.latent import build_latent, load_latent_config
+from qdiff.config.networks import is_latent
 from qdiff.policy import QuantPolicy, QuantSpec
 
 MEMORY = """
@@ -32,8 +32,8 @@ def measure(load):
     print(time.perf_counter() - start, (status("VmHWM:") - before) / 1024)
 """
 LOAD = f"""{MEMORY}
-from qdiff.cli.config import build_network, load_config
-from qdiff.checkpoint import load_quantized, load_weights
+from qdiff.config.pixel import build_network, load_config
+from qdiff.checkpoints.load import load_quantized, load_weights
 config = Path(sys.argv[2])
 model = build_network(load_config(config), config)
 measure(lambda: load_weights(model, sys.argv[1]) if sys.argv[3] == "fp" else load_quantized(
@@ -43,7 +43,7 @@ measure(lambda: load_weights(model, sys.argv[1]) if sys.argv[3] == "fp" else loa
 LOAD_LATENT = f"""{MEMORY}
 from qdiff.cli.ldm_flags import ldm_parser
 from qdiff.cli.parser import parse
-from qdiff.cli.sample_ldm import ClassPipeline
+from qdiff.pipelines.class_conditional import ClassPipeline
 args = parse(ldm_parser(), ["-r", sys.argv[1], "--config", sys.argv[2], "--seed", "0"])
 measure(lambda: ClassPipeline(args).load())
 """
@@ -51,8 +51,8 @@ measure(lambda: ClassPipeline(args).load())
 
 CALLS = f"""{MEMORY}
 import torch
-from qdiff.checkpoint import load_quantized, load_weights
-from qdiff.cli.networks import load_network
+from qdiff.checkpoints.load import load_quantized, load_weights
+from qdiff.config.networks import load_network
 sys.path.insert(0, "benchmarks")
 from networks import inputs
 config, kind, size = Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])

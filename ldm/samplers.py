@@ -11,7 +11,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from ddim.samplers import (
+from diffusion.samplers import (
     Correction,
     Model,
     Noise,

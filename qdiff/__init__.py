@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qdiff.adaptive_rounding import AdaRoundQuantizer
     from qdiff.block_recon import block_reconstruction
-    from qdiff.checkpoint import load_quantized
+    from qdiff.checkpoints.load import load_quantized
     from qdiff.quant_block import QuantBlock
     from qdiff.quant_layer import QuantModule, UniformAffineQuantizer
     from qdiff.quant_model import QuantModel
@@ -19,7 +19,7 @@ _HOME = {
     "QuantModule": "qdiff.quant_layer",
     "UniformAffineQuantizer": "qdiff.quant_layer",
     "block_reconstruction": "qdiff.block_recon",
-    "load_quantized": "qdiff.checkpoint",
+    "load_quantized": "qdiff.checkpoints.load",
 }
 __all__ = [
     "AdaRoundQuantizer",

@@ -12,13 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from qdiff.adaptive_rounding import REGULARIZER_WEIGHT, AdaRoundQuantizer, beta_at
-from qdiff.capture import Captured
 from qdiff.errors import UserError
 from qdiff.functional import LOSS_P, lp_loss
 from qdiff.quant_block import QuantBlock
 from qdiff.ranges import MIN_DELTA
 
 CHECK_EVERY = 50  # iterations between two looks at the loss, which cost a synchronisation on a GPU
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What reconstruction of a block learns from: its inputs, one tensor (N, ...) per argument, and its FP output."""
+
+    inputs: tuple[Tensor, ...]
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.target)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from qdiff.observing import Observer
+from qdiff.observers import Observer
 from qdiff.policy import QuantSpec
 from qdiff.quant_layer import Quantizer, QuantModule, SplitQuantizer
 

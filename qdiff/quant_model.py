@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qdiff.adapters import Adapter
-from qdiff.observing import Observer, Rehearsal
+from qdiff.observers import Observer, Rehearsal
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_block import ActSite, QuantBlock, QuantProduct
 from qdiff.quant_layer import OPERATIONS, QuantModule, SplitQuantizer, UniformAffineQuantizer, fit_quantizer

@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository before PYTHONPATH
 
-from qdiff.cli.experiments import FP, Experiment
 from qdiff.cli.parser import Parser, number, parse, run
+from qdiff.evaluation.experiments import FP, Experiment
 from qdiff.files.prompts import read_prompts
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
@@ -153,7 +153,7 @@ def main() -> None:
         for method in experiment.runs:
             method.carry_out()
 
-    from qdiff.report import text_table, write_report
+    from qdiff.evaluation.report import text_table, write_report
 
     sections = [experiment.section(FEATURES / "classifier.safetensors") for experiment in experiments]
     files = write_report(args.out, TITLE, sections, settings(args))

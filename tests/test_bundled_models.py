@@ -7,8 +7,8 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from qdiff.checkpoint import load_weights
-from qdiff.features import FeatureNet
+from qdiff.checkpoints.load import load_weights
+from qdiff.evaluation.features import FeatureNet
 from qdiff.files.pictures import read_pictures
 from qdiff.files.prompts import read_prompts
 from tests.command_line import script

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from qdiff import measuring
-from qdiff.checkpoint import read_checkpoint
-from qdiff.cli import experiments
+from qdiff.calibration import measure
+from qdiff.checkpoints.load import read_checkpoint
 from qdiff.errors import UserError
+from qdiff.evaluation import experiments
 from scripts import demo
 from tests.command_line import script
 from tests.ldm.tiny import CLASSES, write_latent
@@ -56,7 +56,7 @@ def run_demo(words: list, command) -> str:
 def in_process(words: list[str]) -> int:
     """Carry out a command here, which spares it its start, and without measuring the memory of learning."""
     assert words[0] == sys.executable
-    with mock.patch.object(measuring, "_iteration_bytes", return_value=0):
+    with mock.patch.object(measure, "_iteration_bytes", return_value=0):
         ended = script(Path(words[1]).name, *words[2:])
     assert ended.status == 0, ended.err
     return 0

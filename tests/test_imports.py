@@ -13,42 +13,39 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = {"ddim", "ldm"}
-# What stands once, in the older package: the mathematics of samplers and schedules, and what all UNets are built of
-SHARED = {"ddim.dpm_solver", "ddim.models.blocks", "ddim.samplers", "ddim.schedules", "ddim.steps"}
-SOURCES = sorted(p for room in ("ddim", "ldm", "qdiff", "scripts") for p in (ROOT / room).rglob("*.py"))
+SOURCES = sorted(p for room in ("diffusion", "ddim", "ldm", "qdiff", "scripts") for p in (ROOT / room).rglob("*.py"))
 TREES = {p.relative_to(ROOT).as_posix(): ast.parse(p.read_text(encoding="utf-8")) for p in SOURCES}
 
-# Rooms of qdiff from the mathematics up to the command line: each imports itself and what stands on lines above it.
+# Modules and folders of qdiff from the mathematics up to the command line: each imports itself and what stands on lines
+# above it, and never what stands beside it.
 FLOW = (
-    ("errors", "functional", "evaluate", "features", "memory", "packing", "reaching"),
+    ("errors", "functional", "packing"),
     ("ranges",),
     ("policy",),
     ("quant_layer", "files"),
-    ("observing",),
-    ("adaptive_rounding", "quant_block", "adapters", "compat", "journal", "run_folder", "sampling", "report"),
-    ("quant_model", "fitting", "weights", "calibration_data"),
-    ("replay", "checkpoint", "collecting"),
-    ("capture",),
-    ("block_recon",),
-    ("calibration",),
-    ("planning",),
-    ("measuring",),
-    ("cli",),
+    ("observers", "adaptive_rounding", "adapters", "sampling"),
+    ("quant_block", "config"),
+    ("quant_model", "block_recon"),
+    ("calibration", "checkpoints"),
+    ("evaluation",),
+    ("pipelines", "cli"),
     ("training", "__main__"),
 )
-KNOW_NO_NETWORK = {"files", "compat", "journal", "run_folder", "sampling", "report", "calibration_data", "collecting"}
+KNOW_NO_NETWORK = {"files", "sampling"}
 OPEN_FILES = (
     "qdiff/files/",
-    "qdiff/calibration_data.py",
-    "qdiff/capture.py",  # what exceeds the memory budget
-    "qdiff/journal.py",
-    "qdiff/report.py",
-    "qdiff/run_folder.py",
+    "qdiff/checkpoints/",
+    "qdiff/config/",
+    "qdiff/calibration/data.py",
+    "qdiff/calibration/capture.py",  # what exceeds the memory budget
+    "qdiff/evaluation/",
+    "qdiff/pipelines/",
+    "qdiff/sampling/run_folder.py",
     "qdiff/cli/",
     "qdiff/training/",
     "scripts/",
 )
-NAME_DEVICES = ("qdiff/cli/", "qdiff/files/", "qdiff/sampling.py", "qdiff/training/", "scripts/")
+NAME_DEVICES = ("qdiff/files/", "qdiff/pipelines/", "qdiff/sampling/noise.py", "qdiff/training/", "scripts/")
 DRAW_GLOBALLY = ("qdiff/training/",)  # whose trainer seeds everything
 
 
@@ -122,7 +119,7 @@ QDIFF = {m: needed for m, needed in NEEDS.items() if m.startswith("qdiff.")}
 
 
 def test_there_is_something_to_check():
-    assert {"ddim.models.diffusion", "qdiff.quant_model", "qdiff.adapters.ddim"} <= MODULES.keys()
+    assert {"ddim.models.diffusion", "qdiff.quant_model", "qdiff.adapters.ddim.blocks"} <= MODULES.keys()
     assert QDIFF["qdiff.quant_layer"] == {"qdiff.functional", "qdiff.packing", "qdiff.policy", "qdiff.ranges"}
 
 
@@ -131,8 +128,9 @@ def test_networks_know_nothing_of_quantization_and_only_adapters_know_networks(m
     imported = {name.partition(".")[0] for name in imports(MODULES[module])}
     own = module.partition(".")[0]
     if own in NETWORKS:
-        assert not imported & ({"qdiff"} | NETWORKS - {own, "ddim"})
-        assert own == "ddim" or {i for i in NEEDS[module] if i.startswith("ddim")} <= SHARED
+        assert not imported & ({"qdiff"} | NETWORKS - {own})
+    elif own == "diffusion":
+        assert not imported & ({"qdiff"} | NETWORKS)
     elif not module.startswith("qdiff.adapters"):
         assert not imported & NETWORKS
 
@@ -148,7 +146,7 @@ def test_arrows_point_from_the_job_down_to_the_mathematics(module):
 @pytest.mark.parametrize("module", [m for m in QDIFF if room(m) in KNOW_NO_NETWORK])
 def test_files_know_no_network(module):
     known = {room(other) for other in QDIFF[module] if other.startswith("qdiff.")}
-    assert known <= KNOW_NO_NETWORK | {"errors", "functional", "evaluate", "packing", "policy"}
+    assert known <= KNOW_NO_NETWORK | {"errors"}
 
 
 def test_no_import_goes_round_in_a_circle():

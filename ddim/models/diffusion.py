@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddim.models.blocks import AttnBlock, Downsample, ResnetBlock, Upsample, normalize, timestep_embedding
+from ddim.models.blocks import AttnBlock, ResnetBlock, timestep_embedding
+from diffusion.blocks import Downsample, Upsample, normalize
 
 
 class Level(nn.Module):

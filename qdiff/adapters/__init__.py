@@ -68,7 +68,7 @@ def as_activations(policy: QuantPolicy) -> tuple[QuantSpec, QuantSpec]:
 
 
 # family -> the module whose ADAPTER describes it
-FAMILIES = {"ddim": "qdiff.adapters.ddim", "ldm": "qdiff.adapters.ldm"}
+FAMILIES = {"ddim": "qdiff.adapters.ddim.blocks", "ldm": "qdiff.adapters.ldm.blocks"}
 
 
 def check_packages() -> None:

@@ -51,11 +51,11 @@ def main(argv: Sequence[str]) -> None:
 
     from omegaconf import OmegaConf
 
-    from qdiff.checkpoint import load_quantized, read_checkpoint, save_quantized
+    from qdiff.checkpoints.load import load_quantized, read_checkpoint, save_quantized
+    from qdiff.checkpoints.quantized_file import is_quantized
     from qdiff.cli.inspect import describe
-    from qdiff.cli.networks import load_network
+    from qdiff.config.networks import load_network
     from qdiff.files.formats import format_of
-    from qdiff.files.quantized import is_quantized
 
     config, network = load_network(args.config)
     if format_of(args.file) == "safetensors" and is_quantized(args.file):

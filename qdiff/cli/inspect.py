@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from qdiff.cli.parser import Parser, parse
 
 if TYPE_CHECKING:
-    from qdiff.checkpoint import FullPrecisionFile, OriginalFile
-    from qdiff.files.facts import Facts
-    from qdiff.files.quantized import QuantizedFile
+    from qdiff.checkpoints.load import FullPrecisionFile, OriginalFile
+    from qdiff.checkpoints.quantized_file import QuantizedFile
+    from qdiff.checkpoints.summary import Facts
     from qdiff.files.state_dicts import StateDict
 
 
@@ -23,14 +23,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the checkpoint")
     path = parse(parser, argv).file
 
-    from qdiff.checkpoint import read_checkpoint
+    from qdiff.checkpoints.load import read_checkpoint
 
     print(describe(path, read_checkpoint(path)))
 
 
 def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile") -> str:
     """What `inspect` prints about the content `file` of `path`."""
-    from qdiff.checkpoint import FullPrecisionFile, OriginalFile
+    from qdiff.checkpoints.load import FullPrecisionFile, OriginalFile
     from qdiff.files.formats import format_of
 
     size = path.stat().st_size

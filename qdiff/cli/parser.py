@@ -1,17 +1,16 @@
 """Strict command lines on argparse: one-line errors that suggest, stated ranges, flags that need or exclude others."""
 
 import argparse
-import difflib
 import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
-from qdiff.errors import UserError
+from qdiff.errors import UserError, suggestion
 
 _ABSENT = object()
 
@@ -196,9 +195,3 @@ def _refuse(message: str) -> NoReturn:
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)  # one line
     print(f"error: {shown}", file=sys.stderr)
     sys.exit(2)
-
-
-def suggestion(word: str, known: Iterable[str]) -> str | None:
-    """A question whether the known word was meant that is most like this one; None where none is like it."""
-    close = difflib.get_close_matches(word.lower(), known, n=1)
-    return f"did you mean {close[0]}?" if close else None

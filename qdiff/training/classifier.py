@@ -1,4 +1,4 @@
-"""Training of the classifier whose features compare pictures; see `qdiff.features`."""
+"""Training of the classifier whose features compare pictures; see `qdiff.evaluation.features`."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Subset
 
-from qdiff.evaluate import statistics
-from qdiff.features import SIZE, FeatureNet
+from qdiff.evaluation.features import SIZE, FeatureNet
+from qdiff.evaluation.metrics import statistics
+from qdiff.evaluation.statistics_file import write_statistics
 from qdiff.files.atomic import replacing
-from qdiff.files.statistics import write_statistics
-from qdiff.sampling import to_uint8
+from qdiff.sampling.images import to_uint8
 from qdiff.training.pictures import Pictures
 from qdiff.training.trainer import fit
 

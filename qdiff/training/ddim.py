@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from qdiff.adapters.ddim_sampling import schedule
-from qdiff.checkpoint import load_weights
-from qdiff.cli.config import build_network, load_config
+from qdiff.adapters.ddim.samplers import schedule
+from qdiff.checkpoints.load import load_weights
+from qdiff.config.pixel import build_network, load_config
 from qdiff.errors import UserError
 from qdiff.training.denoiser import Denoiser
 from qdiff.training.pictures import Pictures, Unlabelled

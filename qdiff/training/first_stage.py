@@ -7,9 +7,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from qdiff.adapters.latent_diffusion import AutoencoderKL
-from qdiff.checkpoint import load_weights
-from qdiff.cli.latent_config import build_latent, load_latent_config
+from qdiff.adapters.ldm.models import AutoencoderKL
+from qdiff.checkpoints.load import load_weights
+from qdiff.config.latent import build_latent, load_latent_config
 from qdiff.errors import UserError
 from qdiff.training.optimizer import warm_cosine
 from qdiff.training.pictures import Pictures

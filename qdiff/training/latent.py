@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from qdiff.adapters.latent_diffusion import AutoencoderKL, LatentDiffusion
-from qdiff.checkpoint import load_weights
-from qdiff.cli.latent_config import build_latent, load_latent_config
-from qdiff.cli.quantize import digest
+from qdiff.adapters.ldm.models import AutoencoderKL, LatentDiffusion
+from qdiff.checkpoints.load import load_weights
+from qdiff.config.latent import build_latent, load_latent_config
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
-from qdiff.training.conditions import TrainingCondition, condition_of
+from qdiff.pipelines.quantization import digest
+from qdiff.training.conditioning import TrainingCondition, condition_of
 from qdiff.training.denoiser import Denoiser
 from qdiff.training.first_stage import EXAMPLE, side_of
 from qdiff.training.pictures import Pictures

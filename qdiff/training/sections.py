@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qdiff.cli.config import one_line
+from qdiff.config.pixel import one_line
 from qdiff.errors import UserError
 
 

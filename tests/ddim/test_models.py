@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from ddim.models.blocks import Downsample, ScoreProduct, Upsample, ValueProduct, timestep_embedding
+from ddim.models.blocks import timestep_embedding
 from ddim.models.diffusion import Model
+from diffusion.blocks import Downsample, ScoreProduct, Upsample, ValueProduct
 from tests.golden_networks import GOLDEN, golden_state_dict, load_case
 
 CONFIGS = Path(__file__).parents[2] / "configs"

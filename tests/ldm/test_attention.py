@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddim.models.blocks import ValueProduct
+from diffusion.blocks import ValueProduct
 from ldm.modules.attention import (
     BasicTransformerBlock,
     CrossAttention,

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddim.models.blocks import Downsample, Upsample
+from diffusion.blocks import Downsample, Upsample
 from ldm.models.autoencoder import AutoencoderKL, IdentityFirstStage, VQModelInterface
 from ldm.modules.diffusionmodules.first_stage_blocks import AttnBlock, ResnetBlock
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddim.samplers import walk
-from ddim.schedules import alphas_cumprod, beta_schedule
+from diffusion.samplers import walk
+from diffusion.schedules import alphas_cumprod, beta_schedule
 from ldm.guidance import guided
 from ldm.samplers import ADAMS_BASHFORTH, ddim, dpm_solver, final, latent_timesteps, plms
-from tests.ddim.test_samplers import LOG_SNR_ABAR, SAMPLERS, Gaussian, golden_eps, no_noise
+from tests.diffusion.test_samplers import LOG_SNR_ABAR, SAMPLERS, Gaussian, golden_eps, no_noise
 
 SCHEDULES = {"beds": (0.0015, 0.0195), "sd": (0.00085, 0.012)}  # beta from and to
 CASES = [("beds", 10), ("beds", 50), ("beds", 200), ("sd", 10), ("sd", 50)]

@@ -7,8 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from qdiff.adapters import Adapter
-from qdiff.block_recon import LearnedRounding, LearnedSteps, Outcome, Schedule, block_loss, block_reconstruction
-from qdiff.capture import Captured
+from qdiff.block_recon import (
+    Captured,
+    LearnedRounding,
+    LearnedSteps,
+    Outcome,
+    Schedule,
+    block_loss,
+    block_reconstruction,
+)
 from qdiff.errors import UserError
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_block import QuantBlock

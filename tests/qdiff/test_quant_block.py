@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qdiff.observing import Observer, RunningObserver
+from qdiff.observers import Observer, RunningObserver
 from qdiff.policy import QuantSpec
 from qdiff.quant_block import ActSite, QuantProduct
 from qdiff.quant_layer import SplitQuantizer, UniformAffineQuantizer

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddim.models.diffusion import Model
 from qdiff.adapters import Adapter, ProductKind, adapter_for, adapter_of
 from qdiff.adaptive_rounding import AdaRoundQuantizer
-from qdiff.observing import Observer
+from qdiff.observers import Observer
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_layer import QuantModule, SplitQuantizer, UniformAffineQuantizer
 from qdiff.quant_model import QuantModel

@@ -7,8 +7,9 @@ from ldm.samplers import Step, dpm_solver
 
 
 class DPMSolverSampler(LatentSampler):
-    """DPM-Solver++, see `ddim.dpm_solver.dpm_solver`, whose `order`, `method`, `skip_type` and `lower_order_final` are
-    options of `sample`; by default it is the multistep method of order 2.
+    """DPM-Solver++ (`diffusion.dpm_solver.dpm_solver`); by default the multistep method of order 2.
+
+    `order`, `method`, `skip_type` and `lower_order_final` are options of `sample`.
     """
 
     def _steps(self, start: Start, S: int, *, order: int = 2, **options) -> tuple[int, Iterator[Step]]:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddim.models.blocks import ValueProduct
+from diffusion.blocks import ValueProduct
 from ldm.modules.diffusionmodules.util import normalization, zero_module
 from ldm.modules.slices import in_slices
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddim.models.blocks import normalize, shortcut
+from diffusion.blocks import normalize, shortcut
 
 
 class ResnetBlock(nn.Module):

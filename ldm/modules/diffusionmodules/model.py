@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddim.models.blocks import Downsample, Upsample, normalize
+from diffusion.blocks import Downsample, Upsample, normalize
 from ldm.modules.diffusionmodules.first_stage_blocks import AttnBlock, Level, ResnetBlock
 
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddim.models.blocks import GROUPS
-from ddim.schedules import beta_schedule
+from diffusion.blocks import GROUPS
+from diffusion.schedules import beta_schedule
 
 
 def _linear(n: int, start: float, end: float, cosine_s: float) -> Tensor:

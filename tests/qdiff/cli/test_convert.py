@@ -10,8 +10,8 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from qdiff.checkpoint import load_quantized
-from qdiff.files.quantized import read_quantized
+from qdiff.checkpoints.load import load_quantized
+from qdiff.checkpoints.quantized_file import read_quantized
 from tests.command_line import qdiff, refusal
 from tests.golden_networks import exact_output
 from tests.ldm.golden import golden_model

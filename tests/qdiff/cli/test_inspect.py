@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from qdiff.checkpoint import load_quantized, save_quantized
+from qdiff.checkpoints.load import load_quantized, save_quantized
 from tests.command_line import qdiff, refusal
 from tests.original_checkpoints import SPLITS, W4A8_SPLIT, original_checkpoint
 

@@ -4,9 +4,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
-from qdiff.files.quantized import read_quantized, write_quantized
+from qdiff.checkpoints.quantized_file import read_quantized, write_quantized
 from qdiff.files.version import own_version
-from tests.qdiff.files.test_quantized import example
+from tests.qdiff.checkpoints.test_quantized_file import example
 
 
 def test_the_installed_version():

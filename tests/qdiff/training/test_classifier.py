@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from qdiff.checkpoint import load_weights
+from qdiff.checkpoints.load import load_weights
 from qdiff.errors import UserError
-from qdiff.evaluate import Statistics, statistics
-from qdiff.features import DIMENSION, FeatureNet
-from qdiff.files.statistics import read_statistics, write_statistics
+from qdiff.evaluation.features import DIMENSION, FeatureNet
+from qdiff.evaluation.metrics import Statistics, statistics
+from qdiff.evaluation.statistics_file import read_statistics, write_statistics
 from qdiff.training.classifier import accuracy, hold_out, train
 
 BUNDLED = Path(__file__).parents[3] / "models" / "features" / "emoji32"

@@ -12,9 +12,9 @@ from torch.distributions import Normal, kl_divergence
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
-from qdiff.adapters.latent_diffusion import build
+from qdiff.adapters.ldm.models import build
 from qdiff.errors import UserError
-from qdiff.training.conditions import Categories, Names
+from qdiff.training.conditioning import Categories, Names
 from qdiff.training.first_stage import Autoencoder, edges, kl_to_standard_normal
 from qdiff.training.latent import Conditional, encode, train
 from qdiff.training.pictures import Pictures

@@ -1,0 +1,1 @@
+"""Diffusion mathematics and layers that pixel-space and latent models share; knows nothing of quantization."""

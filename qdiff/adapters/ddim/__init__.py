@@ -1,0 +1,1 @@
+"""Pixel-space UNets of the package `ddim`."""

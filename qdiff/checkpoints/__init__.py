@@ -1,0 +1,1 @@
+"""Where files and networks meet: quantized files, ours and the original's, and full-precision weights."""

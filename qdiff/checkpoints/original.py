@@ -1,0 +1,157 @@
+"""Calibrated checkpoints as the original Q-Diffusion code saves them -> our state; dict to dict.
+
+The original keeps, per layer, the FP weight, the learned-rounding variable `alpha`, `delta` and `zero_point`; those of
+the second slice of a split layer as `weight_quantizer_0` and `act_quantizer_0`; the quantizers of some attention
+products on the module that holds the product (its owner). Bit widths and symmetry are not in the file, but the numbers
+show those of the weights and whether activations are symmetric.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from qdiff.checkpoints.summary import Activations, Facts, Layer
+from qdiff.policy import QuantSpec
+
+SLOTS = ("weight_quantizer", "weight_quantizer_0")  # channels from below, channels of the skip connection
+FIELDS = ("alpha", "delta", "zero_point")
+
+Shape = tuple[int, ...]
+State = Mapping[str, Tensor]
+
+
+def is_original(state: State) -> bool:
+    """Whether these are the keys of a calibrated checkpoint of the original."""
+    return any(key.endswith(tuple(f".{SLOTS[0]}.{field}" for field in FIELDS)) for key in state)
+
+
+def facts(state: State) -> Facts:
+    """What the file tells by itself.
+
+    Raises:
+        ValueError: a layer is incomplete, or the step sizes belong to no bit width.
+    """
+    paths = dict.fromkeys(key.partition(f".{SLOTS[0]}.")[0] for key in state if f".{SLOTS[0]}." in key)
+    layers = {path: _layer(state, path) for path in paths}
+    act = {key: x for key, x in state.items() if ".act_quantizer" in key}
+    return Facts(
+        weight_bits=_weight_bits(state, layers),
+        split=any(layer.split for layer in layers.values()),
+        activations=Activations(_symmetric(act)) if act else None,
+        layers=layers,
+        parameters=sum(x.numel() for key, x in state.items() if "_quantizer" not in key),
+    )
+
+
+def original_shapes(shapes: Mapping[str, Shape], splits: Mapping[str, Shape], owners: Mapping[str, str]) -> dict:
+    """The original's keys and shapes for the same network.
+
+    Args:
+        shapes: of our state.
+        splits: path of each split layer -> input channels of its slices.
+        owners: path of each product whose quantizers the original keeps elsewhere -> that path.
+    """
+    out: dict[str, Shape] = {}
+    for key, shape in shapes.items():
+        layer, is_codes, _ = key.partition(".codes")
+        if is_codes:
+            out[f"{layer}.weight"] = shape
+            for slot, channels in zip(SLOTS, splits.get(layer, shape[1:2])):
+                out[f"{layer}.{slot}.alpha"] = (shape[0], channels, *shape[2:])
+        else:
+            out[_original_key(key, owners)] = shape
+    return out
+
+
+def from_original(state: State, shapes: Mapping[str, Shape], weight: QuantSpec, owners: Mapping[str, str]) -> dict:
+    """Our state of the original's, which has the keys and shapes that `original_shapes` tells.
+
+    Args:
+        state: as saved, with the prefix `model.`; every number finite.
+        shapes: of the state that is wanted.
+        weight: bits of the weights.
+        owners: as for `original_shapes`.
+
+    Returns:
+        `.codes` as uint8 in the weight's shape; everything else as saved.
+    """
+    return {
+        key: _codes(state, key.removesuffix(".codes"), weight)
+        if key.endswith(".codes")
+        else state[_original_key(key, owners)]
+        for key in shapes
+    }
+
+
+def _original_key(key: str, owners: Mapping[str, str]) -> str:
+    path, is_operand, rest = key.partition(".act_quantizer_")
+    key = f"{owners.get(path, path)}{is_operand}{rest}"
+    return key.replace("_quantizer.parts.0.", "_quantizer.").replace("_quantizer.parts.1.", "_quantizer_0.")
+
+
+def _slices(state: State, path: str) -> Iterator[tuple[str, Tensor]]:
+    """Each weight quantizer of a layer, with the slice of the weight that it rounds."""
+    slots = [f"{path}.{slot}" for slot in SLOTS if f"{path}.{slot}.alpha" in state]
+    return zip(slots, state[f"{path}.weight"].split([state[f"{slot}.alpha"].shape[1] for slot in slots], dim=1))
+
+
+def _codes(state: State, path: str, spec: QuantSpec) -> Tensor:
+    """clamp(floor(w / delta) + (alpha >= 0) + zero_point) of a layer."""
+    parts = []
+    for slot, weight in _slices(state, path):
+        alpha, delta, zero_point = (state[f"{slot}.{field}"] for field in FIELDS)
+        parts.append((weight / delta).floor() + (alpha >= 0) + zero_point)
+    lo, hi = spec.bounds
+    return (torch.cat(parts, dim=1).clamp(lo, hi) - lo).to(torch.uint8)
+
+
+def _layer(state: State, path: str) -> Layer:
+    slots = [slot for slot in SLOTS if any(f"{path}.{slot}.{field}" in state for field in FIELDS)]
+    names = [f"{path}.weight", *(f"{path}.{slot}.{field}" for slot in slots for field in FIELDS)]
+    lacking = [name for name in names if name not in state]
+    if lacking and not any(name.endswith(".alpha") for name in lacking):
+        raise ValueError(
+            f"'{lacking[0]}' is missing although its layer has a rounding variable, as in the temporary files of an "
+            "unfinished calibration: use the file that the finished run saved"
+        )
+    if lacking:
+        raise ValueError(f"'{lacking[0]}' is missing: give the file that the finished calibration saved")
+    shape = tuple(state[f"{path}.weight"].shape)
+    alphas = [tuple(state[f"{path}.{slot}.alpha"].shape) for slot in slots]
+    channels = tuple(alpha[1] for alpha in alphas if len(alpha) > 1)
+    scales = {tuple(state[f"{path}.{slot}.{field}"].shape) for slot in slots for field in ("delta", "zero_point")}
+    per_channel = (*shape[:1], *[1] * len(shape[1:]))
+    if (
+        (sum(channels),) != shape[1:2]
+        or alphas != [(shape[0], c, *shape[2:]) for c in channels]
+        or scales != {per_channel}
+    ):
+        raise ValueError(f"the quantizers of '{path}' do not fit its weight: give a file that the original saved")
+    return Layer(shape, channels if len(slots) > 1 else ())
+
+
+def _weight_bits(state: State, layers: Mapping[str, Layer]) -> int:
+    """The b for which a channel's range is 2^b - 1 steps wide, as in the median channel of the file.
+
+    The original takes the step from the whole range of a channel, so this is exact; a step from a range that was
+    shrunk to less than the half would be needed to mislead it.
+    """
+    steps = []
+    for path in layers:
+        for slot, weight in _slices(state, path):
+            rows = weight.flatten(1)
+            steps.append((rows.amax(1) - rows.amin(1)) / state[f"{slot}.delta"].flatten())
+    median = float(torch.cat(steps).median())
+    bits = int(math.log2(median + 1) + 0.01) if 0 <= median < math.inf else 0
+    if not 2 <= bits <= 8:
+        raise ValueError(
+            f"a weight's range is {median:.4g} steps wide, which fits no bit width: give a file that the original saved"
+        )
+    return bits
+
+
+def _symmetric(act: State) -> bool:
+    """Whether every zero point is 0: an asymmetric one is not, wherever a network has negative activations."""
+    return not any(bool(x.any()) for key, x in act.items() if key.endswith(".zero_point"))

@@ -1,0 +1,1 @@
+"""Model configurations: YAML files, read and checked."""

@@ -1,0 +1,167 @@
+"""Configurations of latent diffusion models: YAML files with the published `target:` paths."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Union, get_args, get_origin
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from qdiff.config.pixel import one_line, read_yaml
+from qdiff.errors import UserError, suggestion
+from qdiff.files.formats import folder_kind
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from qdiff.adapters.ldm.models import LatentDiffusion
+
+CHECKPOINTS = ("model.ckpt", "model.safetensors")
+CONFIG = "config.yaml"
+CONTAINERS = {Mapping: DictConfig, Sequence: ListConfig}  # as annotations and in a configuration
+NAMES = {bool: "a truth value", int: "a whole number", float: "a number", str: "a word"}
+NAMES |= {ListConfig: "a list", DictConfig: "a section", NoneType: "null"}
+
+
+def find_config(base: Path, config: Path | None) -> Path:
+    """The configuration of a model: `config`, or the file `config.yaml` beside the checkpoint `base` or in the folder.
+
+    Raises:
+        UserError: it is not there.
+    """
+    config = config or (base if base.is_dir() else base.parent) / CONFIG
+    if not config.is_file():
+        raise UserError(f"no {config}: put the model's {CONFIG} there, or give it with --config")
+    return config
+
+
+def find_checkpoint(base: Path, flag: str) -> Path:
+    """The checkpoint `base` of a flag, or that in the folder `base`. Raises UserError where there is none."""
+    candidates = [base / name for name in CHECKPOINTS] if base.is_dir() else [base]
+    found = [path for path in candidates if path.is_file()]
+    if not found:
+        if base.is_dir() and (kind := folder_kind(base)):
+            raise UserError(f"{flag} {base} is {kind}")
+        raise UserError(f"no model in {flag} {base}: give a checkpoint, or a folder with {' or '.join(CHECKPOINTS)}")
+    return found[0]
+
+
+def load_latent_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read the configuration of a latent model.
+
+    Args:
+        path: the YAML file.
+        overrides: words such as `model.params.timesteps=500`, of keys that the file has or of parameters that the
+            class of a section takes.
+
+    Raises:
+        UserError: no such file, no YAML, no section `model` with a `target`, an override of another key, or with
+            another type.
+    """
+    config = read_yaml(path)
+    if not isinstance(config.get("model"), DictConfig) or "target" not in config.model:
+        raise UserError(f"'{path}' has no section 'model' with a target: give the configuration of a latent model")
+    try:
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as e:
+        raise UserError(f"'{path}' lacks a value ({one_line(e)}): correct it") from e
+    OmegaConf.resolve(config)
+    for word in overrides:
+        _override(config, word, path)
+    return config
+
+
+def build_latent(config: DictConfig, path: Path, *, empty: bool = False) -> "LatentDiffusion":
+    """The model of a configuration, its parameters drawn at random.
+
+    Args:
+        config: the configuration.
+        path: its file, for the error message.
+        empty: draw nothing: the model is on the meta device.
+
+    Raises:
+        UserError: there is no such model, or its parts do not fit each other.
+    """
+    import torch
+
+    from qdiff.adapters.ldm.models import build, probe
+
+    with _described(path):
+        with torch.device("meta"):
+            latent = build(config)
+            probe(latent)
+        return latent if empty else build(config)
+
+
+def build_unet(config: DictConfig, path: Path) -> "nn.Module":
+    """The UNet alone, its parameters drawn at random. Raises UserError where there is none."""
+    from qdiff.adapters import adapter_of
+
+    with _described(path):
+        return adapter_of("ldm").build(config)
+
+
+@contextmanager
+def _described(path: Path) -> Iterator[None]:
+    """One line for whatever a configuration that makes no sense leads to."""
+    from qdiff.adapters.ldm.models import NotAvailable
+
+    try:
+        yield
+    except NotAvailable as e:
+        raise UserError(f"'{path}': {e}: give the configuration of another model") from e
+    except (ValueError, LookupError, ArithmeticError, RuntimeError, TypeError, AttributeError) as e:
+        raise UserError(f"'{path}' describes no latent model ({one_line(e)}): correct its section 'model'") from e
+
+
+def _override(config: DictConfig, word: str, path: Path) -> None:
+    """Carry out one `key=value`, in place."""
+    key = word.partition("=")[0]
+    keys, parameters = _keys(config), _parameters(config)
+    if key not in keys and key not in parameters:
+        hint = suggestion(key, [*keys, *parameters]) or "give one of its keys"
+        raise UserError(f"'{word}': '{path}' has no key '{key}': {hint}")
+    try:
+        value = OmegaConf.select(OmegaConf.from_dotlist([word]), key)
+    except (YAMLError, OmegaConfBaseException) as e:
+        raise UserError(f"'{word}' has no valid value ({one_line(e)}): correct it") from e
+    before = OmegaConf.select(config, key)
+    kinds = _kinds(parameters[key]) if key in parameters else [type(before)]
+    if kinds != [NoneType] and type(value) not in kinds and not (type(value) is int and float in kinds):
+        shown = f"'{path}' has {key}: {before}," if key in keys else f"{key} takes"
+        names = " or ".join(NAMES.get(kind, kind.__name__) for kind in kinds)
+        raise UserError(f"'{word}': {shown} {names}: give one of that kind")
+    OmegaConf.update(config, key, value)
+
+
+def _keys(config: DictConfig, prefix: str = "") -> list[str]:
+    """Dotted names of everything that is no section."""
+    found = []
+    for name, value in config.items():
+        found += _keys(value, f"{prefix}{name}.") if isinstance(value, DictConfig) else [f"{prefix}{name}"]
+    return found
+
+
+def _parameters(config: DictConfig, prefix: str = "") -> dict[str, object]:
+    """Dotted names of what the classes of the sections take, but for sections, with their annotations."""
+    from qdiff.adapters.ldm.models import parameter_types
+
+    found = {}
+    for name, section in config.items():
+        if isinstance(section, DictConfig):
+            given = section.get("params") or {}
+            types = parameter_types(section.get("target"))
+            simple = [key for key in types if not isinstance(given.get(key), DictConfig)]
+            found |= {f"{prefix}{name}.params.{key}": types[key] for key in simple}
+            found |= _parameters(section, f"{prefix}{name}.")
+    return found
+
+
+def _kinds(annotation: object) -> list[type]:
+    """The types of the values that a parameter takes, as they stand in a configuration."""
+    is_union = get_origin(annotation) in (Union, UnionType)  # Python 3.10 makes the one of the other
+    alternatives = get_args(annotation) if is_union else (annotation,)
+    return [CONTAINERS.get(get_origin(kind) or kind, kind) for kind in alternatives]

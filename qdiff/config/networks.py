@@ -1,0 +1,27 @@
+"""The network that predicts the noise, from the configuration of a pixel-space or of a latent model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from qdiff.config.latent import build_unet, load_latent_config
+from qdiff.config.pixel import build_network, load_config, read_yaml
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def is_latent(path: Path) -> bool:
+    """Whether the configuration is that of a latent model. Raises UserError where it cannot be read."""
+    model = read_yaml(path).get("model")
+    return isinstance(model, DictConfig) and "target" in model
+
+
+def load_network(path: Path) -> tuple[DictConfig, "nn.Module"]:
+    """A configuration and its network, the parameters drawn at random. Raises UserError where there is none."""
+    if is_latent(path):
+        config = load_latent_config(path)
+        return config, build_unet(config, path)
+    config = load_config(path)
+    return config, build_network(config, path)

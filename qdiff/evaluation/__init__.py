@@ -1,0 +1,1 @@
+"""Metrics of sampled images, and reports that compare methods."""

@@ -1,0 +1,36 @@
+"""Files of feature statistics."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from qdiff.errors import UserError
+from qdiff.evaluation.metrics import Statistics
+from qdiff.files.atomic import replacing
+from qdiff.files.names import utf8_name
+
+KEYS = {"mu", "sigma", "n"}
+
+
+def write_statistics(path: Path, statistics: Statistics) -> None:
+    """Write as safetensors, whole or not at all."""
+    mu, sigma, n = statistics
+    with replacing(path) as partial:
+        save_file({"mu": mu, "sigma": sigma.contiguous(), "n": torch.tensor(n)}, partial)
+
+
+def read_statistics(path: Path) -> Statistics:
+    """What `write_statistics` wrote. Raises UserError if it is missing, damaged or another file."""
+    remedy = "give a file of feature statistics"
+    try:
+        with utf8_name(path) as name:
+            found = load_file(name)
+    except OSError as e:
+        raise UserError(f"cannot read '{path}' ({e.strerror or e}): {remedy}") from e
+    except SafetensorError as e:
+        raise UserError(f"'{path}' cannot be read as safetensors ({e}): {remedy}") from e
+    if found.keys() != KEYS or found["sigma"].shape != (*found["mu"].shape, *found["mu"].shape):
+        raise UserError(f"'{path}' holds no feature statistics: {remedy}")
+    return Statistics(found["mu"], found["sigma"], int(found["n"]))

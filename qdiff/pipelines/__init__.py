@@ -1,0 +1,1 @@
+"""Models with their samplers and conditions, from weights to images."""

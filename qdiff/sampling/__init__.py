@@ -1,0 +1,1 @@
+"""Seeds to images: noise, files and the folder of a run."""

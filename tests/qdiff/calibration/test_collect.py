@@ -1,0 +1,141 @@
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qdiff.calibration.collect import collect
+from qdiff.calibration.memory import peak_bytes
+from qdiff.files.journal import Journal
+
+SHAPE = (2, 3, 3)
+
+
+class ToyStep(NamedTuple):
+    index: int
+
+
+def value(image: int, step: int) -> Tensor:
+    return torch.full(SHAPE, 100.0 * step + image)
+
+
+class Network(nn.Module):
+    """Takes what it is given; a sampler's step is here a call of it."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return inputs[0]
+
+
+NETWORK = Network()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_collect_keeps_what_the_network_was_given(batch_size, tmp_path):
+    asked, went, progress = [], [], []
+
+    def trajectory(images):
+        asked.append(list(images))
+        for step in range(7):
+            went.append(step)
+            x = torch.stack([value(i, step) for i in images])
+            NETWORK(x.double(), torch.full((len(images),), 10 * (6 - step)))
+            yield ToyStep(step)
+
+    data = collect(NETWORK, trajectory, 7, 3, 5, batch_size, Journal(tmp_path, {}), progress.append)
+    xs, ts = data.inputs
+    expected = [(image, step) for step in (0, 2, 4) for image in range(5)]
+    assert torch.equal(xs, torch.stack([value(*e) for e in expected]))
+    assert ts.tolist() == [10 * (6 - step) for _, step in expected]
+    assert (xs.dtype, ts.dtype) == (torch.float32, torch.int64)
+    assert [i for batch in asked for i in batch] == list(range(5))
+    assert {len(batch) for batch in asked[:-1]} <= {batch_size}
+    assert max(went) == 4, "nothing is sampled behind the last step that is kept"
+    assert sum(progress) == 5 * 5
+    assert not NETWORK._forward_pre_hooks
+
+
+def test_data_are_in_memory_once(tmp_path):
+    """Beside them a batch of images, which is small, and what a sampler has made of it."""
+
+    def trajectory(images):
+        for step in range(4):
+            NETWORK(torch.zeros(len(images), 64, 8, 8), torch.zeros(len(images)))
+            yield ToyStep(step)
+
+    found = []
+    peak = peak_bytes(lambda: found.append(collect(NETWORK, trajectory, 4, 4, 64, 2, Journal(tmp_path, {}))))
+    assert peak < 1.2 * sum(x.nbytes for x in found[0].inputs)
+
+
+def test_collecting_goes_on_where_it_was_stopped(tmp_path):
+    """Stopped within the second batch, only that one and those after it are sampled again; the data are the same."""
+    asked, progress = [], []
+
+    def trajectory(images, stop=False):
+        asked.append(list(images))
+        for step in range(4):
+            if stop and step == 3 and 2 in images:
+                raise KeyboardInterrupt
+            NETWORK(torch.stack([value(i, step) for i in images]))
+            yield ToyStep(step)
+
+    undisturbed = collect(NETWORK, trajectory, 4, 4, 5, 2, Journal(tmp_path / "a", {}))
+    with pytest.raises(KeyboardInterrupt):
+        collect(NETWORK, lambda images: trajectory(images, True), 4, 4, 5, 2, Journal(tmp_path / "b", {}))
+    asked.clear()
+    resumed = collect(NETWORK, trajectory, 4, 4, 5, 2, Journal(tmp_path / "b", {}), progress.append)
+    assert asked == [[2, 3], [4]]
+    assert resumed.digest() == undisturbed.digest() and sum(progress) == 5 * 4
+    asked.clear()
+    assert collect(NETWORK, trajectory, 4, 4, 5, 3, Journal(tmp_path / "b", {})).digest() == undisturbed.digest()
+    assert asked == [[0, 1, 2], [3, 4]], "other batches are other units"
+
+
+def calling(*calls: tuple[Tensor, ...]):
+    """A trajectory of these calls."""
+
+    def trajectory(images):
+        for step, inputs in enumerate(calls):
+            NETWORK(*inputs)
+            yield ToyStep(step)
+
+    return trajectory
+
+
+def test_timesteps_between_the_whole_ones_stay(tmp_path):
+    """DPM-Solver's; the network was given exactly these."""
+    x = torch.zeros(2, *SHAPE)
+    calls = calling((x, torch.full((2,), 999.0)), (x, torch.full((2,), 123.625)))
+    _, ts = collect(NETWORK, calls, 2, 2, 2, 2, Journal(tmp_path, {})).inputs
+    assert ts.tolist() == [999.0, 999.0, 123.625, 123.625]
+
+
+def test_with_guidance_every_call_gives_two_samples_an_image(tmp_path):
+    """And a condition each: the network's third input."""
+    calls = [
+        (torch.full((4, *SHAPE), float(step)), torch.full((4,), 9), torch.arange(8.0).view(4, 2)) for step in range(2)
+    ]
+    xs, ts, contexts = collect(NETWORK, calling(*calls), 2, 2, 2, 2, Journal(tmp_path, {}), rows=2).inputs
+    assert xs[:, 0, 0, 0].tolist() == [0] * 4 + [1] * 4 and len(ts) == 8
+    assert torch.equal(contexts, torch.cat([calls[0][2]] * 2))
+
+
+def test_guided_samples_have_the_same_order_whatever_the_batch_size(tmp_path):
+    def trajectory(images):
+        x = torch.tensor([float(i) for i in images] * 2).view(-1, 1, 1, 1)
+        row = torch.tensor([0] * len(images) + [1] * len(images))
+        return calling((x, row), (x + 10, row))(images)
+
+    for size in (1, 2, 3):
+        xs, rows = collect(NETWORK, trajectory, 2, 2, 3, size, Journal(tmp_path / str(size), {}), rows=2).inputs
+        assert xs.flatten().tolist() == [0, 1, 2] * 2 + [10, 11, 12] * 2
+        assert rows.tolist() == [0, 0, 0, 1, 1, 1] * 2
+
+
+def test_collected_tensors_are_copies_without_gradient(tmp_path):
+    x = torch.zeros(1, *SHAPE, requires_grad=True)
+    (xs,) = collect(NETWORK, calling((x,)), 1, 1, 1, 1, Journal(tmp_path, {})).inputs
+    assert not xs.requires_grad
+    with torch.no_grad():
+        x += 1
+    assert not xs.any()

@@ -1,0 +1,152 @@
+import shutil
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from qdiff.block_recon import Schedule
+from qdiff.calibration.job import CalibrationSettings
+from qdiff.calibration.plan import GIB, BlockPlan, Plan, clock, default_budget
+from qdiff.errors import UserError
+
+BOTH = CalibrationSettings(10, Schedule(100, 1e-3), Schedule(50, 1e-3))
+WEIGHTS = CalibrationSettings(10, Schedule(100, 1e-3), None)
+STEPS = CalibrationSettings(10, None, Schedule(50, 1e-3))
+NOTHING = CalibrationSettings(10, None, None)
+
+# path, weights, sites, bytes per sample and per iteration, seconds: of a batch's forward, way to it, short way
+BLOCKS = [
+    BlockPlan("a", 1000, 1, 100, 2000, 0.1, 0.1, 0.1),
+    BlockPlan("long.path", 5000, 0, 400, 0, 0.2, 0.3, 0.3),
+    BlockPlan("c", 10, 2, 300, 1000, 0.4, 0.7, 0.6),
+]
+
+
+def plan(settings: CalibrationSettings, forward_bytes: int = 0, budget: int = 0) -> Plan:
+    return Plan(BLOCKS, 25, settings, forward_bytes, budget)
+
+
+def test_sizes():
+    assert plan(BOTH).captured == plan(WEIGHTS).captured == 25 * 400
+    assert plan(STEPS).captured == 25 * 300, "the largest block has no step size to learn"
+    assert plan(NOTHING).captured == 0
+    assert plan(BOTH).learning == 5000 * 4 * 4, "alpha, gradient and two moments in float32"
+    assert plan(STEPS).learning == plan(NOTHING).learning == 0
+    assert plan(BOTH).working == 80_000 + 2000, "the largest block's variables and the largest iteration"
+    assert plan(BOTH, forward_bytes=82_001).working == 82_001, "the two are not at the same time"
+    assert [plan(BOTH, 0, budget).on_disk for budget in (0, 9_999, 10_000)] == [10_000, 10_000, 0]
+
+
+def test_times():
+    """Three batches are captured twice on the way to a block; an iteration is a forward and a backward of two."""
+    expected = {0: 6 * 0.1 + 300 * 0.1, 1: 6 * 0.3 + 300 * 0.2, 2: 6 * 0.7 + 300 * 0.4}
+    for i, seconds in expected.items():
+        assert plan(BOTH).block_seconds(i, "weights") == pytest.approx(seconds)
+    assert plan(BOTH).block_seconds(2, "steps") == pytest.approx(6 * 0.7 + 150 * 0.4)
+    assert plan(WEIGHTS).seconds == pytest.approx(sum(expected.values()))
+    assert plan(BOTH).units == [("weights", 0), ("weights", 1), ("weights", 2), ("steps", 0), ("steps", 2)]
+    assert plan(BOTH).seconds == pytest.approx(sum(plan(BOTH).block_seconds(i, stage) for stage, i in plan(BOTH).units))
+    assert plan(NOTHING).seconds == 0
+
+
+def test_times_where_outputs_are_kept():
+    """Of the three batches one goes the whole way, two begin with the block before."""
+    kept = Plan(BLOCKS, 25, BOTH, 0, replayed=20, replayed_bytes=7)
+    assert kept.block_seconds(0, "weights") == pytest.approx(6 * 0.1 + 300 * 0.1)
+    assert kept.block_seconds(2, "steps") == pytest.approx(2 * 0.7 + 4 * 0.6 + 150 * 0.4)
+
+
+def test_what_is_kept_takes_memory(machine, tmp_path):
+    kept = Plan(BLOCKS, 25, BOTH, 0, 10_000, replayed=20, replayed_bytes=1000)
+    machine(93_000, 0)
+    kept.check(tmp_path, None)
+    machine(92_999, 0)
+    with pytest.raises(UserError, match="--cali_memory"):
+        kept.check(tmp_path, None)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets the free bytes of memory and disk."""
+
+    def free(memory: float, disk: float) -> None:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=memory))
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=disk))
+
+    return free
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "budget"),
+    [(92_000, 0, 10_000), (82_000, 10_000, 0), (91_999, 10_000, 9_999)],
+    ids=["memory", "disk", "both"],
+)
+def test_what_just_fits(memory, disk, budget, machine, tmp_path):
+    machine(memory, disk)
+    plan(BOTH, 0, budget).check(tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "budget", "flag"),
+    [
+        (91_999, 10**9, 10_000, "lower --cali_memory, or --cali_n"),
+        (81_999, 10**9, 0, "lower --cali_batch_size, or --cali_range_n"),
+        (10**9, 9_999, 0, "raise --cali_memory, or lower --cali_n"),
+        (10**9, 9_999, 9_999, "raise --cali_memory, or lower --cali_n"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_the_flag_to_change(memory, disk, budget, flag, machine, tmp_path):
+    machine(memory, disk)
+    with pytest.raises(UserError) as caught:
+        plan(BOTH, 0, budget).check(tmp_path, None)
+    assert flag in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_without_learning_nothing_is_captured_and_only_the_forward_counts(machine, tmp_path):
+    machine(2000, 0)
+    plan(NOTHING).check(tmp_path, None)
+    with pytest.raises(UserError, match="lower --cali_batch_size, or --cali_range_n"):
+        plan(NOTHING, forward_bytes=2001).check(tmp_path, None)
+
+
+def test_a_gpu_has_a_memory_of_its_own(machine, tmp_path):
+    machine(10_000, 0)
+    plan(BOTH, 0, 10_000).check(tmp_path, 82_000)
+    with pytest.raises(UserError, match=r"GPU memory.* lower --cali_batch_size"):
+        plan(BOTH, 0, 10_000).check(tmp_path, 81_999)
+
+
+def test_a_default_budget_leaves_room_for_computing(machine):
+    machine(1000, 0)
+    assert [default_budget(working) for working in (0, 400, 1000, 1001)] == [500, 300, 0, 0]
+
+
+def test_numbers_of_a_refusal(machine, tmp_path):
+    large = Plan([BlockPlan("a", 0, 0, 3 * GIB, 0, 1, 1, 1)], 4, WEIGHTS, 0, 8 * GIB)
+    machine(2 * GIB, 100 * GIB)
+    with pytest.raises(UserError, match=r"needs 8\.0 GiB of memory, 2\.0 are free"):
+        large.check(tmp_path, None)
+    machine(64 * GIB, GIB)
+    with pytest.raises(UserError, match=r"need 12\.0 GiB on the disk of .*, 1\.0 are free"):
+        large.check(tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00:00"), (59.6, "0:01:00"), (3599, "0:59:59"), (3661, "1:01:01"), (360_000, "100:00:00")],
+)
+def test_clock(seconds, text):
+    assert clock(seconds) == text
+
+
+def test_table():
+    lines = plan(BOTH, 0, 4000).table().splitlines()
+    columns = [line.split() for line in lines[:4]]
+    assert columns[0] == ["block", "weights", "captured", "time"]
+    assert columns[2][:2] == ["long.path", "5,000"]
+    assert [row[-1] for row in columns[1:]] == [
+        clock(sum(plan(BOTH).block_seconds(j, s) for s, j in plan(BOTH).units if j == i)) for i in range(3)
+    ]
+    assert lines[4] == "3 blocks, 25 calibration samples"
+    assert clock(plan(BOTH).seconds) in lines[-1]
+    assert "calibration data: 3.00 GiB" in Plan(BLOCKS, 25, BOTH, 0, data_bytes=3 * GIB).table()

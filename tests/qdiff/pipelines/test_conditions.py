@@ -1,0 +1,39 @@
+"""Classes as conditions; what networks get is tested with the scripts."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from ldm.modules.encoders.modules import ClassEmbedder
+from qdiff.adapters.ldm.models import FrozenCLIPEmbedder
+from qdiff.errors import UserError
+from qdiff.pipelines.conditions import Classes, Unconditional, conditions_of
+from tests.ldm.tiny_text import ENCODER, TOKENS
+
+
+def classes(**params) -> SimpleNamespace:
+    return SimpleNamespace(cond_stage_model=ClassEmbedder(4, **params))
+
+
+def test_classes_of_pictures():
+    assert Classes(classes(n_classes=3, null_class=1), None, 0).text(range(3)) == {"class": "0, 2, 0"}
+    assert Classes(classes(n_classes=3, null_class=1), [1, 2], 0).text([0]) == {"class": "1"}
+    assert Classes(classes(n_classes=3), None, 0).text(range(4)) == {"class": "0, 1, 2, 0"}
+
+
+def test_the_published_models_of_1000_and_1001_classes():
+    assert list(Classes(classes(), None, 0).turns) == list(range(1000))
+    assert list(Classes(classes(n_classes=1001), None, 0).turns) == list(range(1000))
+    assert isinstance(conditions_of(classes(n_classes=1001), None, 3.0, 0), Classes)
+    with pytest.raises(UserError, match=r"--scale 3.0 needs a class that stands for none.*null_class=NUMBER"):
+        conditions_of(classes(), None, 3.0, 0)
+
+
+def test_no_condition_has_no_text():
+    assert Unconditional().text([0]) == {}
+
+
+def test_a_model_of_texts_has_a_script_of_its_own():
+    encoder = FrozenCLIPEmbedder(max_length=TOKENS, config=ENCODER)
+    with pytest.raises(UserError, match=r"scripts/txt2img\.py"):
+        conditions_of(SimpleNamespace(cond_stage_model=encoder), None, 1.0, 0)
