@@ -1,12 +1,20 @@
-"""Post-training quantization of diffusion models: Q-Diffusion (arXiv 2302.04304) and PTQD (arXiv 2305.10657)."""
+"""Post-training quantization of diffusion models (Q-Diffusion, Li et al., ICCV 2023, arXiv 2302.04304)."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qdiff.adapters import Adapter, ProductKind
     from qdiff.adaptive_rounding import AdaRoundQuantizer
-    from qdiff.block_recon import block_reconstruction
-    from qdiff.checkpoints.load import load_quantized
+    from qdiff.block_recon import Schedule, block_reconstruction
+    from qdiff.calibration.data import CalibrationSet
+    from qdiff.calibration.job import CalibrationSettings, calibrate
+    from qdiff.checkpoints.load import load_quantized, save_quantized
+    from qdiff.errors import UserError
+    from qdiff.files.journal import Journal
+    from qdiff.pipelines.load import load_pipeline
+    from qdiff.pipelines.quantize import quantize
+    from qdiff.policy import QuantPolicy, QuantSpec
     from qdiff.quant_block import QuantBlock
     from qdiff.quant_layer import QuantModule, UniformAffineQuantizer
     from qdiff.quant_model import QuantModel
@@ -14,21 +22,47 @@ if TYPE_CHECKING:
 # Imported on first use (PEP 562), because `qdiff.cli` must not wait for torch to print a help text.
 _HOME = {
     "AdaRoundQuantizer": "qdiff.adaptive_rounding",
+    "Adapter": "qdiff.adapters",
+    "CalibrationSet": "qdiff.calibration.data",
+    "CalibrationSettings": "qdiff.calibration.job",
+    "Journal": "qdiff.files.journal",
+    "ProductKind": "qdiff.adapters",
     "QuantBlock": "qdiff.quant_block",
     "QuantModel": "qdiff.quant_model",
     "QuantModule": "qdiff.quant_layer",
+    "QuantPolicy": "qdiff.policy",
+    "QuantSpec": "qdiff.policy",
+    "Schedule": "qdiff.block_recon",
     "UniformAffineQuantizer": "qdiff.quant_layer",
+    "UserError": "qdiff.errors",
     "block_reconstruction": "qdiff.block_recon",
+    "calibrate": "qdiff.calibration.job",
+    "load_pipeline": "qdiff.pipelines.load",
     "load_quantized": "qdiff.checkpoints.load",
+    "quantize": "qdiff.pipelines.quantize",
+    "save_quantized": "qdiff.checkpoints.load",
 }
 __all__ = [
     "AdaRoundQuantizer",
+    "Adapter",
+    "CalibrationSet",
+    "CalibrationSettings",
+    "Journal",
+    "ProductKind",
     "QuantBlock",
     "QuantModel",
     "QuantModule",
+    "QuantPolicy",
+    "QuantSpec",
+    "Schedule",
     "UniformAffineQuantizer",
+    "UserError",
     "block_reconstruction",
+    "calibrate",
+    "load_pipeline",
     "load_quantized",
+    "quantize",
+    "save_quantized",
 ]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class QuantModel(nn.Module):
     def __init__(self, model: nn.Module, policy: QuantPolicy, adapter: Adapter, make_layer: MakeLayer | None = None):
         super().__init__()
         self.policy, self.adapter = policy, adapter
+        self.provenance: Mapping[str, Any] = {}  # where the numbers come from, JSON values; goes into its file
         _check_leaves(model, adapter)
         splits = adapter.splits(model) if policy.split else {}
         make_layer = make_layer or self._round_to_nearest

@@ -13,7 +13,7 @@ from qdiff.cli.parser import parse, run
 def main() -> None:
     """Parse the flags, then load what is heavy."""
     args = parse(ddim_parser())
-    from qdiff.pipelines.pixel import sample
+    from qdiff.cli.sample_ddim import sample
 
     sample(args)
 

@@ -13,7 +13,7 @@ from qdiff.cli.parser import parse, run
 def main() -> None:
     """Parse the flags, then load what is heavy."""
     args = parse(ldm_parser())
-    from qdiff.pipelines.class_conditional import sample
+    from qdiff.cli.sample_ldm import sample
 
     sample(args)
 

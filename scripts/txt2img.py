@@ -13,7 +13,7 @@ from qdiff.cli.txt2img_flags import txt2img_parser
 def main() -> None:
     """Parse the flags, then load what is heavy."""
     args = parse(txt2img_parser())
-    from qdiff.pipelines.text import sample
+    from qdiff.cli.sample_txt2img import sample
 
     sample(args)
 

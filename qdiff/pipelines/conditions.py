@@ -1,4 +1,4 @@
-"""What the pictures of a latent model are conditioned on: for every picture by its number, and for calibration."""
+"""Conditions of the images of a latent model, by their numbers, and of calibration data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,57 +10,57 @@ from torch import Tensor
 from qdiff.adapters.ldm.models import ClassEmbedder, FrozenCLIPEmbedder, LatentDiffusion
 from qdiff.errors import UserError
 
-WIDEST = 16  # columns of an overview
+MAX_COLUMNS = 16  # of a grid with one column per class
 NULL_CLASS = "model.params.cond_stage_config.params.null_class"
 
 
 class Conditions(ABC):
-    """Conditions of pictures.
+    """Conditions of images.
 
     Attributes:
-        columns: how many kinds of pictures take turns, where an overview should show each in a column; else None.
+        columns: number of the kinds of images that take turns, if a grid should show each in a column; else None.
     """
 
     columns: int | None = None
 
     @abstractmethod
-    def of(self, images: Sequence[int]) -> Tensor | None:
-        """Of pictures by their numbers, as the network takes them; None for a network without a condition."""
+    def of(self, indices: Sequence[int]) -> Tensor | None:
+        """Return the conditions (B, M, D) of images by their numbers; None for a network without a condition."""
 
     @abstractmethod
-    def for_calibration(self, images: Sequence[int]) -> Tensor | None:
-        """Of pictures that calibration data come from."""
+    def for_calibration(self, indices: Sequence[int]) -> Tensor | None:
+        """Return the conditions of calibration images, likewise."""
 
     @abstractmethod
-    def none(self, count: int) -> Tensor | None:
-        """What stands for no condition, that many times; only guidance asks for it."""
+    def null(self, count: int) -> Tensor | None:
+        """Return the null condition, repeated `count` times; only guidance asks for it."""
 
-    def text(self, images: Sequence[int]) -> Mapping[str, str]:
-        """What a PNG that shows these pictures says of their conditions."""
+    def text(self, indices: Sequence[int]) -> Mapping[str, str]:
+        """Return what a PNG of these images says about their conditions."""
         return {}
 
 
 class Unconditional(Conditions):
-    """Of a network that takes none."""
+    """Conditions of a network that takes none."""
 
-    def of(self, images: Sequence[int]) -> None:
+    def of(self, indices: Sequence[int]) -> None:
         return None
 
-    def for_calibration(self, images: Sequence[int]) -> None:
+    def for_calibration(self, indices: Sequence[int]) -> None:
         return None
 
-    def none(self, count: int) -> None:
+    def null(self, count: int) -> None:
         return None
 
 
 class Classes(Conditions):
-    """Classes that take turns: picture i gets the i-th, from the start again after the last.
+    """Classes that take turns: image i gets the i-th, starting over after the last.
 
-    Calibration data get classes drawn from all real ones, which the null class is not; see `ClassEmbedder`.
+    Calibration images get classes drawn from all but the null class; see `ClassEmbedder`.
 
     Args:
         latent: the model.
-        chosen: numbers of classes; None for all real ones.
+        chosen: numbers of classes; None for all but the null class.
         seed: of the draw.
 
     Raises:
@@ -73,29 +73,29 @@ class Classes(Conditions):
         last = self.embedder.embedding.num_embeddings - 1
         for i in chosen or ():
             if i > last:
-                raise UserError(f"--classes {i}: the model has the classes 0..{last}{self._null()}: give others")
+                raise UserError(f"--classes {i}: the model has the classes 0..{last}{self._null_note()}: give others")
         self.turns = chosen or self.embedder.classes
-        self.columns = len(chosen) if chosen and 1 < len(chosen) <= WIDEST else None
+        self.columns = len(chosen) if chosen and 1 < len(chosen) <= MAX_COLUMNS else None
 
-    def of(self, images: Sequence[int]) -> Tensor:
-        return self._embedded([self._class_of(i) for i in images])
+    def of(self, indices: Sequence[int]) -> Tensor:
+        return self._embedded([self._class_of(i) for i in indices])
 
-    def for_calibration(self, images: Sequence[int]) -> Tensor:
+    def for_calibration(self, indices: Sequence[int]) -> Tensor:
         real = self.embedder.classes
-        return self._embedded([real[np.random.default_rng((self.seed, i)).integers(len(real))] for i in images])
+        return self._embedded([real[np.random.default_rng((self.seed, i)).integers(len(real))] for i in indices])
 
-    def none(self, count: int) -> Tensor:
+    def null(self, count: int) -> Tensor:
         return self._embedded([self.embedder.null_class] * count)
 
-    def text(self, images: Sequence[int]) -> Mapping[str, str]:
-        return {"class": ", ".join(str(self._class_of(i)) for i in images)}
+    def text(self, indices: Sequence[int]) -> Mapping[str, str]:
+        return {"class": ", ".join(str(self._class_of(i)) for i in indices)}
 
-    def _class_of(self, image: int) -> int:
-        return self.turns[image % len(self.turns)]
+    def _class_of(self, index: int) -> int:
+        return self.turns[index % len(self.turns)]
 
-    def _null(self) -> str:
+    def _null_note(self) -> str:
         null = self.embedder.null_class
-        return "" if null is None else f", of which {null} stands for none"
+        return "" if null is None else f", of which {null} is the null class"
 
     @torch.no_grad()
     def _embedded(self, labels: Sequence[int]) -> Tensor:
@@ -104,7 +104,7 @@ class Classes(Conditions):
 
 
 def conditions_of(latent: LatentDiffusion, chosen: Sequence[int] | None, scale: float, seed: int) -> Conditions:
-    """The conditions of a model without or with classes.
+    """Return the conditions of a model without or with classes.
 
     Args:
         latent: the model.
@@ -118,12 +118,12 @@ def conditions_of(latent: LatentDiffusion, chosen: Sequence[int] | None, scale: 
     if isinstance(conditioner, ClassEmbedder):
         if scale != 1 and conditioner.null_class is None:
             raise UserError(
-                f"--scale {scale} needs a class that stands for none, which this model does not have: leave it out, or "
-                f"say which one it is with {NULL_CLASS}=NUMBER"
+                f"--scale {scale} needs a null class, which this model does not have: leave it out, or name the class "
+                f"with {NULL_CLASS}=NUMBER"
             )
         return Classes(latent, chosen, seed)
     if isinstance(conditioner, FrozenCLIPEmbedder):
-        raise UserError("a model with texts as conditions: sample it with scripts/txt2img.py")
+        raise UserError("this is a text-to-image model: sample it with scripts/txt2img.py")
     if conditioner is not None:
         kind = type(conditioner).__name__
         raise UserError(f"a model with the conditions of {kind} cannot be sampled here: give one with classes or none")

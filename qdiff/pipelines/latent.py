@@ -1,129 +1,155 @@
-"""What the scripts of latent models share: one model, its weights, its sampler and its conditions."""
+"""What pipelines of latent models share: one model, its weights and its guided network."""
 
-from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+import copy
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from diffusion.steps import Model
 from qdiff.adapters.ldm.checkpoints import PublishedKeys
 from qdiff.adapters.ldm.models import build, decode, guided, image_shape
-from qdiff.adapters.ldm.samplers import Sampler
+from qdiff.adapters.ldm.samplers import DDIM, DDPM, PLMS, DPMSolver
 from qdiff.checkpoints.load import load_weights
 from qdiff.config.latent import build_latent, load_latent_config
-from qdiff.errors import UserError
-from qdiff.files.pictures import Shape
+from qdiff.files.images import Shape
 from qdiff.pipelines.conditions import Conditions
-from qdiff.pipelines.pipeline import CALIBRATION_IMAGES, AskedSteps, Pipeline
-from qdiff.sampling.noise import batch_noise
+from qdiff.pipelines.pipeline import Pipeline
+from qdiff.pipelines.precision import precision_of, resolved
+from qdiff.pipelines.settings import GuidedSampling, LatentModel
 
-UNET = ("model.", "model_ema.")  # how its keys begin
+UNET = ("model.", "model_ema.")  # prefixes of its keys
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class LatentPipeline(Pipeline):
-    """A latent model; its scripts set what is not listed among the arguments.
-
-    Attributes:
-        latent: the model, on the meta device until `load` or `draw`.
-        conditions: of its pictures.
-        shape: (C, h, w) of a latent.
+    """A latent model and how it is sampled.
 
     Args:
-        args: the flags.
-        source: the configuration.
-        checkpoint: the weights; None for a dry run.
-        overrides: words that change the configuration.
-        sampler: what samples it.
-        asked: see `Pipeline`.
+        model: which model.
+        sampling: how images are sampled.
+
+    Attributes:
+        latent: the model, on the meta device until it is loaded.
+        stride: height and width of a latent must be multiples of it.
+        conditions: of its images.
 
     Raises:
-        UserError: what the flags or the configuration ask for cannot be.
+        UserError: what the settings or the configuration ask for is impossible.
     """
 
-    conditions: Conditions
-    shape: Shape
+    samplers: ClassVar[Mapping[str, type]] = {"ddim": DDIM, "plms": PLMS, "dpm": DPMSolver, "ddpm": DDPM}
 
-    def __init__(
-        self,
-        args: Namespace,
-        source: Path,
-        checkpoint: Path | None,
-        overrides: Sequence[str],
-        sampler: Sampler,
-        asked: AskedSteps | None,
-    ):
-        super().__init__(args)
-        self.source, self.checkpoint, self.sampler, self.asked = source, checkpoint, sampler, asked
-        self.config = load_latent_config(source, overrides)
-        self.latent = build_latent(self.config, source, empty=True).eval().requires_grad_(False)
-        self.rows = 2 if args.scale != 1 else 1
-        try:
-            self.calls = sampler.calls(self.latent.num_timesteps)
-        except ValueError as error:
-            raise UserError(f"{asked}: {error}") from None
-        self.shape = (self.latent.channels, self.latent.image_size, self.latent.image_size)
+    sampling: GuidedSampling
+    conditions: Conditions
+
+    def __init__(self, model: LatentModel, sampling: GuidedSampling):
+        super().__init__(model.device)
+        self.model, self.source = model, model.config
+        self.config = load_latent_config(self.source, model.overrides)
+        self.latent = build_latent(self.config, self.source, empty=True).eval().requires_grad_(False)
+        self.stride = self.network.stride
+        self._use(sampling)
+        self.precision = resolved(model.precision, self.device)
+        self._context = precision_of(self.precision, self.device)
+
+    def _use(self, sampling: GuidedSampling) -> None:
+        super()._use(sampling)
+        self.cfg_copies = 2 if sampling.scale != 1 else 1
+        self.conditions = self._conditions()
+
+    @abstractmethod
+    def _conditions(self) -> Conditions:
+        """Return the conditions of images under the current settings. Raises UserError for impossible ones."""
 
     @property
     def network(self) -> nn.Module:
-        """The UNet."""
         return self.latent.model.diffusion_model
 
-    def load(self) -> Mapping[str, Tensor]:
-        """All weights, but not those of the UNet with `--resume`: a calibrated file has them."""
-        loaded_without = UNET if self.args.resume else ()
-        layout = PublishedKeys(self.latent, self.config, self.source)
-        averages = self.latent.model_ema is not None
-        load_weights(self.latent, self.checkpoint, layout=layout, averages=averages, skip=loaded_without)
-        if self.args.resume:
-            self.latent.model_ema = None
-            self.network.to_empty(device="cpu")  # memory is taken when it is written to
-        self._settle()
-        return {key: x for key, x in self.latent.state_dict().items() if not key.startswith(loaded_without)}
+    def with_network(self, network: nn.Module) -> Self:
+        other = copy.copy(self)
+        other.latent = _shallow(self.latent)
+        other.latent.model = _shallow(self.latent.model)
+        other.latent.model.diffusion_model = network
+        return other
 
-    def draw(self) -> None:
-        self.latent.load_state_dict(build(self.config).state_dict(), assign=True)
-        self._settle()
+    @property
+    def abar(self) -> Tensor:
+        return self.latent.alphas_cumprod
 
-    def _settle(self) -> None:
-        self.latent.adopt_ema()
-        network = self.network
-        if self.args.resume:  # it holds no numbers yet, and is moved with those of the calibrated file
-            self.latent.model.diffusion_model = None
-        self.latent.to(self.device)
-        self.latent.model.diffusion_model = network
-
-    def steps(self, images: Sequence[int]) -> Iterator:
-        return self._steps(self.noise_of(images), self.conditions.of(images))
-
-    def calibration_steps(self, images: Sequence[int]) -> Iterator:
-        return self._steps([CALIBRATION_IMAGES + i for i in images], self.conditions.for_calibration(images))
-
-    def apply_model(self, x: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
-        """Predicted noise; see `LatentDiffusion.apply_model`."""
-        return self.latent.apply_model(x, t, c)
-
-    def _steps(self, streams: Sequence[int], c: Tensor | None) -> Iterator:
-        x_T, noise = batch_noise(self.args.seed, streams, self.shape, self.device)
-        uc = self.conditions.none(len(streams)) if self.rows > 1 else None
-        model = guided(self.apply_model, c, uc, self.args.scale)
-        return self.sampler.run(model, x_T, self.latent.alphas_cumprod, noise)
+    @property
+    def latent_shape(self) -> Shape:
+        return self.latent.channels, self.latent.image_size, self.latent.image_size
 
     @property
     def image_shape(self) -> Shape:
-        return image_shape(self.latent, self.shape)
+        return image_shape(self.latent, self.latent_shape)
+
+    def load(self, *, network: bool = True) -> Mapping[str, Tensor]:
+        skipped = () if network else UNET
+        layout = PublishedKeys(self.latent, self.config, self.source)
+        averages = self.latent.model_ema is not None
+        load_weights(self.latent, self.model.weights, layout=layout, averages=averages, skip=skipped)
+        if not network:
+            self.latent.model_ema = None
+            self.network.to_empty(device="cpu")  # memory is taken when it is written to
+        self._to_device(network)
+        return {key: x for key, x in self.latent.state_dict().items() if not key.startswith(skipped)}
+
+    def init_random(self) -> None:
+        self.latent.load_state_dict(build(self.config).state_dict(), assign=True)
+        self._to_device(network=True)
+
+    def _to_device(self, network: bool) -> None:
+        """Adopt the averages and move the model; without `network`, all but the UNet, whose numbers come later."""
+        self.latent.adopt_ema()
+        unet = self.network
+        if not network:
+            self.latent.model.diffusion_model = None
+        self.latent.to(self.device)
+        self.latent.model.diffusion_model = unet
+
+    def model_for(self, indices: Sequence[int]) -> Model:
+        return self._guided(self.conditions.of(indices), len(indices))
+
+    def calibration_model_for(self, indices: Sequence[int]) -> Model:
+        return self._guided(self.conditions.for_calibration(indices), len(indices))
+
+    def _guided(self, c: Tensor | None, count: int) -> Model:
+        uc = self.conditions.null(count) if self.cfg_copies > 1 else None
+        return guided(self.apply_model, c, uc, self.sampling.scale)
+
+    def apply_model(self, x: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
+        """Predict the noise without guidance; see `LatentDiffusion.apply_model`."""
+        with self._context:
+            return self.latent.apply_model(x, t, c).float()
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
-        x, _ = batch_noise(self.args.seed, range(batch_size), self.shape, self.device)
-        inputs = x, self.latest_timestep(batch_size, self.latent.num_timesteps)
+        x, _ = self.noise(range(batch_size))
+        inputs = x, self._latest_timestep(batch_size)
         c = self.conditions.of([0])
         return inputs if c is None else (*inputs, c.expand(batch_size, -1, -1))
 
-    @property
-    def sampling(self) -> str:
-        return f"{super().sampling}, scale {self.args.scale}"
-
-    def metadata(self, *images: int) -> Mapping[str, str]:
-        return {**self.conditions.text(images), **super().metadata(*images)}
-
     def decode(self, x: Tensor) -> Tensor:
-        return decode(self.latent, x)
+        with self._context:
+            return decode(self.latent, x).float()
+
+    @property
+    def columns(self) -> int | None:
+        return self.conditions.columns
+
+    def image_text(self, indices: Sequence[int]) -> Mapping[str, str]:
+        return self.conditions.text(indices)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, scale {self.sampling.scale}"
+
+
+def _shallow(module: AnyModule) -> AnyModule:
+    """Copy a module, of which a child may then be replaced; children, parameters and buffers are shared."""
+    clone = copy.copy(module)
+    clone._modules = dict(module._modules)
+    return clone

@@ -1,152 +1,253 @@
-"""What a script samples: a model on its device, and how the flags say to sample it."""
+"""A pipeline: a diffusion model and how it is sampled."""
 
+import copy
 from abc import ABC, abstractmethod
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from qdiff.calibration.collect import SamplerStep
-from qdiff.files.pictures import Shape, write_grid
+from diffusion.steps import Correction, Model, Noise, Sampler, Step, uncorrected
+from qdiff.checkpoints.load import save_quantized
+from qdiff.errors import UserError, suggestion
+from qdiff.files.images import Shape
 from qdiff.pipelines.device import find_device
-from qdiff.pipelines.png_text import png_text
-from qdiff.sampling.run_folder import RunFolder
+from qdiff.pipelines.images import Images, sample_in_memory
+from qdiff.pipelines.settings import Sampling
+from qdiff.quant_model import QuantModel
+from qdiff.sampling.noise import batch_noise
 
-GRID_IMAGES = 64
-CALIBRATION_IMAGES = 10**9  # numbers of the images that calibration data come from: none that is ever sampled
-
-
-class AskedSteps(NamedTuple):
-    """The flag that asks for a number of sampling steps, and the number."""
-
-    flag: str
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.flag} {self.number}"
+DEFAULT_BATCH = 10
+CALIBRATION_IMAGES = 10**9  # images for calibration are numbered from here, apart from all that are sampled
 
 
 class Pipeline(ABC):
-    """A diffusion model and its sampling.
+    """A diffusion model and how it is sampled.
+
+    A pipeline does not change once it is loaded: `with_sampling` and `with_network` return others, which share the
+    weights.
 
     Attributes:
-        args: the flags.
-        device: where the model is.
-        config: of the model.
         source: the file of the configuration.
-        network: what predicts the noise; quantization changes it in place.
-        images: how many pictures to make.
-        batch_size: pictures at a time.
-        sampler: what samples; as text, with its settings.
-        asked: the steps that a flag asks for; None where all timesteps are visited.
-        calls: how often the network is called for a picture.
-        rows: how many rows of the network's batch belong to a picture, 2 with guidance.
-        columns: of the overview; None makes it square.
-        files: flags that name files whose contents decide what the pictures are, beside those of `Run`.
-        folder_flag: the flag that names the run's folder.
-        free: flags beside those of `Run` with which a run may be continued.
+        config: of the model.
+        device: where the model computes.
+        sampling: how images are sampled.
+        network: predicts the noise; a `QuantModel` once it is quantized.
+        nfe: network calls per image.
+        cfg_copies: rows of the network's batch per image, 2 with guidance.
+        precision: of the network's arithmetic, "full" is float32.
+
+    Class attributes:
+        samplers: by the names that `with_sampling` takes.
+        steps_flag: the flag of the scripts that sets the number of steps, for error messages.
     """
 
-    args: Namespace
-    config: DictConfig
+    samplers: ClassVar[Mapping[str, type]]
+    steps_flag: ClassVar[str]
+
     source: Path
-    network: nn.Module
-    images: int
-    batch_size: int
-    sampler: object
-    asked: AskedSteps | None
-    calls: int
-    rows: int = 1
-    columns: int | None = None
-    free: tuple[str, ...] = ()
-    files: ClassVar[tuple[str, ...]] = ()
-    folder_flag: ClassVar[str] = "-l"
+    config: DictConfig
+    sampling: Sampling
+    nfe: int
+    cfg_copies: int = 1
+    precision: str = "full"
 
-    def __init__(self, args: Namespace):
-        self.args = args
-        self.device = find_device(args.device)
+    def __init__(self, device: str):
+        self.device = find_device(device)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the network is quantized."""
+        return isinstance(self.network, QuantModel)
+
+    @property
+    def columns(self) -> int | None:
+        """Columns of a grid that shows each of a few kinds of images in its own; else None."""
+        return None
+
+    @property
+    def batch_size(self) -> int:
+        """Images at a time."""
+        return self.sampling.batch_size or DEFAULT_BATCH
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """What predicts the noise."""
 
     @abstractmethod
-    def load(self) -> Mapping[str, Tensor]:
-        """Load the weights that sampling needs, and return them by name. Raises UserError."""
+    def with_network(self, network: nn.Module) -> Self:
+        """Return the pipeline that samples with another network, such as a quantized one; this one does not change."""
 
     @abstractmethod
-    def draw(self) -> None:
-        """Take numbers at random in place of those that `load` reads: enough for a plan, which needs no file."""
+    def load(self, *, network: bool = True) -> Mapping[str, Tensor]:
+        """Load the full-precision weights and return them by name.
+
+        Args:
+            network: load the network's too; without it, they are still to be filled in by a quantized file.
+
+        Raises:
+            UserError: the weights are missing, damaged or do not fit.
+        """
 
     @abstractmethod
-    def steps(self, images: Sequence[int]) -> Iterator[SamplerStep]:
-        """The sampling steps of pictures by their numbers; picture i is the same in whatever company."""
+    def init_random(self) -> None:
+        """Initialise the weights randomly instead of loading them; enough for a plan."""
 
-    def calibration_steps(self, images: Sequence[int]) -> Iterator[SamplerStep]:
-        """The sampling steps of pictures for calibration, none of which is among those of `steps`."""
-        return self.steps([CALIBRATION_IMAGES + i for i in images])
+    @property
+    @abstractmethod
+    def abar(self) -> Tensor:
+        """abar_t of the noise schedule, shape (T,)."""
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> Shape:
+        """(C, h, w) of one x_T."""
 
     @property
     @abstractmethod
     def image_shape(self) -> Shape:
-        """(C, H, W) of a finished picture."""
+        """(C, H, W) of a finished image."""
+
+    @abstractmethod
+    def model_for(self, indices: Sequence[int]) -> Model:
+        """Return the model (x_t, t) -> eps of these images, with their conditions and guidance."""
+
+    def calibration_model_for(self, indices: Sequence[int]) -> Model:
+        """Return the model of calibration images, numbered from 0 too."""
+        return self.model_for(indices)
 
     @abstractmethod
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
-        """Inputs of the network, as it takes them by position."""
+        """Return inputs of the network for a batch, as it takes them by position."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """The sampler's last `x_prev` -> pictures (B, 1 or 3, H, W), about -1..1."""
+        """Turn the sampler's last x_prev into images (B, 1 or 3, H, W) of about -1..1."""
         return x
 
-    def watch(self, folder: Path) -> Mapping:
-        """The keyword `watch` of `sample_images`, if the steps are to be watched; `folder` is the run's."""
+    def steps(self, indices: Sequence[int], *, correct: Correction = uncorrected) -> Iterator[Step]:
+        """Sample images by their numbers: yield one `Step` per network call.
+
+        Image i does not depend on the rest of the batch, up to rounding of the network's arithmetic.
+        """
+        return self._steps(self.model_for(indices), self.noise_streams(indices), correct)
+
+    def calibration_steps(self, indices: Sequence[int]) -> Iterator[Step]:
+        """Sample images for calibration, none of which is among those of `steps`."""
+        streams = [CALIBRATION_IMAGES + i for i in indices]
+        return self._steps(self.calibration_model_for(indices), streams, uncorrected)
+
+    def _steps(self, model: Model, streams: Sequence[int], correct: Correction) -> Iterator[Step]:
+        x_T, noise = self.noise(streams)
+        return self.sampling.sampler.steps(model, x_T, self.abar, noise, correct=correct)
+
+    def noise(self, streams: Sequence[int]) -> tuple[Tensor, Noise]:
+        """Return x_T of shape (B, *latent_shape) and a source of further noise; see `batch_noise`."""
+        return batch_noise(self.sampling.seed, streams, self.latent_shape, self.device)
+
+    def noise_streams(self, indices: Sequence[int]) -> Sequence[int]:
+        """Return the numbers of the noise streams that images start from: their own."""
+        return indices
+
+    def with_sampling(self, sampler: Sampler | str | None = None, **changes: Any) -> Self:
+        """Return the pipeline with other settings of sampling; this one does not change.
+
+        Args:
+            sampler: another one, or the name of one with its default settings.
+            changes: of the sampler's settings, such as `steps` and `eta`, and of those of `sampling`, such as `seed`.
+
+        Raises:
+            TypeError: a setting that this model's sampling does not have.
+            ValueError, UserError: a value that it cannot have.
+        """
+        sampler = self._sampler(sampler)
+        if "steps" in changes:
+            changes["num_steps"] = changes.pop("steps")
+        own = {field.name for field in fields(sampler)}
+        known = {field.name for field in fields(self.sampling)} - {"sampler"}
+        for name in changes.keys() - own - known:
+            hint = suggestion(name, [*own, *known]) or f"use {', '.join(sorted(own | known))}"
+            raise TypeError(f"sampling has no setting '{name}': {hint}")
+        sampler = replace(sampler, **{name: value for name, value in changes.items() if name in own})
+        others = {name: value for name, value in changes.items() if name not in own}
+        other = copy.copy(self)
+        other._use(replace(self.sampling, sampler=sampler, **others))
+        return other
+
+    def _sampler(self, sampler: Sampler | str | None) -> Any:
+        if not isinstance(sampler, str):
+            return sampler or self.sampling.sampler
+        if sampler not in self.samplers:
+            raise ValueError(f"unknown sampler '{sampler}': use {', '.join(self.samplers)}")
+        return self.samplers[sampler]()
+
+    def _use(self, sampling: Sampling) -> None:
+        """Adopt settings of sampling. Raises UserError for those that do not fit the model."""
+        self.sampling = sampling
+        try:
+            self.nfe = sampling.sampler.nfe(len(self.abar))
+        except ValueError as error:
+            steps = getattr(sampling.sampler, "num_steps", None)
+            raise UserError(f"{self.steps_flag} {steps}: {error}") from None
+
+    def __str__(self) -> str:
+        """Name the sampler and its settings."""
+        return f"{self.sampling.sampler}, {self.nfe} network calls"
+
+    def image_text(self, indices: Sequence[int]) -> Mapping[str, str]:
+        """Return what a PNG of these images says about their conditions."""
         return {}
-
-    def digests(self) -> Mapping[str, str]:
-        """Digests of what else decides the pictures, by name."""
-        return {}
-
-    def finished(self, folder: RunFolder) -> bool:
-        """Whether nothing is left to do although the folder may hold no pictures."""
-        return False
-
-    def noise_of(self, images: Sequence[int]) -> Sequence[int]:
-        """Numbers of the streams of noise that pictures are made from: their own."""
-        return images
-
-    @property
-    def sampling(self) -> str:
-        """How pictures are sampled, for people."""
-        return f"{self.sampler}, {self.calls} network calls"
-
-    def metadata(self, *images: int) -> Mapping[str, str]:
-        """The text chunks of a PNG that shows these pictures."""
-        return png_text(self.args, self.noise_of(images), self.sampling)
 
     def remarks(self) -> list[str]:
-        """Lines about numbers that differ from those of the flags, as they should; for the console and the log."""
-        if self.asked is None or self.asked.number == self.calls:
-            return []
-        return [f"{self.asked}: {self.calls} network calls an image, not {self.asked.number}"]
+        """Return lines about numbers that differ from those asked for, as they should; for the console and the log."""
+        asked = getattr(self.sampling.sampler, "num_steps", self.nfe)
+        return [f"{self.steps_flag} {asked}: {self.nfe} network calls an image, not {asked}"] * (asked != self.nfe)
 
     def warnings(self, calibrates: bool) -> list[str]:
-        """Lines about what is not done as asked, for the console and the log.
+        """Return lines about what is not done as asked, for the console and the log.
 
         Args:
             calibrates: calibration data come from the model's own sampling.
         """
         return []
 
-    def finish(self, pictures: Sequence[Path], folder: RunFolder) -> str:
-        """What is to be done when all pictures are there: an overview of the first ones. Returns where they are."""
-        self.overview(pictures[:GRID_IMAGES], folder)
-        return f"in {folder.images}, the first ones in {folder.grid}"
+    def digests(self) -> Mapping[str, str]:
+        """Return digests of what else decides the images, by name."""
+        return {}
 
-    def overview(self, pictures: Sequence[Path], folder: RunFolder) -> None:
-        """One PNG of these pictures: the run's first ones, or all."""
-        write_grid(pictures, folder.grid, self.columns, self.metadata(*range(len(pictures))))
+    def sample(self, count: int, *, progress: bool = False, **changes: Any) -> Images:
+        """Sample images.
 
-    def latest_timestep(self, batch_size: int, num_timesteps: int) -> Tensor:
-        """(B,): the timestep at which noise is pure, for `example`."""
-        return torch.full((batch_size,), num_timesteps - 1, device=self.device)
+        Args:
+            count: of images, >= 1; they are numbered from 0.
+            progress: show a progress bar.
+            changes: settings of sampling for this call, such as `seed=0` or `steps=20`; see `with_sampling`.
+
+        Returns:
+            `count` images; image i depends on the seed and i alone, up to rounding of the network's arithmetic.
+
+        Raises:
+            TypeError, ValueError, UserError: see `with_sampling`; or an image is not finite.
+        """
+        pipeline = self.with_sampling(**changes) if changes else self
+        return sample_in_memory(pipeline, count, progress)
+
+    def save(self, path: str | Path) -> None:
+        """Write the quantized network to one file, whole or not at all; see `load_pipeline(..., quantized=path)`.
+
+        Raises:
+            ValueError: the network is in full precision.
+            UserError: the disk refuses.
+        """
+        if not isinstance(self.network, QuantModel):
+            raise ValueError("the network is in full precision, nothing to save: call qdiff.quantize first")
+        save_quantized(path, self.network, config=OmegaConf.to_container(self.config), provenance=self.network.provenance)
+
+    def _latest_timestep(self, batch_size: int) -> Tensor:
+        """Return the timestep of pure noise, shape (B,), for `example`."""
+        return torch.full((batch_size,), len(self.abar) - 1, device=self.device)

@@ -1,105 +1,112 @@
-"""`scripts/sample_diffusion_ddim.py`: pixel-space models."""
+"""Pixel-space pipelines."""
 
-from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Self
 
-from qdiff.adapters.ddim.samplers import PixelSampler, to_images
+from diffusion.steps import Model, check_schedule
+from qdiff.adapters.ddim.samplers import DDIM, DDPM, DPMSolver, schedule, to_images
 from qdiff.checkpoints.load import load_weights
 from qdiff.config.pixel import build_network, load_config
 from qdiff.errors import UserError
 from qdiff.files.download import fetch, name_for
-from qdiff.files.pictures import Shape
-from qdiff.pipelines.pipeline import AskedSteps, Pipeline
-from qdiff.pipelines.run import carry_out
-from qdiff.sampling.images import frame_writer
-from qdiff.sampling.noise import batch_noise
+from qdiff.files.images import Shape
+from qdiff.pipelines.pipeline import Pipeline
+from qdiff.pipelines.settings import PixelModel, Sampling
 
 
 class PixelPipeline(Pipeline):
-    """A pixel-space model as the flags describe it.
+    """A pixel-space model and how it is sampled.
+
+    Args:
+        model: which model.
+        sampling: how images are sampled.
 
     Raises:
-        UserError: what the flags or the configuration ask for cannot be.
+        UserError: what the settings or the configuration ask for is impossible.
     """
 
-    free = ("max_images", "batch_size", "config", "ckpt", "use_pretrained")
+    samplers: ClassVar[Mapping[str, type]] = {"ddim": DDIM, "ddpm": DDPM, "dpm": DPMSolver}
+    steps_flag = "--timesteps"
 
-    def __init__(self, args: Namespace):
-        super().__init__(args)
-        self.source, self.config = args.config, load_config(args.config)
-        self.images = args.max_images
-        self.batch_size = args.batch_size or self.config.sampling.batch_size
-        self.sampler = PixelSampler(
-            self.config.diffusion,
-            args.sample_type,
-            args.timesteps,
-            args.skip_type,
-            args.eta,
-            args.dpm_order,
-            args.dpm_method,
-        )
-        self.asked = AskedSteps("--timesteps", args.timesteps)
+    def __init__(self, model: PixelModel, sampling: Sampling):
+        super().__init__(model.device)
+        self.model, self.source, self.config = model, model.config, load_config(model.config)
+        self._use(sampling)
+        self._network = build_network(self.config, self.source).eval()
+
+    def _use(self, sampling: Sampling) -> None:
         try:
-            self.calls = len(self.sampler)
+            self._abar = schedule(self.config.diffusion)
         except ValueError as error:
-            raise UserError(f"{self.asked}: {error}") from None
+            raise UserError(f"{self.source}, section 'diffusion': {error}") from None
+        super()._use(sampling)
         try:
-            self.sampler.check()
+            check_schedule(sampling.sampler, self.abar)
         except ValueError as error:
-            raise UserError(f"{args.config}, section 'diffusion': {error}") from None
-        data = self.config.data
-        if args.sample_type == "ddpm_noisy" and data.logit_transform:
+            raise UserError(f"{self.source}, section 'diffusion': {error}") from None
+        if isinstance(sampling.sampler, DDPM) and self.config.data.logit_transform:
             raise UserError(
-                f"--sample_type ddpm_noisy clips x to -1..1, the training of {args.config} did not "
-                "(data.logit_transform): take another sampler"
+                f"--sample_type ddpm_noisy clips x to -1..1, the training of {self.source} did not "
+                "(data.logit_transform): use another sampler"
             )
-        self.shape = (data.channels, data.image_size, data.image_size)
-        self.network = build_network(self.config, args.config).eval()
 
-    def load(self) -> Mapping[str, Tensor]:
-        """Nothing with `--resume`: a calibrated file holds every number that is needed."""
-        if self.args.resume:
+    @property
+    def network(self) -> nn.Module:
+        return self._network
+
+    def with_network(self, network: nn.Module) -> Self:
+        other = copy.copy(self)
+        other._network = network
+        return other
+
+    @property
+    def batch_size(self) -> int:
+        return self.sampling.batch_size or self.config.sampling.batch_size
+
+    @property
+    def abar(self) -> Tensor:
+        return self._abar
+
+    @property
+    def latent_shape(self) -> Shape:
+        data = self.config.data
+        return data.channels, data.image_size, data.image_size
+
+    @property
+    def image_shape(self) -> Shape:
+        return self.latent_shape
+
+    def load(self, *, network: bool = True) -> Mapping[str, Tensor]:
+        if not network:
             return {}
         load_weights(self.network, self._weights_file(), averages=self.config.model.get("ema"))
         return self.network.to(self.device).state_dict()
 
-    def draw(self) -> None:
-        """They were drawn as the network was built."""
-        self.network.to(self.device)
+    def init_random(self) -> None:
+        self.network.to(self.device)  # it was built with random weights
 
-    def steps(self, images: Sequence[int]) -> Iterator:
-        x_T, noise = batch_noise(self.args.seed, images, self.shape, self.device)
-        return self.sampler.steps(self.network, x_T, noise)
-
-    @property
-    def image_shape(self) -> Shape:
-        return self.shape
+    def model_for(self, indices: Sequence[int]) -> Model:
+        return self.network
 
     def example(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        x, _ = batch_noise(self.args.seed, range(batch_size), self.shape, self.device)
-        return x, self.latest_timestep(batch_size, self.config.diffusion.num_diffusion_timesteps)
+        x, _ = self.noise(range(batch_size))
+        return x, self._latest_timestep(batch_size)
 
     def decode(self, x: Tensor) -> Tensor:
         return to_images(x, self.config.data)
 
-    def watch(self, folder: Path) -> Mapping:
-        return {"watch": frame_writer(folder / "sequence", self.decode)} if self.args.sequence else {}
-
     def _weights_file(self) -> Path:
-        """The full-precision weights that the flags name; published ones are downloaded."""
-        if self.args.ckpt:
-            return self.args.ckpt
-        if self.args.use_pretrained:
+        """Return the file of the full-precision weights; published ones are downloaded once."""
+        if self.model.weights:
+            return self.model.weights
+        if self.model.published:
             return fetch(name_for(self.config))
         bundled = self.config.model.get("weights")
         if bundled is None:
-            raise UserError(f"no weights: give --ckpt FILE or --use_pretrained ({self.args.config} names none)")
-        return self.args.config.parent / bundled
-
-
-def sample(args: Namespace) -> None:
-    """Run the script with its flags. Raises UserError for whatever the user can mend."""
-    carry_out(PixelPipeline(args))
+            raise UserError(f"no weights: give --ckpt FILE or --use_pretrained ({self.source} names none)")
+        return self.source.parent / bundled

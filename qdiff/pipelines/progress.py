@@ -2,7 +2,7 @@
 
 import logging
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from qdiff.block_recon import Outcome
 from qdiff.calibration.job import Reporter
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 class CalibrationBar(Reporter):
     """One bar for the whole job: the block in work, the last one's loss before and after, the time left.
 
-    Its unit is the estimated time of a block, so that the time left is that of the job and not of equal blocks.
+    `shown` shows it or not; None shows it on a terminal. Its unit is the estimated time of a block, so that the time left is that of the job and not of equal blocks.
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, shown: bool | None = None):
         self.plan = plan
         self.position = {block.path: i for i, block in enumerate(plan.blocks)}
         self.cost = self.done = self.resumed = 0.0
@@ -27,7 +27,7 @@ class CalibrationBar(Reporter):
             unit="s",
             smoothing=0,  # an average over what this process did, because the rate of a moment counts resumed blocks
             bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed} elapsed, {remaining} left{postfix}",
-            disable=None,  # the log has a line per block
+            disable=None if shown is None else not shown,  # the log has a line per block
         )
 
     def __enter__(self) -> "CalibrationBar":

@@ -1,136 +1,123 @@
-"""What every script does with its pipeline: plan, load, quantize, sample; and go on where it stopped."""
+"""A run: plan, or load, quantize and sample into a folder; the same run again continues where it stopped."""
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
 from torch import Tensor
-from tqdm import tqdm
 
-from qdiff.calibration.collect import collect
-from qdiff.calibration.data import CalibrationSet, kept_steps
 from qdiff.calibration.measure import forward_seconds
 from qdiff.calibration.plan import clock
-from qdiff.files.journal import Journal
+from qdiff.files.digest import file_digest, tensors_digest
+from qdiff.pipelines.output import Output
 from qdiff.pipelines.pipeline import Pipeline
-from qdiff.pipelines.quantization import Quantization, digest, file_digest
-from qdiff.sampling.images import image_path, missing_images, sample_images
+from qdiff.pipelines.quantization import Quantization
 from qdiff.sampling.run_folder import RunFolder
 
-MEASURED = 1  # pictures in the forward that a dry run measures; a batch takes time in proportion
-
-# Flags with which a run may be continued: they change no picture, or what they name is recorded itself.
-FILES = ("cali_ckpt", "cali_data_path")
-FREE = (*FILES, "device", "verbose", "dry_run", "cali_memory", "low_memory", "logdir", "cond")
+MEASURED = 1  # images in the forward that a dry run measures; a batch takes time in proportion
 
 log = logging.getLogger(__name__)
 
 
-class Run:
-    """One run of a script.
+@dataclass(frozen=True)
+class Record:
+    """What was asked for, in the words of who asked; the run's folder keeps it in `config.yaml`.
 
     Args:
-        pipeline: what it samples.
-
-    Raises:
-        UserError: fewer sampling steps than calibration data are to be taken at.
+        flags: settings that decide the images; a run with others is refused to continue.
+        free: settings that may change between runs.
+        files: files whose contents decide the images, by the name of their setting; recorded by digest.
     """
 
-    def __init__(self, pipeline: Pipeline):
-        self.pipeline, self.args = pipeline, pipeline.args
-        if self.collects:
-            kept_steps(pipeline.calls, self.args.cali_st)
+    flags: Mapping[str, object] = field(default_factory=dict)
+    free: Mapping[str, object] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
 
-    @property
-    def collects(self) -> bool:
-        """Whether calibration data come from the model's own sampling."""
-        return self.args.ptq and not self.args.resume and self.args.cali_data_path is None
 
-    @property
-    def free(self) -> tuple[str, ...]:
-        """Flags with which a run may be continued."""
-        return (*FREE, *self.pipeline.free, *self.pipeline.files)
+@dataclass(frozen=True)
+class Run:
+    """One run.
 
-    def collect(self, journal: Journal) -> CalibrationSet:
-        """Calibration data from the trajectory of the network in full precision; see `collecting.collect`."""
-        a, p = self.args, self.pipeline
-        total = a.cali_n * (kept_steps(p.calls, a.cali_st)[-1] + 1)
-        with tqdm(total=total, unit="step", desc="collecting calibration data", disable=None) as bar:
-            return collect(
-                p.network, p.calibration_steps, p.calls, a.cali_st, a.cali_n, p.batch_size, journal, bar.update, p.rows
-            )
+    Args:
+        pipeline: what it samples, not loaded yet.
+        quantization: how its network is quantized; None samples in full precision.
+        output: what is written.
+        folder: of the run.
+        record: what was asked for.
+        folder_flag: the flag that named the folder, for error messages.
 
-    def quantization(self, folder: Path, batch_size: int) -> Quantization:
-        """The `--ptq` part of the run; its time is estimated with a batch of this size."""
-        p = self.pipeline
-        config = OmegaConf.to_container(p.config)
-        return Quantization(self.args, p.network, config, folder, self.collect, p.example(batch_size), p.rows)
+    Raises:
+        UserError: what the settings ask for is impossible with this model.
+    """
 
-    def settings(self, weights: dict[str, Tensor]) -> dict:
-        """Everything that decides what the pictures are; `weights` are those that were loaded."""
-        given = vars(self.args)
-        files = {name: file_digest(path) for name in (*FILES, *self.pipeline.files) if (path := given[name])}
-        return {
-            "flags": {name: value for name, value in given.items() if name not in self.free},
-            "free": {name: given[name] for name in self.free},
-            "config": OmegaConf.to_container(self.pipeline.config),
-            "sha256": ({"weights": digest(weights)} if weights else {}) | files | self.pipeline.digests(),
-        }
+    pipeline: Pipeline
+    quantization: Quantization | None
+    output: Output
+    folder: Path
+    record: Record
+    folder_flag: str = "-l"
 
-    def announce(self) -> None:
-        """Say on the console and in the log what differs from the flags."""
-        for line in self.pipeline.remarks():
-            print(line, flush=True)
-            log.info(line)
-        for line in self.pipeline.warnings(self.collects):
-            log.warning(line)
+    def __post_init__(self) -> None:
+        if self.quantization:
+            self.quantization.check(self.pipeline)
+        self.output.decode_for(self.pipeline)
 
-    def sample(self, folder: RunFolder) -> None:
-        """Make the pictures that the folder lacks, the overview, and what else the pipeline leaves."""
-        p, wanted = self.pipeline, range(self.pipeline.images)
-        if p.finished(folder):
-            return print(f"finished before: {folder.grid}")
-        sample_images(
-            lambda images: (step.x_prev for step in p.steps(images)),
-            wanted,
-            folder.images,
-            p.image_shape,
-            p.batch_size,
-            decode=p.decode,
-            metadata=p.metadata,
-            **p.watch(folder.path),
-        )
-        where = p.finish([image_path(folder.images, i) for i in wanted], folder)
-        return print(f"{len(wanted)} images {where}")
+    def execute(self, *, verbose: bool = False) -> None:
+        """Do everything that is not done yet. Raises UserError for whatever the user can fix."""
+        with RunFolder.open(self.folder, flag=self.folder_flag, verbose=verbose) as folder:
+            needs_weights = self.quantization is None or self.quantization.needs_weights
+            weights = self.pipeline.load(network=needs_weights)
+            folder.check_config(self._settings(weights), free=[f"free.{name}" for name in self.record.free])
+            self._announce()
+            run = self._quantized(folder.path)
+            print(run.output.write(run.pipeline, folder))
+
+    def _quantized(self, folder: Path) -> "Run":
+        """Return the run with the pipeline whose network is quantized."""
+        if self.quantization is None:
+            return self
+        network = self.quantization.run(self.pipeline, folder)
+        return replace(self, pipeline=self.pipeline.with_network(network), quantization=None)
 
     def dry_run(self) -> None:
         """Print what would be done; needs no weights and writes nothing."""
-        a, p = self.args, self.pipeline
-        p.draw()
+        p, n = self.pipeline, self.output.num_images
+        p.init_random()
         print(f"network: {p.source}, {sum(x.numel() for x in p.network.parameters()):,} parameters on {p.device}")
-        quantization = self.quantization(a.logdir, MEASURED)
-        plan = quantization.plan() if a.ptq else None
-        if a.resume or a.resume_w:
-            print(f"calibrated weights: {a.cali_ckpt}")
-        if plan:
-            source = a.cali_data_path or f"{a.cali_n} images sampled with {p.calls} steps"
-            print(f"calibration data: {source}\n{plan.table()}")
-        for line in [*p.remarks(), *p.warnings(self.collects)]:
+        if self.quantization:
+            plan = self.quantization.plan(p, MEASURED)
+            print(*self.quantization.describe(p, plan), sep="\n")
+        for line in self._lines():
             print(line)
-        each = forward_seconds(p.network, p.example(MEASURED)) / MEASURED * p.rows
-        print(f"sampling: {p.images} images, {p.calls} steps, about {clock(each * p.calls * p.images)}, to {a.logdir}")
+        each = forward_seconds(p.network, p.example(MEASURED)) / MEASURED * p.cfg_copies
+        print(f"sampling: {n} images, {p.nfe} steps, about {clock(each * p.nfe * n)}, to {self.folder}")
 
+    def _settings(self, weights: Mapping[str, Tensor]) -> dict:
+        """Return everything that decides the images; `weights` are those that were loaded."""
+        p, flags = self.pipeline, dict(self.record.flags)
+        if "precision" in flags:  # resolved, for another device may compute otherwise
+            flags["precision"] = p.precision
+        digests = {name: file_digest(path) for name, path in self.record.files.items()} | dict(p.digests())
+        return {
+            "flags": flags,
+            "free": dict(self.record.free),
+            "config": OmegaConf.to_container(p.config),
+            "sha256": ({"weights": tensors_digest(weights)} if weights else {}) | digests,
+        }
 
-def carry_out(pipeline: Pipeline) -> None:
-    """Do what the flags say. Raises UserError for whatever the user can mend."""
-    run, args = Run(pipeline), pipeline.args
-    if args.dry_run:
-        return run.dry_run()
-    with RunFolder.open(args.logdir, flag=pipeline.folder_flag, verbose=args.verbose) as folder:
-        settings = run.settings(pipeline.load())
-        folder.settle(settings, free=[f"free.{name}" for name in run.free])
-        run.announce()
-        if args.ptq:
-            missing_images(range(pipeline.images), folder.images, pipeline.image_shape)  # refuses a foreign one now
-            run.quantization(folder.path, args.cali_batch_size).run()
-        run.sample(folder)
+    def _announce(self) -> None:
+        """Print and log what differs from the settings."""
+        for line in self.pipeline.remarks():
+            print(line, flush=True)
+            log.info(line)
+        for line in self.pipeline.warnings(self._collects):
+            log.warning(line)
+
+    def _lines(self) -> list[str]:
+        return [*self.pipeline.remarks(), *self.pipeline.warnings(self._collects)]
+
+    @property
+    def _collects(self) -> bool:
+        return self.quantization is not None and self.quantization.collects

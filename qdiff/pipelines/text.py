@@ -1,6 +1,5 @@
-"""`scripts/txt2img.py`: latent models with a text encoder."""
+"""Text-to-image pipelines."""
 
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -9,37 +8,20 @@ import torch
 from torch import Tensor
 
 from qdiff.adapters.ldm.models import FrozenCLIPEmbedder
-from qdiff.adapters.ldm.samplers import DDIM, PLMS, DPMSolver, Sampler
-from qdiff.config.latent import find_checkpoint
 from qdiff.errors import UserError
-from qdiff.files.pictures import picture_shape
-from qdiff.files.prompts import as_text, read_prompts
-from qdiff.files.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from qdiff.files.digest import tensors_digest
+from qdiff.files.images import Shape
+from qdiff.files.prompts import read_prompts
+from qdiff.files.tokenizer import has_tokenizer, load_tokenizer
 from qdiff.pipelines.latent import LatentPipeline
-from qdiff.pipelines.pipeline import AskedSteps
-from qdiff.pipelines.precision import precision_of, resolved
-from qdiff.pipelines.quantization import digest
-from qdiff.pipelines.run import carry_out
+from qdiff.pipelines.settings import LatentModel, TextSampling
 from qdiff.pipelines.text_conditions import Prompts
-from qdiff.pipelines.watermark import watermark
-from qdiff.sampling.run_folder import RunFolder
 
 DEFAULT_PROMPTS = "prompts.txt"
 
 
-def sampler_of(args: Namespace) -> Sampler:
-    """The sampler that the flags name."""
-    if args.plms:
-        return PLMS(args.ddim_steps)
-    return DPMSolver(args.ddim_steps) if args.dpm else DDIM(args.ddim_steps, args.ddim_eta)
-
-
-def _as_it_is(images: Tensor) -> Tensor:
-    return images
-
-
 class PlaceholderTokenizer:
-    """Stands in a plan for a tokenizer that is not there: a plan needs tokens to compute with, and no file."""
+    """Takes the place of a missing tokenizer in a plan, which computes with any tokens."""
 
     def __init__(self, max_length: int):
         self.max_length = max_length
@@ -48,104 +30,79 @@ class PlaceholderTokenizer:
         return torch.zeros(len(prompts), self.max_length, dtype=torch.long)
 
     def cut(self, prompt: str) -> tuple[str, str]:
-        """The whole of it, for all that is known."""
+        """Return all of the prompt as the part that is read."""
         return prompt, ""
 
 
 class TextPipeline(LatentPipeline):
-    """A text-to-image model as the flags describe it.
+    """A text-to-image model and how it is sampled."""
 
-    Raises:
-        UserError: what the flags or the configuration ask for cannot be.
-    """
+    steps_flag = "--ddim_steps"
+    sampling: TextSampling
+    conditions: Prompts
 
-    folder_flag = "--outdir"
-    files = ("from_file", "cali_prompts")
+    def __init__(self, model: LatentModel, sampling: TextSampling):
+        super().__init__(model, sampling)
+        own = {"--C": (model.channels, self.latent.channels), "--f": (model.factor, self._factor)}
+        for flag, (given, has) in own.items():
+            if given not in (None, has):
+                raise UserError(f"{flag} {given} is not what the model of {self.source} has: give {flag} {has}")
 
-    def __init__(self, args: Namespace):
-        prompts = read_prompts(args.from_file, "--from-file") if args.from_file else [as_text(args.prompt)]
-        own = Path(str(resources.files("qdiff.pipelines") / DEFAULT_PROMPTS))
-        cali_prompts = read_prompts(args.cali_prompts or own, "--cali_prompts")
-        checkpoint = None if args.dry_run else find_checkpoint(args.ckpt, "--ckpt")
-        asked = AskedSteps("--ddim_steps", args.ddim_steps)
-        super().__init__(args, args.config, checkpoint, (), sampler_of(args), asked)
-        self.images = args.n_iter * (len(prompts) if args.from_file else args.n_samples)
-        self.batch_size = args.n_samples
-        self.columns = args.n_rows or args.n_samples
-        self.shape = self._shape()
-        encoder = self.latent.cond_stage_model
-        if not isinstance(encoder, FrozenCLIPEmbedder):
-            raise UserError(f"the model of {args.config} takes no text: sample it with scripts/sample_diffusion_ldm.py")
-        encoder.tokenizer = self._tokenizer(encoder)
-        self.conditions = Prompts(self.latent, prompts, cali_prompts)
-        self.tokens = digest({"tokens": encoder.tokenizer([*prompts, *cali_prompts, ""])})
-        args.precision = resolved(args.precision, self.device)  # recorded, for another device may compute otherwise
-        self.precision = precision_of(args.precision, self.device)
-        self.mark = watermark(*self.image_shape) if args.watermark else _as_it_is
-
-    @property
-    def free(self) -> tuple[str, ...]:
-        a, always = self.args, ("config", "ckpt", "clip_path", "skip_grid", "no_grad_ckpt")
-        if a.skip_save:  # there are no pictures to add others to
-            return always
-        return (*always, "n_iter", "n_rows") if a.fixed_code else (*always, "n_iter", "n_rows", "n_samples")
-
-    def _shape(self) -> tuple[int, int, int]:
-        a, channels, f = self.args, self.latent.channels, self.latent.first_stage_model.factor
-        for flag, given, own in (("--C", a.C, channels), ("--f", a.f, f)):
-            if given not in (None, own):
-                raise UserError(f"{flag} {given} is not what the model of {a.config} has: give {flag} {own}")
-        unit = f * self.network.stride
-        for flag, size in (("--H", a.H), ("--W", a.W)):
+    def _use(self, sampling: TextSampling) -> None:
+        super()._use(sampling)
+        unit = self._factor * self.stride
+        for flag, size in (("--H", sampling.height), ("--W", sampling.width)):
             if size and size % unit:
                 near = max(1, round(size / unit)) * unit
-                raise UserError(f"{flag} {size} is no multiple of {unit}, as the model needs it: make it {near}")
-        own = self.latent.image_size
-        return channels, a.H // f if a.H else own, a.W // f if a.W else own
+                raise UserError(f"{flag} {size} is not a multiple of {unit}, as the model needs it: make it {near}")
 
-    def _tokenizer(self, encoder: FrozenCLIPEmbedder) -> Tokenizer | PlaceholderTokenizer:
-        ckpt = self.checkpoint or self.args.ckpt
-        beside = ckpt if ckpt.is_dir() else ckpt.parent
-        folder = self.args.clip_path or (beside if has_tokenizer(beside) else None)
-        if folder is None and self.args.dry_run:
-            return PlaceholderTokenizer(encoder.max_length)
-        return load_tokenizer(folder, encoder.max_length, encoder.vocab_size)
+    def _conditions(self) -> Prompts:
+        encoder = self.latent.cond_stage_model
+        if not isinstance(encoder, FrozenCLIPEmbedder):
+            raise UserError(f"the model of {self.source} takes no text: sample it with scripts/sample_diffusion_ldm.py")
+        return Prompts(self.latent, self.sampling.prompts, self.sampling.calibration_prompts or default_prompts())
 
-    def noise_of(self, images: Sequence[int]) -> Sequence[int]:
-        return [i % self.args.n_samples for i in images] if self.args.fixed_code else images
+    @property
+    def _factor(self) -> int:
+        return self.latent.first_stage_model.factor
+
+    @property
+    def latent_shape(self) -> Shape:
+        channels, *size = super().latent_shape
+        asked = self.sampling.height, self.sampling.width
+        height, width = (pixels // self._factor if pixels else own for pixels, own in zip(asked, size))
+        return channels, height, width
+
+    def load(self, *, network: bool = True) -> Mapping[str, Tensor]:
+        encoder = self.latent.cond_stage_model  # first, because a missing tokenizer is known sooner than weights
+        encoder.tokenizer = load_tokenizer(self._tokenizer_folder(), encoder.max_length, encoder.vocab_size)
+        return super().load(network=network)
+
+    def init_random(self) -> None:
+        encoder, folder = self.latent.cond_stage_model, self._tokenizer_folder()
+        if folder is None:  # a plan downloads nothing
+            encoder.tokenizer = PlaceholderTokenizer(encoder.max_length)
+        else:
+            encoder.tokenizer = load_tokenizer(folder, encoder.max_length, encoder.vocab_size)
+        super().init_random()
+
+    def _tokenizer_folder(self) -> Path | None:
+        weights = self.model.weights
+        beside = weights if weights.is_dir() else weights.parent
+        return self.model.tokenizer or (beside if has_tokenizer(beside) else None)
+
+    def noise_streams(self, indices: Sequence[int]) -> Sequence[int]:
+        period = self.sampling.noise_period
+        return [i % period for i in indices] if period else indices
 
     def digests(self) -> Mapping[str, str]:
-        return {"tokens": self.tokens}
-
-    def finished(self, folder: RunFolder) -> bool:
-        if not self.args.skip_save or not folder.grid.exists():
-            return False
-        picture_shape(folder.grid)  # refuses a damaged one
-        return True
+        c = self.conditions
+        return {"tokens": tensors_digest({"tokens": c.tokenizer([*c.turns, *c.calibrating, ""])})}
 
     def warnings(self, calibrates: bool) -> list[str]:
         return self.conditions.warnings(calibrates)
 
-    def apply_model(self, x: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
-        with self.precision:
-            return super().apply_model(x, t, c).float()
 
-    def decode(self, x: Tensor) -> Tensor:
-        with self.precision:
-            images = super().decode(x).float()
-        return self.mark(images)
-
-    def finish(self, pictures: Sequence[Path], folder: RunFolder) -> str:
-        a = self.args
-        if not a.skip_save:
-            return f"in {folder.images}" if a.skip_grid else super().finish(pictures, folder)
-        if not a.skip_grid:
-            self.overview(pictures, folder)
-        for picture in pictures:
-            picture.unlink()
-        return "made, none kept" if a.skip_grid else f"in {folder.grid}"
-
-
-def sample(args: Namespace) -> None:
-    """Run the script with its flags. Raises UserError for whatever the user can mend."""
-    carry_out(TextPipeline(args))
+def default_prompts() -> tuple[str, ...]:
+    """Return the prompts for calibration that come with the package."""
+    return tuple(read_prompts(Path(str(resources.files("qdiff.pipelines") / DEFAULT_PROMPTS)), "--cali_prompts"))

@@ -1,4 +1,4 @@
-"""Prompts as conditions of pictures and for calibration, and what the text encoder leaves out of them."""
+"""Prompts as conditions of images and of calibration data, and what the text encoder leaves out of them."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qdiff.adapters.ldm.models import LatentDiffusion
+from qdiff.errors import UserError
 from qdiff.files.tokenizer import Tokenizer
 from qdiff.pipelines.conditions import Conditions
 
@@ -14,41 +15,43 @@ WARNED = 10  # prompts that are too long are quoted, the others are counted
 
 
 class Prompts(Conditions):
-    """Texts that take turns: picture i gets the i-th, from the start again after the last; the empty one is none.
+    """Prompts that take turns: image i gets the i-th, starting over after the last; the empty one is the null condition.
 
     Args:
         latent: the model; its text encoder has a tokenizer.
-        turns: prompts of the pictures.
-        for_calibration: prompts of calibration data.
+        turns: prompts of the images.
+        calibrating: prompts of calibration images.
     """
 
-    def __init__(self, latent: LatentDiffusion, turns: Sequence[str], for_calibration: Sequence[str]):
-        self.latent, self.turns, self.calibrating = latent, turns, for_calibration
+    def __init__(self, latent: LatentDiffusion, turns: Sequence[str], calibrating: Sequence[str]):
+        self.latent, self.turns, self.calibrating = latent, turns, calibrating
 
-    def of(self, images: Sequence[int]) -> Tensor:
-        return self._encoded([self.turns[i % len(self.turns)] for i in images])
+    def of(self, indices: Sequence[int]) -> Tensor:
+        if not self.turns:
+            raise UserError("no prompt: give prompts=... (on the command line, --prompt TEXT or --from-file FILE)")
+        return self._encoded([self.turns[i % len(self.turns)] for i in indices])
 
-    def for_calibration(self, images: Sequence[int]) -> Tensor:
-        return self._encoded([self.calibrating[i % len(self.calibrating)] for i in images])
+    def for_calibration(self, indices: Sequence[int]) -> Tensor:
+        return self._encoded([self.calibrating[i % len(self.calibrating)] for i in indices])
 
-    def none(self, count: int) -> Tensor:
+    def null(self, count: int) -> Tensor:
         return self._empty.expand(count, -1, -1)
 
-    def text(self, images: Sequence[int]) -> Mapping[str, str]:
-        """The prompts as far as the encoder reads them, and apart what it leaves out."""
-        shown = dict.fromkeys(self.turns[i % len(self.turns)] for i in images)
+    def text(self, indices: Sequence[int]) -> Mapping[str, str]:
+        """Return the prompts as far as the encoder reads them, and separately what it leaves out."""
+        shown = dict.fromkeys(self.turns[i % len(self.turns)] for i in indices)
         read, left_out = zip(*map(self.cut.get, shown))
         rest = {"prompt, left out": "\n".join(left_out)} if any(left_out) else {}
         return {"prompt": "\n".join(read)} | rest
 
     @cached_property
     def cut(self) -> Mapping[str, tuple[str, str]]:
-        """Of each prompt of a picture the part that the encoder reads, and the rest."""
-        return {prompt: self._tokenizer.cut(prompt) for prompt in self.turns}
+        """The part of each prompt that the encoder reads, and the rest."""
+        return {prompt: self.tokenizer.cut(prompt) for prompt in self.turns}
 
     def warnings(self, calibrates: bool) -> list[str]:
-        """What is left out of prompts that are too long, and of how many that calibration data come from."""
-        beyond = f"beyond the {self._tokenizer.max_length} tokens that the text encoder reads"
+        """Say what is left out of prompts that are too long, and of how many prompts for calibration."""
+        beyond = f"beyond the {self.tokenizer.max_length} tokens that the text encoder reads"
         lines = [
             f"the prompt {_quoted(read, 60)} goes {beyond}, left out is {_quoted(rest, 1000)}"
             for read, rest in self.cut.values()
@@ -57,12 +60,13 @@ class Prompts(Conditions):
         if len(lines) > WARNED:
             lines[WARNED:] = [f"{len(lines) - WARNED} more prompts go {beyond}"]
         prompts = set(self.calibrating) if calibrates else ()
-        if cut := sum(bool(self._tokenizer.cut(prompt)[1]) for prompt in prompts):
+        if cut := sum(bool(self.tokenizer.cut(prompt)[1]) for prompt in prompts):
             lines.append(f"{cut} of {len(prompts)} prompts for calibration go {beyond}, and are cut")
         return lines
 
     @property
-    def _tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model's text encoder."""
         return self.latent.cond_stage_model.tokenizer
 
     @cached_property
@@ -75,5 +79,5 @@ class Prompts(Conditions):
 
 
 def _quoted(text: str, most: int) -> str:
-    """In one line, of at most so many characters."""
+    """Quote `text` in one line of at most `most` characters."""
     return repr(text if len(text) <= most else f"{text[:most]}...")

@@ -1,0 +1,80 @@
+"""What the sampling scripts share: from flags to settings, and to one run."""
+
+from argparse import Namespace
+from collections.abc import Collection
+
+from qdiff.block_recon import Schedule
+from qdiff.calibration.job import CalibrationSettings
+from qdiff.calibration.plan import GIB
+from qdiff.pipelines.calibrate import Calibrate, DataSettings
+from qdiff.pipelines.output import Output
+from qdiff.pipelines.pipeline import Pipeline
+from qdiff.pipelines.quantization import LoadQuantized, Quantization
+from qdiff.pipelines.run import Record, Run
+from qdiff.policy import QuantPolicy, QuantSpec
+
+# Flags that change no image: a run may be continued with others
+FILES = ("cali_ckpt", "cali_data_path")
+FREE = (*FILES, "device", "verbose", "dry_run", "cali_memory", "low_memory", "logdir", "cond")
+
+
+def policy_of(args: Namespace) -> QuantPolicy:
+    """Return what the flags quantize; `linear` takes ranges from the extremes, `qdiff` searches those of activations."""
+    search = "minmax" if args.quant_mode == "linear" or args.a_min_max else "mse"
+    act = QuantSpec(args.act_bit, symmetric=args.a_sym, range_search=search) if args.quant_act else None
+    weight = QuantSpec(args.weight_bit, per_channel=True, range_search="minmax")
+    return QuantPolicy(weight, act, args.sm_abit, args.split)
+
+
+def learning_of(args: Namespace) -> CalibrationSettings:
+    """Return what the flags learn; `linear` learns nothing, `--resume_w` no rounding."""
+    learns = args.quant_mode == "qdiff"
+    return CalibrationSettings(
+        batch_size=args.cali_batch_size,
+        rounding=Schedule(args.cali_iters, args.cali_lr_w) if learns and not args.resume_w else None,
+        steps=Schedule(args.cali_iters_a, args.cali_lr) if learns and args.quant_act else None,
+        p=args.cali_p,
+        range_samples=args.cali_range_n,
+        running_stat=args.running_stat,
+        rs_sm_only=args.rs_sm_only,
+        seed=args.seed,
+    )
+
+
+def quantization_of(args: Namespace) -> Quantization | None:
+    """Return how the flags quantize; None for full precision."""
+    a = args
+    if not a.ptq:
+        return None
+    if a.resume:
+        act_bit = a.act_bit if a.quant_act else None
+        return LoadQuantized(a.cali_ckpt, a.weight_bit, act_bit, a.a_sym, a.split, a.sm_abit, a.low_memory)
+    memory = None if a.cali_memory is None else int(a.cali_memory * GIB)
+    data = DataSettings(a.cali_st, a.cali_n, a.cali_data_path)
+    return Calibrate(policy_of(a), learning_of(a), data, memory, a.cali_ckpt if a.resume_w else None)
+
+
+def record_of(args: Namespace, free: Collection[str], files: Collection[str] = ()) -> Record:
+    """Return the record of the flags.
+
+    Args:
+        args: the flags.
+        free: those of this script that change no image.
+        files: those of this script that name files whose contents decide the images.
+    """
+    given, files = vars(args), (*FILES, *files)
+    free = [*FREE, *free, *files[len(FILES) :]]
+    return Record(
+        flags={name: value for name, value in given.items() if name not in free},
+        free={name: given[name] for name in free},
+        files={name: given[name] for name in files if given[name]},
+    )
+
+
+def run_pipeline(pipeline: Pipeline, args: Namespace, output: Output, record: Record, folder_flag: str = "-l") -> None:
+    """Do what the flags say with a pipeline. Raises UserError for whatever the user can fix."""
+    run = Run(pipeline, quantization_of(args), output, args.logdir, record, folder_flag)
+    if args.dry_run:
+        run.dry_run()
+    else:
+        run.execute(verbose=args.verbose)

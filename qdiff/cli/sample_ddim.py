@@ -1,0 +1,33 @@
+"""`scripts/sample_diffusion_ddim.py`: pixel-space models."""
+
+from argparse import Namespace
+
+from diffusion.steps import Sampler
+from qdiff.adapters.ddim.samplers import DDIM, DDPM, DPMSolver
+from qdiff.cli.sample import record_of, run_pipeline
+from qdiff.pipelines.output import Output
+from qdiff.pipelines.pixel import PixelPipeline
+from qdiff.pipelines.settings import PixelModel, Sampling
+
+FREE = ("max_images", "batch_size", "config", "ckpt", "use_pretrained")
+
+
+def sampler_of(args: Namespace) -> Sampler:
+    """Return the sampler that the flags name."""
+    if args.sample_type == "dpm_solver":
+        return DPMSolver(args.timesteps, args.dpm_order, args.dpm_method, args.skip_type)
+    if args.sample_type == "ddpm_noisy":
+        return DDPM(args.timesteps, args.skip_type)
+    return DDIM(args.timesteps, args.skip_type, args.eta)
+
+
+def pipeline_of(args: Namespace) -> PixelPipeline:
+    """Return the pipeline that the flags describe. Raises UserError if it is impossible."""
+    model = PixelModel(args.config, args.ckpt, args.use_pretrained, args.device)
+    return PixelPipeline(model, Sampling(sampler_of(args), args.batch_size, args.seed))
+
+
+def sample(args: Namespace) -> None:
+    """Run the script with its flags. Raises UserError for whatever the user can fix."""
+    output = Output(args.max_images, sequence=args.sequence)
+    run_pipeline(pipeline_of(args), args, output, record_of(args, FREE))

@@ -1,0 +1,65 @@
+"""`scripts/txt2img.py`: text-to-image latent models."""
+
+from argparse import Namespace
+
+from diffusion.steps import Sampler
+from qdiff.adapters.ldm.samplers import DDIM, PLMS, DPMSolver
+from qdiff.cli.sample import record_of, run_pipeline
+from qdiff.config.latent import find_checkpoint
+from qdiff.files.prompts import as_text, read_prompts
+from qdiff.pipelines.output import Output
+from qdiff.pipelines.settings import LatentModel, TextSampling
+from qdiff.pipelines.text import TextPipeline
+
+FREE = ("config", "ckpt", "clip_path", "skip_grid", "no_grad_ckpt")
+
+
+def sampler_of(args: Namespace) -> Sampler:
+    """Return the sampler that the flags name."""
+    if args.plms:
+        return PLMS(args.ddim_steps)
+    return DPMSolver(args.ddim_steps) if args.dpm else DDIM(args.ddim_steps, args.ddim_eta)
+
+
+def pipeline_of(args: Namespace) -> TextPipeline:
+    """Return the pipeline that the flags describe. Raises UserError if it is impossible."""
+    a = args
+    prompts = read_prompts(a.from_file, "--from-file") if a.from_file else [as_text(a.prompt)]
+    cali_prompts = read_prompts(a.cali_prompts, "--cali_prompts") if a.cali_prompts else ()
+    sampling = TextSampling(
+        sampler_of(a),
+        a.n_samples,
+        a.seed,
+        a.scale,
+        tuple(prompts),
+        tuple(cali_prompts),
+        height=a.H,
+        width=a.W,
+        noise_period=a.n_samples if a.fixed_code else None,
+    )
+    weights = a.ckpt if a.dry_run else find_checkpoint(a.ckpt, "--ckpt")
+    model = LatentModel(
+        a.config, weights, (), a.device, precision=a.precision, tokenizer=a.clip_path, channels=a.C, factor=a.f
+    )
+    return TextPipeline(model, sampling)
+
+
+def free_flags(args: Namespace) -> tuple[str, ...]:
+    """Return the flags that may change when a run is continued."""
+    if args.skip_save:  # there are no images to add others to
+        return FREE
+    return (*FREE, "n_iter", "n_rows") if args.fixed_code else (*FREE, "n_iter", "n_rows", "n_samples")
+
+
+def sample(args: Namespace) -> None:
+    """Run the script with its flags. Raises UserError for whatever the user can fix."""
+    pipeline = pipeline_of(args)
+    prompts = len(pipeline.sampling.prompts) if args.from_file else args.n_samples
+    output = Output(
+        args.n_iter * prompts,
+        columns=args.n_rows or args.n_samples,
+        grid=not args.skip_grid,
+        images=not args.skip_save,
+        watermark=args.watermark,
+    )
+    run_pipeline(pipeline, args, output, record_of(args, free_flags(args), ("from_file", "cali_prompts")), "--outdir")

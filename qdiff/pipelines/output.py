@@ -1,0 +1,94 @@
+"""What a run writes: images, a grid of the first ones, an array for FID tools."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from qdiff.files.arrays import write_array
+from qdiff.files.images import image_shape, write_grid
+from qdiff.pipelines.pipeline import Pipeline
+from qdiff.pipelines.png_text import png_text
+from qdiff.pipelines.watermark import watermark
+from qdiff.sampling.images import Watch, frame_writer, image_path, sample_images
+from qdiff.sampling.run_folder import RunFolder
+
+GRID_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a run writes into its folder.
+
+    Args:
+        num_images: images to make.
+        columns: of the grid; None takes a column for each of a few classes, else makes it square.
+        grid: write the grid.
+        images: keep the images, not only the grid, which then shows all of them.
+        sequence: keep an image of every sampling step too.
+        array: write `NxHxWxC-samples.npz`, which tools for FID read.
+        watermark: mark images invisibly as generated.
+    """
+
+    num_images: int
+    columns: int | None = None
+    grid: bool = True
+    images: bool = True
+    sequence: bool = False
+    array: bool = False
+    watermark: bool = False
+
+    def decode_for(self, pipeline: Pipeline) -> Callable[[Tensor], Tensor]:
+        """Return the function from the last x_prev to images. Raises UserError if they cannot be marked."""
+        if not self.watermark:
+            return pipeline.decode
+        mark = watermark(*pipeline.image_shape)
+        return lambda x: mark(pipeline.decode(x))
+
+    def write(self, pipeline: Pipeline, folder: RunFolder) -> str:
+        """Make the images that the folder lacks, then the rest; return a line about what there is.
+
+        Raises:
+            UserError: a file stands in the place of an image, or an image is not finite.
+        """
+        if self._finished(folder):
+            return f"finished before: {folder.grid}"
+        decode, watch = self.decode_for(pipeline), self._watch(pipeline, folder.path)
+        sample_images(
+            lambda indices: (step.x_prev for step in pipeline.steps(indices)),
+            range(self.num_images),
+            folder.image_dir,
+            pipeline.image_shape,
+            pipeline.batch_size,
+            decode=decode,
+            metadata=lambda i: png_text(pipeline, [i]),
+            **({"watch": watch} if watch else {}),
+        )
+        paths = [image_path(folder.image_dir, i) for i in range(self.num_images)]
+        if self.array:
+            write_array(paths, folder.path)
+        if self.grid:
+            self._write_grid(pipeline, paths[:GRID_IMAGES] if self.images else paths, folder)
+        if not self.images:
+            for path in paths:
+                path.unlink()
+        return f"{self.num_images} images {self._where(folder)}"
+
+    def _finished(self, folder: RunFolder) -> bool:
+        """Whether only the grid was to be kept, and it is there. Raises UserError for a damaged one."""
+        if self.images or not folder.grid.exists():
+            return False
+        image_shape(folder.grid)
+        return True
+
+    def _watch(self, pipeline: Pipeline, folder: Path) -> Watch | None:
+        return frame_writer(folder / "sequence", pipeline.decode) if self.sequence else None
+
+    def _write_grid(self, pipeline: Pipeline, paths: Sequence[Path], folder: RunFolder) -> None:
+        write_grid(paths, folder.grid, self.columns or pipeline.columns, png_text(pipeline, range(len(paths))))
+
+    def _where(self, folder: RunFolder) -> str:
+        if not self.images:
+            return f"in {folder.grid}" if self.grid else "made, none kept"
+        return f"in {folder.image_dir}" + (f", the first ones in {folder.grid}" if self.grid else "")
