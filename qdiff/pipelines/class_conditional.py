@@ -4,7 +4,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from qdiff.adapters.ldm.samplers import DDIM, DDPM, DPMSolver, Sampler
+from diffusion.steps import Sampler
+from qdiff.adapters.ldm.samplers import DDIM, DDPM, DPMSolver
 from qdiff.config.latent import find_checkpoint, find_config
 from qdiff.files.arrays import write_array
 from qdiff.pipelines.conditions import conditions_of

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from diffusion.steps import Sampler
 from qdiff.adapters.ldm.checkpoints import PublishedKeys
 from qdiff.adapters.ldm.models import build, decode, guided, image_shape
-from qdiff.adapters.ldm.samplers import Sampler
 from qdiff.checkpoints.load import load_weights
 from qdiff.config.latent import build_latent, load_latent_config
 from qdiff.errors import UserError
@@ -58,7 +58,7 @@ class LatentPipeline(Pipeline):
         self.latent = build_latent(self.config, source, empty=True).eval().requires_grad_(False)
         self.rows = 2 if args.scale != 1 else 1
         try:
-            self.calls = sampler.calls(self.latent.num_timesteps)
+            self.calls = sampler.nfe(self.latent.num_timesteps)
         except ValueError as error:
             raise UserError(f"{asked}: {error}") from None
         self.shape = (self.latent.channels, self.latent.image_size, self.latent.image_size)
@@ -106,7 +106,7 @@ class LatentPipeline(Pipeline):
         x_T, noise = batch_noise(self.args.seed, streams, self.shape, self.device)
         uc = self.conditions.none(len(streams)) if self.rows > 1 else None
         model = guided(self.apply_model, c, uc, self.args.scale)
-        return self.sampler.run(model, x_T, self.latent.alphas_cumprod, noise)
+        return self.sampler.steps(model, x_T, self.latent.alphas_cumprod, noise)
 
     @property
     def image_shape(self) -> Shape:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from qdiff.adapters.ddim.samplers import PixelSampler, to_images
+from diffusion.steps import Sampler, check_schedule
+from qdiff.adapters.ddim.samplers import DDIM, DDPM, DPMSolver, schedule, to_images
 from qdiff.checkpoints.load import load_weights
 from qdiff.config.pixel import build_network, load_config
 from qdiff.errors import UserError
@@ -16,6 +17,15 @@ from qdiff.pipelines.pipeline import AskedSteps, Pipeline
 from qdiff.pipelines.run import carry_out
 from qdiff.sampling.images import frame_writer
 from qdiff.sampling.noise import batch_noise
+
+
+def sampler_of(args: Namespace) -> Sampler:
+    """The sampler that the flags name."""
+    if args.sample_type == "dpm_solver":
+        return DPMSolver(args.timesteps, args.dpm_order, args.dpm_method, args.skip_type)
+    if args.sample_type == "ddpm_noisy":
+        return DDPM(args.timesteps, args.skip_type)
+    return DDIM(args.timesteps, args.skip_type, args.eta)
 
 
 class PixelPipeline(Pipeline):
@@ -32,22 +42,15 @@ class PixelPipeline(Pipeline):
         self.source, self.config = args.config, load_config(args.config)
         self.images = args.max_images
         self.batch_size = args.batch_size or self.config.sampling.batch_size
-        self.sampler = PixelSampler(
-            self.config.diffusion,
-            args.sample_type,
-            args.timesteps,
-            args.skip_type,
-            args.eta,
-            args.dpm_order,
-            args.dpm_method,
-        )
+        self.sampler = sampler_of(args)
         self.asked = AskedSteps("--timesteps", args.timesteps)
         try:
-            self.calls = len(self.sampler)
+            self.calls = self.sampler.nfe(self.config.diffusion.num_diffusion_timesteps)
         except ValueError as error:
             raise UserError(f"{self.asked}: {error}") from None
         try:
-            self.sampler.check()
+            self.abar = schedule(self.config.diffusion)
+            check_schedule(self.sampler, self.abar)
         except ValueError as error:
             raise UserError(f"{args.config}, section 'diffusion': {error}") from None
         data = self.config.data
@@ -72,7 +75,7 @@ class PixelPipeline(Pipeline):
 
     def steps(self, images: Sequence[int]) -> Iterator:
         x_T, noise = batch_noise(self.args.seed, images, self.shape, self.device)
-        return self.sampler.steps(self.network, x_T, noise)
+        return self.sampler.steps(self.network, x_T, self.abar, noise)
 
     @property
     def image_shape(self) -> Shape:

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diffusion.steps import Sampler
 from qdiff.adapters.ldm.models import FrozenCLIPEmbedder
-from qdiff.adapters.ldm.samplers import DDIM, PLMS, DPMSolver, Sampler
+from qdiff.adapters.ldm.samplers import DDIM, PLMS, DPMSolver
 from qdiff.config.latent import find_checkpoint
 from qdiff.errors import UserError
 from qdiff.files.pictures import picture_shape
