@@ -102,6 +102,11 @@ def implied_image(x_t: Tensor, eps: Tensor, abar_t: float) -> Tensor:
     return (x_t - (1 - abar_t) ** 0.5 * eps) / abar_t**0.5
 
 
+def _remaining(variance: float, error: float) -> float:
+    """Return the standard deviation of the noise to add to an x_prev that has the Gaussian error `error` already."""
+    return max(variance - error**2, 0.0) ** 0.5
+
+
 @torch.no_grad()
 def generalized(
     model: Model,
@@ -144,31 +149,44 @@ def generalized(
         x_prev = abar_prev**0.5 * x0 + direction * eps
         if sigma > 0:
             c = direction - (abar_prev * (1 - abar_t) / abar_t) ** 0.5
-            x_prev = x_prev + max(sigma**2 - (c * s) ** 2, 0.0) ** 0.5 * noise(x)
+            x_prev = x_prev + _remaining(sigma**2, c * s) * noise(x)
         yield Step(i, t, x, eps, x0, x_prev)
         x = x_prev
 
 
 @torch.no_grad()
 def ddpm_noisy(
-    model: Model, x_T: Tensor, timesteps: Sequence[int], alphas_cumprod: Tensor, *, noise: Noise
+    model: Model,
+    x_T: Tensor,
+    timesteps: Sequence[int],
+    alphas_cumprod: Tensor,
+    *,
+    noise: Noise,
+    correct: Correction = uncorrected,
 ) -> Iterator[Step]:
     """Ancestral sampling of DDPM (Ho et al. 2020, equations 6, 7) with x0 clipped to [-1, 1] and the variance beta_t.
 
     Arguments and errors as for `generalized`. Between the timesteps visited, beta_t = 1 - abar_t / abar_prev.
     The last step adds no noise.
 
+    The error s that a correction leaves reaches x_prev as c s, with c = -beta_t / sqrt((1 - beta_t) (1 - abar_t)), the
+    factor of eps in Ho et al.'s equation 11, so the noise gets the variance max(beta_t - c^2 s^2, 0). Elements whose
+    x0 is clipped do not depend on eps: no error reaches them, and their noise keeps the variance beta_t.
+
     Yields:
         one `Step` per timestep; `x0` is clipped, the last one's `x_prev` is the clean image.
     """
     x = x_T
     for i, (t, abar_t, abar_prev) in enumerate(walk(timesteps, alphas_cumprod)):
-        eps = predict(model, x, t)
-        x0 = implied_image(x, eps, abar_t).clamp(-1, 1)
+        eps, s = correct(i, t, predict(model, x, t))
+        unclipped = implied_image(x, eps, abar_t)
+        x0 = unclipped.clamp(-1, 1)
         beta_t = 1 - abar_t / abar_prev
         x_prev = (abar_prev**0.5 * beta_t * x0 + (1 - beta_t) ** 0.5 * (1 - abar_prev) * x) / (1 - abar_t)
         if abar_prev < 1 and beta_t > 0:
-            x_prev = x_prev + beta_t**0.5 * noise(x)
+            c = -beta_t / ((1 - beta_t) * (1 - abar_t)) ** 0.5
+            z = noise(x)
+            x_prev = x_prev + torch.where(x0 == unclipped, _remaining(beta_t, c * s) * z, beta_t**0.5 * z)
         yield Step(i, t, x, eps, x0, x_prev)
         x = x_prev
 

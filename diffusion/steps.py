@@ -1,8 +1,10 @@
-"""What every sampler takes and yields: a model, noise, a correction of its predictions, and the steps."""
+"""The protocol of samplers, and what they take and yield: a model, noise, a correction, and the steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 Model = Callable[[Tensor, Tensor], Tensor]
@@ -44,3 +46,43 @@ class Step:
     eps: Tensor
     x0: Tensor
     x_prev: Tensor
+
+
+class Sampler(Protocol):
+    """A sampler and its settings, for pixel-space and latent models alike; `str()` names both in one line."""
+
+    def nfe(self, num_timesteps: int) -> int:
+        """Return the number of network calls per image for a schedule of T = `num_timesteps`.
+
+        Raises:
+            ValueError: the sampler cannot take its number of steps in such a schedule.
+        """
+
+    def steps(
+        self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise, *, correct: Correction = uncorrected
+    ) -> Iterator[Step]:
+        """Sample: yield one `Step` per network call; `x_prev` of the last one is the result.
+
+        Args:
+            model: `model(x_t, t)` -> eps.
+            x_T: Gaussian noise, shape (B, ...).
+            abar: signal power at the timesteps, shape (T,), strictly within (0, 1).
+            noise: source of the noise that is added; called as often with a correction as without.
+            correct: improves each prediction; called once per network call.
+
+        Raises:
+            ValueError: settings or `abar` are outside their range; at the first step at the latest.
+        """
+
+
+def check_schedule(sampler: Sampler, abar: Tensor) -> None:
+    """Take the first step of a toy model, to find a schedule that the sampler cannot use before any work is done.
+
+    Args:
+        sampler: any.
+        abar: signal power at the timesteps, shape (T,).
+
+    Raises:
+        ValueError: `abar` is outside its range, or too short for the sampler.
+    """
+    next(sampler.steps(lambda x, t: x, torch.zeros(1, 1), abar, torch.zeros_like))

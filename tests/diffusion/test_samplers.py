@@ -208,21 +208,29 @@ def test_last_step_and_repeated_timesteps_add_no_noise(sampler):
 # --- corrections and ends
 
 
-@pytest.mark.parametrize(("s", "left"), [(0.05, True), (0.2, True), (0.5, False)])
-def test_error_of_the_predictions_takes_the_place_of_noise(s, left):
+STOCHASTIC = pytest.mark.parametrize(
+    "sampler",
+    [lambda *a, **options: generalized(*a, eta=1.0, **options), ddpm_noisy],
+    ids=["generalized", "ddpm_noisy"],
+)
+
+
+@STOCHASTIC
+@pytest.mark.parametrize(("s", "left"), [(0.05, True), (0.2, True), (5.0, False)])
+def test_error_of_the_predictions_takes_the_place_of_noise(sampler, s, left):
     x_T, model = torch.full((2, 1), 0.7, dtype=torch.float64), Gaussian(0.2, 0.5, ABAR)
-    error = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    error = torch.tensor([[0.0], [1e-4]], dtype=torch.float64)  # too small for any clipping
 
     def step(z, s):
         def correct(index, t, eps):
             assert (index, t) == (0, 800)
             return eps + error, s
 
-        return next(generalized(model, x_T, [600, 800], ABAR, eta=1.0, noise=lambda x: z + 0 * x, correct=correct))
+        return next(sampler(model, x_T, [600, 800], ABAR, noise=lambda x: z + 0 * x, correct=correct))
 
     quiet, loud, plain = step(0.0, s), step(1.0, s), step(1.0, 0.0)
     torch.testing.assert_close(quiet.eps, model(x_T, torch.tensor([800, 800])) + error)
-    sigma, c = (plain.x_prev - quiet.x_prev)[0].item(), quiet.x_prev.diff(dim=0).item()  # c: of an error in eps
+    sigma, c = (plain.x_prev - quiet.x_prev)[0].item(), quiet.x_prev.diff(dim=0).item() / 1e-4  # c: of an error in eps
     rest = (loud.x_prev - quiet.x_prev)[0].item()
     if left:
         assert (c * s) ** 2 + rest**2 == pytest.approx(sigma**2)  # PTQD: the variance stays that of the sampler
@@ -230,7 +238,54 @@ def test_error_of_the_predictions_takes_the_place_of_noise(s, left):
         assert rest == 0 < sigma < abs(c * s)
 
 
-def test_corrected_and_plain_runs_draw_the_same_noise():
+def test_no_error_reaches_a_clipped_image_and_its_noise_stays():
+    x_T, beta_t = torch.tensor([[0.01], [30.0], [-30.0]], dtype=torch.float64), 1 - (ABAR[800] / ABAR[600]).item()
+
+    def step(z, error):
+        return next(
+            ddpm_noisy(
+                lambda x, t: 0 * x,
+                x_T,
+                [600, 800],
+                ABAR,
+                noise=lambda x: z + 0 * x,
+                correct=lambda index, t, eps: (eps + error, 0.2),
+            )
+        ).x_prev
+
+    moved = (step(0.0, 0.01) - step(0.0, 0.0)).abs() > 0
+    assert moved.flatten().tolist() == [True, False, False]
+    added = (step(1.0, 0.0) - step(0.0, 0.0)).flatten()
+    assert added[0] ** 2 < 0.99 * beta_t
+    torch.testing.assert_close(added[1:] ** 2, torch.full((2,), beta_t, dtype=torch.float64))
+
+
+@STOCHASTIC
+def test_gaussian_errors_of_the_network_leave_the_distribution_as_it_is(sampler):
+    """Mean and variance after three steps of a network with unit errors, followed exactly through the affine steps."""
+    model = Gaussian(0.2, 0.1, LOG_SNR_ABAR)
+    s, timesteps = 0.05, [256, 512, 768, 1024]
+
+    def moments(s):
+        mean, var = 0.0, 1.0
+        rows = torch.tensor([0.0, 1e-3, 0.0, 0.0], dtype=torch.float64)  # of x, eps and noise: too small for clipping
+        dx_T, e, z = (rows.roll(i).view(4, 1) for i in range(3))
+        options = {"noise": lambda x: z, "correct": lambda index, t, eps: (eps + e, s)}
+        for step in sampler(model, dx_T - 0.5, timesteps, model.abar, **options):
+            base, dx, de, dz = step.x_prev.flatten().tolist()
+            x = step.x_t.flatten().tolist()
+            a = (dx - base) / (x[1] - x[0])
+            b = base - a * x[0]
+            c, sigma = ((y - a * x_i - b) / 1e-3 for y, x_i in ((de, x[2]), (dz, x[3])))
+            mean, var = a * mean + b, a**2 * var + (c * s) ** 2 + sigma**2
+            if step.index == 2:
+                return mean, var
+
+    assert moments(s) == pytest.approx(moments(0.0))
+
+
+@STOCHASTIC
+def test_corrected_and_plain_runs_draw_the_same_noise(sampler):
     asked = []
 
     def noise(x):
@@ -238,8 +293,8 @@ def test_corrected_and_plain_runs_draw_the_same_noise():
         return torch.zeros_like(x)
 
     x_T = torch.zeros(1, 2, dtype=torch.float64)
-    options = {"eta": 1.0, "noise": noise, "correct": lambda index, t, eps: (eps, 1e3)}
-    final(generalized(Gaussian(0.2, 0.1, ABAR), x_T, [0, 3, 9], ABAR, **options))
+    options = {"noise": noise, "correct": lambda index, t, eps: (eps, 1e3)}
+    final(sampler(Gaussian(0.2, 0.1, ABAR), x_T, [0, 3, 9], ABAR, **options))
     assert len(asked) == 2
 
 

@@ -1,4 +1,4 @@
-"""How pixel-space models are sampled: the samplers of `ddim` by the names of the command line."""
+"""How pixel-space models are sampled: their noise schedule, images and samplers; see `diffusion.steps.Sampler`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diffusion.samplers import Model, Noise, Step, ddpm_noisy, dpm_solver, generalized, timestep_sequence
+from diffusion.dpm_solver import dpm_solver
+from diffusion.samplers import ddpm_noisy, generalized, timestep_sequence
 from diffusion.schedules import alphas_cumprod, beta_schedule
+from diffusion.steps import Correction, Model, Noise, Step, uncorrected
 
 DPM_SPACING = {"uniform": "time_uniform", "quad": "time_quadratic"}  # --skip_type in the terms of DPM-Solver
 
@@ -48,61 +50,93 @@ def to_images(x: Tensor, data) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PixelSampler:
-    """A sampler and its settings; see `diffusion.samplers`.
+class DDIM:
+    """`diffusion.samplers.generalized` over a `timestep_sequence`.
 
     Args:
-        diffusion: section of the configuration with the noise schedule.
-        sample_type: "generalized" (DDIM), "ddpm_noisy" or "dpm_solver".
-        timesteps: wanted number of steps.
-        skip_type: "uniform" or "quad".
-        eta: noise of "generalized", 0..1.
-        dpm_order, dpm_method: of "dpm_solver".
+        num_steps: wanted number of steps, 1..T; a uniform sequence may have more.
+        skip_type: spacing of the timesteps, "uniform" or "quad".
+        eta: noise, 0 (deterministic) to 1.
     """
 
-    diffusion: object
-    sample_type: str
-    timesteps: int
-    skip_type: str
-    eta: float
-    dpm_order: int
-    dpm_method: str
-
-    @property
-    def sequence(self) -> list[int]:
-        """The timesteps that DDIM and DDPM visit. Raises ValueError for more of them than the schedule has."""
-        return timestep_sequence(self.diffusion.num_diffusion_timesteps, self.timesteps, self.skip_type)
+    num_steps: int
+    skip_type: str = "uniform"
+    eta: float = 0.0
 
     def __str__(self) -> str:
-        steps = f"steps={self.timesteps}, skip_type={self.skip_type}"
-        return {
-            "generalized": f"DDIM({steps}, eta={self.eta})",
-            "ddpm_noisy": f"DDPM({steps})",
-            "dpm_solver": f"DPMSolver({steps}, order={self.dpm_order}, method={self.dpm_method})",
-        }[self.sample_type]
+        return f"DDIM(steps={self.num_steps}, skip_type={self.skip_type}, eta={self.eta})"
 
-    def __len__(self) -> int:
-        """Calls of the network per image."""
-        return self.timesteps if self.sample_type == "dpm_solver" else len(self.sequence)
+    def nfe(self, num_timesteps: int) -> int:
+        return len(timestep_sequence(num_timesteps, self.num_steps, self.skip_type))
 
-    def check(self) -> None:
-        """Raises ValueError for a noise schedule that is none, or that the sampler cannot take its first step in."""
-        x_T = torch.zeros(1, 1)
-        next(self.steps(lambda x, t: x, x_T, torch.zeros_like))
+    def steps(
+        self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise, *, correct: Correction = uncorrected
+    ) -> Iterator[Step]:
+        timesteps = timestep_sequence(len(abar), self.num_steps, self.skip_type)
+        return generalized(model, x_T, timesteps, abar, eta=self.eta, noise=noise, correct=correct)
 
-    def steps(self, model: Model, x_T: Tensor, noise: Noise) -> Iterator[Step]:
-        """Sample: one `Step` per call of the network, the last one's `x_prev` is the image."""
-        abar = schedule(self.diffusion)
-        if self.sample_type == "dpm_solver":
-            return dpm_solver(
-                model,
-                x_T,
-                abar,
-                self.timesteps,
-                order=self.dpm_order,
-                method=self.dpm_method,
-                skip_type=DPM_SPACING[self.skip_type],
-            )
-        if self.sample_type == "ddpm_noisy":
-            return ddpm_noisy(model, x_T, self.sequence, abar, noise=noise)
-        return generalized(model, x_T, self.sequence, abar, eta=self.eta, noise=noise)
+
+@dataclass(frozen=True)
+class DDPM:
+    """`diffusion.samplers.ddpm_noisy` over a `timestep_sequence`.
+
+    Args:
+        num_steps, skip_type: see `DDIM`.
+    """
+
+    num_steps: int
+    skip_type: str = "uniform"
+
+    def __str__(self) -> str:
+        return f"DDPM(steps={self.num_steps}, skip_type={self.skip_type})"
+
+    def nfe(self, num_timesteps: int) -> int:
+        return len(timestep_sequence(num_timesteps, self.num_steps, self.skip_type))
+
+    def steps(
+        self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise, *, correct: Correction = uncorrected
+    ) -> Iterator[Step]:
+        timesteps = timestep_sequence(len(abar), self.num_steps, self.skip_type)
+        return ddpm_noisy(model, x_T, timesteps, abar, noise=noise, correct=correct)
+
+
+@dataclass(frozen=True)
+class DPMSolver:
+    """`diffusion.dpm_solver.dpm_solver`.
+
+    Args:
+        num_steps: network calls, at least 1.
+        order: 1, 2 or 3.
+        method: "singlestep" or "multistep".
+        skip_type: spacing of the points in time, "uniform" or "quad".
+    """
+
+    num_steps: int
+    order: int = 3
+    method: str = "singlestep"
+    skip_type: str = "uniform"
+
+    def __str__(self) -> str:
+        settings = f"skip_type={self.skip_type}, order={self.order}, method={self.method}"
+        return f"DPMSolver(steps={self.num_steps}, {settings})"
+
+    def nfe(self, num_timesteps: int) -> int:
+        if self.num_steps < 1:
+            raise ValueError(f"steps={self.num_steps} must be at least 1")
+        return self.num_steps
+
+    def steps(
+        self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise, *, correct: Correction = uncorrected
+    ) -> Iterator[Step]:
+        if self.skip_type not in DPM_SPACING:
+            raise ValueError(f"skip_type '{self.skip_type}' is unknown: use one of {', '.join(DPM_SPACING)}")
+        return dpm_solver(
+            model,
+            x_T,
+            abar,
+            self.num_steps,
+            order=self.order,
+            method=self.method,
+            skip_type=DPM_SPACING[self.skip_type],
+            correct=correct,
+        )

@@ -1,72 +1,100 @@
-"""How latent models are sampled: the samplers of `ldm` with their settings and their number of network calls."""
+"""How latent models are sampled; see `diffusion.steps.Sampler`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
-from ldm.samplers import Model, Noise, Step, ddim, dpm_solver, generalized, latent_timesteps, plms
-
-
-class Sampler(Protocol):
-    """A sampler of latents."""
-
-    def calls(self, num_timesteps: int) -> int:
-        """Calls of the network per image, for a schedule of that length. Raises ValueError for impossible steps."""
-
-    def run(self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise) -> Iterator[Step]:
-        """Sample: one `Step` per call of the network, `x_prev` of the last one is the result; see `ldm.samplers`."""
+from diffusion.dpm_solver import dpm_solver
+from diffusion.samplers import generalized
+from diffusion.steps import Correction, Model, Noise, Step, uncorrected
+from ldm.samplers import ddim, latent_timesteps, plms
 
 
 @dataclass(frozen=True)
 class DDIM:
-    """`ldm.samplers.ddim` with `eta` in 0..1."""
+    """`ldm.samplers.ddim` over `latent_timesteps`.
 
-    steps: int
-    eta: float
+    Args:
+        num_steps: wanted number of steps, 1..T.
+        eta: noise, 0 (deterministic) to 1.
+    """
 
-    def calls(self, num_timesteps: int) -> int:
-        return len(latent_timesteps(num_timesteps, self.steps))
+    num_steps: int
+    eta: float = 0.0
 
-    def run(self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise) -> Iterator[Step]:
-        return ddim(model, x_T, latent_timesteps(len(abar), self.steps), abar, eta=self.eta, noise=noise)
+    def __str__(self) -> str:
+        return f"DDIM(steps={self.num_steps}, eta={self.eta})"
+
+    def nfe(self, num_timesteps: int) -> int:
+        return len(latent_timesteps(num_timesteps, self.num_steps))
+
+    def steps(
+        self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise, *, correct: Correction = uncorrected
+    ) -> Iterator[Step]:
+        timesteps = latent_timesteps(len(abar), self.num_steps)
+        return ddim(model, x_T, timesteps, abar, eta=self.eta, noise=noise, correct=correct)
 
 
 @dataclass(frozen=True)
 class PLMS:
-    """`ldm.samplers.plms`."""
+    """`ldm.samplers.plms` over `latent_timesteps`; its first step takes two network calls.
 
-    steps: int
+    Args:
+        num_steps: wanted number of steps, 1..T.
+    """
 
-    def calls(self, num_timesteps: int) -> int:
-        return len(latent_timesteps(num_timesteps, self.steps)) + 1
+    num_steps: int
 
-    def run(self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise) -> Iterator[Step]:
-        return plms(model, x_T, latent_timesteps(len(abar), self.steps), abar)
+    def __str__(self) -> str:
+        return f"PLMS(steps={self.num_steps})"
+
+    def nfe(self, num_timesteps: int) -> int:
+        return len(latent_timesteps(num_timesteps, self.num_steps)) + 1
+
+    def steps(
+        self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise, *, correct: Correction = uncorrected
+    ) -> Iterator[Step]:
+        return plms(model, x_T, latent_timesteps(len(abar), self.num_steps), abar, correct=correct)
 
 
 @dataclass(frozen=True)
 class DPMSolver:
-    """`ldm.samplers.dpm_solver`, the multistep method of order 2."""
+    """`diffusion.dpm_solver.dpm_solver`, the multistep method of order 2.
 
-    steps: int
+    Args:
+        num_steps: network calls, at least 1.
+    """
 
-    def calls(self, num_timesteps: int) -> int:
+    num_steps: int
+
+    def __str__(self) -> str:
+        return f"DPMSolver(steps={self.num_steps})"
+
+    def nfe(self, num_timesteps: int) -> int:
         if num_timesteps < 2:
             raise ValueError("DPM-Solver needs a schedule of at least two timesteps")
-        return self.steps
+        if self.num_steps < 1:
+            raise ValueError(f"steps={self.num_steps} must be at least 1")
+        return self.num_steps
 
-    def run(self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise) -> Iterator[Step]:
-        return dpm_solver(model, x_T, abar, self.steps, order=2, method="multistep")
+    def steps(
+        self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise, *, correct: Correction = uncorrected
+    ) -> Iterator[Step]:
+        return dpm_solver(model, x_T, abar, self.num_steps, order=2, method="multistep", correct=correct)
 
 
 @dataclass(frozen=True)
 class DDPM:
-    """Ancestral sampling over every timestep."""
+    """Ancestral sampling over every timestep: `diffusion.samplers.generalized` with eta 1."""
 
-    def calls(self, num_timesteps: int) -> int:
+    def __str__(self) -> str:
+        return "DDPM()"
+
+    def nfe(self, num_timesteps: int) -> int:
         return num_timesteps
 
-    def run(self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise) -> Iterator[Step]:
-        return generalized(model, x_T, range(len(abar)), abar, eta=1.0, noise=noise)
+    def steps(
+        self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise, *, correct: Correction = uncorrected
+    ) -> Iterator[Step]:
+        return generalized(model, x_T, range(len(abar)), abar, eta=1.0, noise=noise, correct=correct)

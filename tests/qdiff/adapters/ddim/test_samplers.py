@@ -4,20 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.samplers import ddpm_noisy, dpm_solver, final, generalized, timestep_sequence
-from qdiff.adapters.ddim.samplers import PixelSampler, probe, schedule, to_images
+from diffusion.dpm_solver import dpm_solver
+from diffusion.samplers import ddpm_noisy, generalized, timestep_sequence
+from diffusion.steps import check_schedule
+from qdiff.adapters.ddim.samplers import DDIM, DDPM, DPMSolver, probe, schedule, to_images
 from qdiff.sampling.images import to_uint8
 from tests.tiny import tiny_config, tiny_network
-
-SETTINGS = {"skip_type": "quad", "eta": 0.3, "dpm_order": 2, "dpm_method": "multistep"}
 
 
 def diffusion():
     return tiny_config().diffusion
-
-
-def sampler(sample_type: str, timesteps: int = 6, **changed) -> PixelSampler:
-    return PixelSampler(diffusion(), sample_type, timesteps, **(SETTINGS | changed))
 
 
 def toy(x, t):
@@ -39,54 +35,51 @@ def test_schedule_of_a_configuration():
     assert schedule(d).dtype == torch.float64
 
 
-EXPECTED = {
-    "generalized": lambda abar, tau: generalized(toy, X_T, tau, abar, eta=0.3, noise=noise()),
-    "ddpm_noisy": lambda abar, tau: ddpm_noisy(toy, X_T, tau, abar, noise=noise()),
-    "dpm_solver": lambda abar, tau: dpm_solver(
-        toy, X_T, abar, 6, order=2, method="multistep", skip_type="time_quadratic"
+ABAR = schedule(diffusion())
+TAU = timestep_sequence(1000, 6, "quad")
+MEANT = [
+    (DDIM(6, "quad", 0.3), lambda: generalized(toy, X_T, TAU, ABAR, eta=0.3, noise=noise())),
+    (DDPM(6, "quad"), lambda: ddpm_noisy(toy, X_T, TAU, ABAR, noise=noise())),
+    (
+        DPMSolver(6, 2, "multistep", "quad"),
+        lambda: dpm_solver(toy, X_T, ABAR, 6, order=2, method="multistep", skip_type="time_quadratic"),
     ),
-}
+]
 
 
-@pytest.mark.parametrize("sample_type", EXPECTED)
-def test_names_of_the_command_line_mean_these_samplers(sample_type):
-    wanted = list(EXPECTED[sample_type](schedule(diffusion()), timestep_sequence(1000, 6, "quad")))
-    found = list(sampler(sample_type).steps(toy, X_T, noise()))
+def run(sampler):
+    return list(sampler.steps(toy, X_T, ABAR, noise()))
+
+
+@pytest.mark.parametrize(("sampler", "meant"), MEANT)
+def test_settings_mean_these_samplers(sampler, meant):
+    wanted, found = list(meant()), run(sampler)
     assert len(found) == len(wanted) == 6
     assert [step.t for step in found] == [step.t for step in wanted]
     assert all(torch.equal(a.x_prev, b.x_prev) for a, b in zip(found, wanted))
-    results = [final(sampler(other).steps(toy, X_T, noise())) for other in EXPECTED]
-    assert sum(torch.equal(found[-1].x_prev, x) for x in results) == 1
 
 
 @pytest.mark.parametrize(
-    ("sample_type", "changed"),
+    ("one", "other"),
     [
-        ("generalized", {"eta": 0.0}),
-        ("generalized", {"skip_type": "uniform"}),
-        ("ddpm_noisy", {"skip_type": "uniform"}),
-        ("dpm_solver", {"skip_type": "uniform"}),
-        ("dpm_solver", {"dpm_order": 3}),
-        ("dpm_solver", {"dpm_order": 3, "dpm_method": "singlestep"}),
+        (DDIM(6, "quad", 0.3), DDIM(6, "quad", 0.0)),
+        (DDIM(6, "quad", 0.3), DDIM(6, "uniform", 0.3)),
+        (DDIM(6, "quad", 1.0), DDPM(6, "quad")),
+        (DDPM(6, "quad"), DDPM(6, "uniform")),
+        (DPMSolver(6, 2, "multistep", "quad"), DPMSolver(6, 2, "multistep", "uniform")),
+        (DPMSolver(6, 2, "multistep", "quad"), DPMSolver(6, 3, "multistep", "quad")),
+        (DPMSolver(6, 3, "multistep", "quad"), DPMSolver(6, 3, "singlestep", "quad")),
     ],
 )
-def test_every_setting_counts(sample_type, changed):
-    one, other = (final(sampler(sample_type, **c).steps(toy, X_T, noise())) for c in ({}, changed))
-    assert not torch.allclose(one, other, rtol=1e-3)
+def test_every_setting_counts(one, other):
+    assert not torch.allclose(run(one)[-1].x_prev, run(other)[-1].x_prev, rtol=1e-3)
 
 
-@pytest.mark.parametrize("sample_type", EXPECTED)
-@pytest.mark.parametrize(("timesteps", "skip_type"), [(7, "uniform"), (7, "quad"), (300, "uniform"), (1, "uniform")])
-def test_length_is_the_number_of_network_calls(sample_type, timesteps, skip_type):
-    calls = []
-
-    def counted(x, t):
-        calls.append(t)
-        return toy(x, t)
-
-    s = sampler(sample_type, timesteps, skip_type=skip_type)
-    final(s.steps(counted, X_T, noise()))
-    assert len(s) == len(calls)
+@pytest.mark.parametrize("sampler", [DDIM, DDPM, DPMSolver])
+@pytest.mark.parametrize(("steps", "skip_type"), [(7, "uniform"), (7, "quad"), (300, "uniform"), (1, "uniform")])
+def test_nfe_is_the_number_of_network_calls(sampler, steps, skip_type):
+    sampler = sampler(steps, skip_type=skip_type)
+    assert sampler.nfe(len(ABAR)) == len(run(sampler))
 
 
 @pytest.mark.parametrize(("rescaled", "logit"), [(True, False), (False, True), (False, False)])
@@ -135,15 +128,33 @@ def test_a_schedule_that_cannot_be_sampled_is_known_before_any_work(section, sai
     changed = diffusion()
     changed.update(section)
     with pytest.raises(ValueError, match=said):
-        PixelSampler(changed, "generalized", 1000, **(SETTINGS | {"skip_type": "uniform"})).check()
-    sampler("generalized").check()
+        check_schedule(DDIM(1000), schedule(changed))
+    check_schedule(DDIM(1000), ABAR)
 
 
 def test_samplers_as_text():
-    assert str(sampler("generalized")) == "DDIM(steps=6, skip_type=quad, eta=0.3)"
-    assert str(sampler("dpm_solver")) == "DPMSolver(steps=6, skip_type=quad, order=2, method=multistep)"
+    assert str(DDIM(50, "quad", 0.5)) == "DDIM(steps=50, skip_type=quad, eta=0.5)"
+    assert str(DDPM(6, "uniform")) == "DDPM(steps=6, skip_type=uniform)"
+    wanted = "DPMSolver(steps=6, skip_type=quad, order=2, method=multistep)"
+    assert str(DPMSolver(6, 2, "multistep", "quad")) == wanted
 
 
-def test_more_steps_than_the_schedule_has():
-    with pytest.raises(ValueError, match=r"1\.\.1000"):
-        len(sampler("generalized", 1001))
+@pytest.mark.parametrize(
+    ("sampler", "said"),
+    [
+        (DDIM(1001), r"1\.\.1000"),
+        (DDPM(0), r"1\.\.1000"),
+        (DDIM(10, "cosine"), "skip_type 'cosine'"),
+        (DPMSolver(0), "at least 1"),
+    ],
+)
+def test_steps_that_the_schedule_does_not_have(sampler, said):
+    with pytest.raises(ValueError, match=said):
+        sampler.nfe(1000)
+    with pytest.raises(ValueError, match=said):
+        check_schedule(sampler, ABAR)
+
+
+def test_an_unknown_spacing_of_dpm_solver():
+    with pytest.raises(ValueError, match="skip_type 'cosine' is unknown: use one of uniform, quad"):
+        check_schedule(DPMSolver(5, skip_type="cosine"), ABAR)
