@@ -149,19 +149,23 @@ class QuantModel(nn.Module):
             ValueError: a step size or zero point is impossible.
         """
 
+        device = next(model.parameters()).device
+        if not keep_weights:  # now, because loading them into finished layers would dequantize those again
+            weights = {f"{path}.weight" for path, module in model.named_modules() if type(module) in OPERATIONS}
+            others = [key for key in model.state_dict() if key not in weights]
+            model.load_state_dict({key: state[f"model.{key}"] for key in others}, strict=False)
+
         def restore(path: str, layer: nn.Module, split: tuple[int, ...] | None) -> QuantModule:
             prefix = f"model.{path}"
             quantizer = quantizer_from(state, f"{prefix}.weight_quantizer", policy.weight, split)
-            return layer_type(layer, quantizer.to(device), state[f"{prefix}.codes"])
+            restored = layer_type(layer, quantizer.to(device), state[f"{prefix}.codes"])
+            if not keep_weights:
+                restored.forget_full_precision()
+            return restored
 
-        device = next(model.parameters()).device
         quantized = cls(model, policy, adapter, make_layer=restore)
         for site in quantized.sites() if activations else []:
             site.set(quantizer_from(state, f"{site.path}.{site.name}", site.spec, site.split).to(device))
-        if not keep_weights:
-            quantized.forget_full_precision()
-            others = [key for key in quantized.state_dict() if not key.endswith(".codes")]
-            quantized.load_state_dict({key: state[key] for key in others}, strict=False)
         return quantized
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from qdiff.adapters import Adapter, adapter_for
 from qdiff.checkpoints import original, weights
-from qdiff.checkpoints.quantized_file import QuantizedFile, is_quantized, read_quantized, write_quantized
-from qdiff.checkpoints.summary import Facts
-from qdiff.checkpoints.validate import check_numbers, compare, legacy_owners, splits_of, state_shapes
+from qdiff.checkpoints.quantized_file import QuantizedFile, read_if_quantized, write_quantized
+from qdiff.checkpoints.summary import Facts, Layer
+from qdiff.checkpoints.validate import check_numbers, compare, legacy_owners, shapes_of, splits_of, state_shapes
 from qdiff.errors import UserError
 from qdiff.files.dtypes import dtype_name
 from qdiff.files.foreign import kind_of
@@ -59,8 +59,8 @@ def read_checkpoint(path: str | Path) -> QuantizedFile | OriginalFile | FullPrec
     Raises:
         UserError: no checkpoint, or not a whole one.
     """
-    if format_of(path) == "safetensors" and is_quantized(path):
-        return read_quantized(path)
+    if format_of(path) == "safetensors" and (ours := read_if_quantized(path)):
+        return ours
     found = read_state_dicts(path)
     calibrated = next((state for state in found if original.is_original(state.tensors)), None)
     if calibrated is None:
@@ -95,9 +95,12 @@ def save_quantized(
     for site in model.sites():
         if site.quantizer is None or any(isinstance(part, Observer) for part in site.quantizer.modules()):
             raise ValueError(f"{site.path}.{site.name} is not calibrated")
-    splits = {layer: module.split for layer, module in model.layers().items() if module.split}
+    layers = {
+        path: Layer(tuple(module.codes.shape), model.policy.weight.bits, module.split or ())
+        for path, module in model.layers().items()
+    }
     state = model.quantized_state()
-    write_quantized(path, QuantizedFile(model.policy, model.adapter.family, config, splits, state, provenance))
+    write_quantized(path, QuantizedFile(model.policy, model.adapter.family, config, layers, state, provenance))
 
 
 def load_quantized(
@@ -188,8 +191,7 @@ def load_weights(
     own = model.state_dict()
     chosen, notes = weights.choose(path, file.found, own, averages)
     state, differences = layout(path, chosen)
-    shapes = {key: tuple(x.shape) for key, x in own.items()}
-    compare(path, state, shapes, written=chosen.tensors)
+    compare(path, shapes_of(state), shapes_of(own), written=chosen.tensors)
     loaded = weights.converted(path, {key: x for key, x in state.items() if not key.startswith(skip)}, own)
     check_numbers(path, loaded)
     model.load_state_dict(loaded, assign=True, strict=not skip)
@@ -210,17 +212,19 @@ def _state_for(
     """The file's tensors as our state, all of them checked against the network."""
     held = replace(policy, act=QuantSpec(8) if file.facts.activations else None)
     shapes, splits = state_shapes(model, held, adapter), splits_of(model, held, adapter)
+    if isinstance(file, QuantizedFile):
+        compare(path, file.shapes, shapes)
+        check_numbers(path, file.state)
+        if file.splits != splits:
+            raise UserError(
+                f"'{path}' splits its shortcuts at other channels than the network: give the --config of its network"
+            )
+        return file.state
     owners = legacy_owners(model, adapter)
-    ours = isinstance(file, QuantizedFile)
-    compare(path, file.state, shapes if ours else original.original_shapes(shapes, splits, owners))
+    compare(path, shapes_of(file.state), original.original_shapes(shapes, splits, owners))
     check_numbers(path, file.state)
-    if not ours:
-        _check_precision(path, file.state)
-    if ours and file.splits != splits:
-        raise UserError(
-            f"'{path}' splits its shortcuts at other channels than the network: give the --config of its network"
-        )
-    return file.state if ours else original.from_original(file.state, shapes, policy.weight, owners)
+    _check_precision(path, file.state)
+    return original.from_original(file.state, shapes, policy.weight, owners)
 
 
 def _check_precision(path: str | Path, state: Mapping[str, Tensor]) -> None:

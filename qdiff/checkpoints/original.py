@@ -7,7 +7,7 @@ show those of the weights and whether activations are symmetric.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -34,10 +34,12 @@ def facts(state: State) -> Facts:
         ValueError: a layer is incomplete, or the step sizes belong to no bit width.
     """
     paths = dict.fromkeys(key.partition(f".{SLOTS[0]}.")[0] for key in state if f".{SLOTS[0]}." in key)
-    layers = {path: _layer(state, path) for path in paths}
+    slices = {path: _slice_channels(state, path) for path in paths}
+    bits = _weight_bits(state, paths)
+    layers = {path: Layer(tuple(state[f"{path}.weight"].shape), bits, split) for path, split in slices.items()}
     act = {key: x for key, x in state.items() if ".act_quantizer" in key}
     return Facts(
-        weight_bits=_weight_bits(state, layers),
+        weight_bits=bits,
         split=any(layer.split for layer in layers.values()),
         activations=Activations(_symmetric(act)) if act else None,
         layers=layers,
@@ -107,7 +109,12 @@ def _codes(state: State, path: str, spec: QuantSpec) -> Tensor:
     return (torch.cat(parts, dim=1).clamp(lo, hi) - lo).to(torch.uint8)
 
 
-def _layer(state: State, path: str) -> Layer:
+def _slice_channels(state: State, path: str) -> Shape:
+    """Return the input channels of each slice of a layer, () if it is not split.
+
+    Raises:
+        ValueError: the layer lacks a tensor, or their shapes contradict each other.
+    """
     slots = [slot for slot in SLOTS if any(f"{path}.{slot}.{field}" in state for field in FIELDS)]
     names = [f"{path}.weight", *(f"{path}.{slot}.{field}" for slot in slots for field in FIELDS)]
     lacking = [name for name in names if name not in state]
@@ -129,10 +136,10 @@ def _layer(state: State, path: str) -> Layer:
         or scales != {per_channel}
     ):
         raise ValueError(f"the quantizers of '{path}' do not fit its weight: give a file that the original saved")
-    return Layer(shape, channels if len(slots) > 1 else ())
+    return channels if len(slots) > 1 else ()
 
 
-def _weight_bits(state: State, layers: Mapping[str, Layer]) -> int:
+def _weight_bits(state: State, layers: Iterable[str]) -> int:
     """The b for which a channel's range is 2^b - 1 steps wide, as in the median channel of the file.
 
     The original takes the step from the whole range of a channel, so this is exact; a step from a range that was

@@ -9,9 +9,9 @@ the same bytes.
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,11 @@ class QuantizedFile:
 
     Attributes:
         policy: what is quantized how.
-        family: of networks, a key of `qdiff.adapters.FAMILIES`.
+        family: `Adapter.family` of the network.
         config: of the network, JSON values.
-        splits: path of each split layer -> input channels of its slices.
-        state: as `QuantModel.quantized_state` gives it; codes as uint8 in the weight's shape, those of a file that was
-            read unpacked whenever they are asked for.
+        layers: the quantized layers by path, in definition order.
+        state: tensors by key, as `QuantModel.quantized_state` returns them. In a file that was read, codes are unpacked
+            on each access; ask `shapes` for shapes.
         provenance: where the numbers come from (settings, digests), JSON values.
         versions: of the software that wrote the file; filled in by `write_quantized`.
     """
@@ -51,26 +51,32 @@ class QuantizedFile:
     policy: QuantPolicy
     family: str
     config: Mapping[str, Any]
-    splits: Mapping[str, tuple[int, ...]]
+    layers: Mapping[str, Layer]
     state: Mapping[str, Tensor]
     provenance: Mapping[str, Any]
-    versions: Mapping[str, str] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
-    @cached_property
+    @property
+    def splits(self) -> dict[str, tuple[int, ...]]:
+        """Input channels of each slice, by the path of the split layer."""
+        return {path: layer.split for path, layer in self.layers.items() if layer.split}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor of `state`; no code is unpacked."""
+        codes = {path + CODES: layer.shape for path, layer in self.layers.items()}
+        return {key: codes[key] if key in codes else tuple(self.state[key].shape) for key in self.state}
+
+    @property
     def facts(self) -> Facts:
         """What the file says about itself."""
-        act = self.policy.act
-        shapes = {key: tuple(x.shape) for key, x in self.state.items()}  # one by one, because codes are unpacked for it
+        act, shapes = self.policy.act, self.shapes.items()
         return Facts(
             weight_bits=self.policy.weight.bits,
             split=self.policy.split,
-            activations=act and Activations(act.symmetric, act.bits, self.policy.softmax_bits),
-            layers={
-                path: Layer(shape, self.splits.get(path, ()))
-                for key, shape in shapes.items()
-                if (path := key.removesuffix(CODES)) != key
-            },
-            parameters=sum(math.prod(s) for key, s in shapes.items() if not key.endswith((".delta", ".zero_point"))),
+            activations=Activations(act.symmetric, act.bits, self.policy.softmax_bits) if act else None,
+            layers=dict(self.layers),
+            parameters=sum(math.prod(s) for key, s in shapes if not key.endswith((".delta", ".zero_point"))),
         )
 
 
@@ -78,26 +84,20 @@ def write_quantized(path: str | Path, file: QuantizedFile) -> None:
     """Write `file` to `path`, whole or not at all; what was there is replaced.
 
     Raises:
-        ValueError: a code exceeds the policy's bits, or `config` or `provenance` are not JSON.
+        ValueError: a code exceeds its layer's bits, or `config` or `provenance` are not JSON.
         UserError: the disk refuses.
     """
-    bits, codes, tensors = file.policy.weight.bits, [], {}
-    for key, x in file.state.items():
-        stored = x.detach().cpu().contiguous()
-        if key.endswith(CODES):
-            layer = key.removesuffix(CODES)
-            codes.append({"layer": layer, "bits": bits, "shape": x.shape, "split": file.splits.get(layer, ())})
-            stored = pack(stored, bits)
-        elif key.endswith(".zero_point"):
-            stored = _narrow(stored)
-        tensors[key] = stored
+    tensors = {key: x.detach().cpu().contiguous() for key, x in file.state.items()}
+    for layer, (_, bits, _) in file.layers.items():
+        tensors[layer + CODES] = pack(tensors[layer + CODES], bits)
+    tensors |= {key: _narrow(x) for key, x in tensors.items() if key.endswith(".zero_point")}
     header = {
         "format": FORMAT,
         "version": VERSION,
         "family": file.family,
         "config": file.config,
         "policy": file.policy.to_dict(),
-        "codes": codes,
+        "codes": [{"layer": path, **layer._asdict()} for path, layer in file.layers.items()],
         "provenance": file.provenance,
         "versions": {"qdiff": own_version() or "unknown", "torch": torch.__version__},
     }
@@ -111,24 +111,38 @@ def write_quantized(path: str | Path, file: QuantizedFile) -> None:
 
 
 def is_quantized(path: str | Path) -> bool:
-    """Whether a safetensors file is one of ours, even a damaged one.
+    """Tell from the header whether a safetensors file is one of ours, even a damaged one; no tensor is read.
 
     Raises:
         UserError: not a whole safetensors file.
     """
-    header, tensors = _open(path)
-    return header is not None or any(key.endswith(CODES) for key in tensors)
+    with _opened(path) as file:
+        return _is_ours(file)
 
 
 def read_quantized(path: str | Path) -> QuantizedFile:
     """Read one of our files and verify its digest.
 
     Raises:
-        UserError: missing, damaged, written by a later version, or no file of ours.
+        UserError: missing, damaged, written by a later version, or not one of ours.
     """
-    text, tensors = _open(path)
-    if text is None and not any(key.endswith(CODES) for key in tensors):
+    file = read_if_quantized(path)
+    if file is None:
         raise UserError(f"'{path}' is a full-precision checkpoint without quantizers: use --ckpt or -r for it")
+    return file
+
+
+def read_if_quantized(path: str | Path) -> QuantizedFile | None:
+    """Read a safetensors file if it is one of ours; None for any other one, of which no tensor is read.
+
+    Raises:
+        UserError: missing, damaged, or written by a later version.
+    """
+    with _opened(path) as file:
+        if not _is_ours(file):
+            return None
+        text = (file.metadata() or {}).get(HEADER)
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     try:
         header = json.loads(text or "{}")
         written = header["format"], header["version"]
@@ -145,10 +159,10 @@ def read_quantized(path: str | Path) -> QuantizedFile:
 
 
 class _State(Mapping[str, Tensor]):
-    """The tensors of a file. Codes are unpacked when they are asked for: together they would take twice the memory."""
+    """The tensors of a file. Codes are unpacked on each access: all of them at once would take twice the memory."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], codes: Sequence[Mapping[str, Any]]):
-        self.packed = {c["layer"] + CODES: (tensors[c["layer"] + CODES], c["bits"], tuple(c["shape"])) for c in codes}
+    def __init__(self, tensors: Mapping[str, Tensor], layers: Mapping[str, Layer]):
+        self.packed = {path + CODES: (tensors[path + CODES], x.bits, x.shape) for path, x in layers.items()}
         zero_points = {key: x.float() for key, x in tensors.items() if key.endswith(".zero_point")}
         self.others = {key: x for key, x in tensors.items() if key not in self.packed} | zero_points
         for packed, bits, shape in self.packed.values():
@@ -166,25 +180,33 @@ class _State(Mapping[str, Tensor]):
 
 
 def _content(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantizedFile:
+    codes = {code["layer"]: code for code in header["codes"]}
+    layers = {path: Layer(tuple(code["shape"]), code["bits"], tuple(code["split"])) for path, code in codes.items()}
     return QuantizedFile(
         policy=QuantPolicy.from_dict(header["policy"]),
         family=header["family"],
         config=header["config"],
-        splits={code["layer"]: tuple(code["split"]) for code in header["codes"] if code["split"]},
-        state=_State(tensors, header["codes"]),
+        layers=layers,
+        state=_State(tensors, layers),
         provenance=header["provenance"],
         versions=header["versions"],
     )
 
 
-def _open(path: str | Path) -> tuple[str | None, dict[str, Tensor]]:
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """Open a safetensors file, which safetensors maps into memory. Raises UserError if it is not a whole one."""
     try:
         with utf8_name(path) as name, safe_open(name, "pt") as file:
-            return (file.metadata() or {}).get(HEADER), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            yield file
     except OSError as e:
         raise UserError(f"cannot read '{path}' ({e.strerror or e}): give the path of a checkpoint file") from e
     except SafetensorError as e:
         raise UserError(f"'{path}' is not a whole safetensors file ({e}): copy or make it again") from e
+
+
+def _is_ours(file: Any) -> bool:
+    return HEADER in (file.metadata() or {}) or any(key.endswith(CODES) for key in file.keys())  # noqa: SIM118
 
 
 def _narrow(zero_point: Tensor) -> Tensor:

@@ -8,9 +8,16 @@ from qdiff.errors import UserError
 
 
 class Layer(NamedTuple):
-    """A quantized layer: shape of its weight, input channels of each slice that is quantized by itself (or none)."""
+    """A quantized layer.
+
+    Args:
+        shape: of its weight, (out, in, ...).
+        bits: of its weight codes, 2..8.
+        split: input channels of each slice that has its own quantizer; empty for a layer that is not split.
+    """
 
     shape: tuple[int, ...]
+    bits: int
     split: tuple[int, ...] = ()
 
 

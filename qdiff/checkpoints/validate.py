@@ -50,7 +50,7 @@ def legacy_owners(model: nn.Module, adapter: Adapter) -> dict[str, str]:
 
 def compare(
     path: str | Path,
-    state: Mapping[str, Tensor],
+    shapes: Mapping[str, Shape],
     wanted: Mapping[str, Shape],
     *,
     written: Mapping[str, Tensor] | None = None,
@@ -59,40 +59,46 @@ def compare(
 
     Args:
         path: the file, for the error message.
-        state: its tensors.
+        shapes: of its tensors.
         wanted: what the network needs.
         written: the tensors under the file's own names, so that the error can say what the file is instead.
 
     Raises:
         UserError: a key is missing or surplus, or a shape differs.
     """
-    if difference := _difference(state, wanted):
+    if difference := _difference(shapes, wanted):
         kind = kind_of(written or {})
         cause = f"is {kind}" if kind else f"does not fit the network: {difference}; give the --config of its network"
         raise UserError(f"'{path}' {cause}")
 
 
-def _difference(state: Mapping[str, Tensor], wanted: Mapping[str, Shape]) -> str | None:
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Return the shape of each tensor."""
+    return {key: tuple(x.shape) for key, x in state.items()}
+
+
+def _difference(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str | None:
     """Say how keys or shapes differ from those that the network needs; None where they are the same."""
-    parts, there = ({key.partition(".")[0] for key in keys if "." in key} for keys in (wanted, state))
+    parts, there = ({key.partition(".")[0] for key in keys if "." in key} for keys in (wanted, shapes))
     if there < parts:
         return f"it has nothing of {' and '.join(map(repr, sorted(parts - there)))}"
-    for what, keys in (("lacks", wanted.keys() - state.keys()), ("has surplus", state.keys() - wanted.keys())):
+    for what, keys in (("lacks", wanted.keys() - shapes.keys()), ("has surplus", shapes.keys() - wanted.keys())):
         if keys:
             return f"it {what} {first_of(sorted(keys))}"
     for key, shape in wanted.items():
-        if tuple(state[key].shape) != shape:
-            return f"'{key}' has shape {tuple(state[key].shape)}, the network needs {shape}"
+        if shapes[key] != shape:
+            return f"'{key}' has shape {shapes[key]}, the network needs {shape}"
     return None
 
 
 def check_numbers(path: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Check that everything is finite, steps are positive and zero points integers.
+    """Check that every number is finite, step sizes are positive and zero points integers. Codes are not looked at.
 
     Raises:
-        UserError: something is not.
+        UserError: a number is not; the message names its tensor.
     """
-    for key, x in state.items():
+    for key in (key for key in state if not key.endswith(".codes")):
+        x = state[key]
         right = torch.isfinite(x)
         if key.endswith(".delta"):
             right = right & (x > 0)

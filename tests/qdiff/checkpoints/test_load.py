@@ -1,5 +1,6 @@
 """Files into networks: golden outputs through both layouts, and every file that does not fit."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from ddim.models.diffusion import Model
+from qdiff import quant_layer
 from qdiff.adapters import adapter_for
 from qdiff.adaptive_rounding import AdaRoundQuantizer
-from qdiff.checkpoints.load import load_quantized, load_rounding, load_weights, save_quantized
+from qdiff.checkpoints import quantized_file
+from qdiff.checkpoints.load import load_quantized, load_rounding, load_weights, read_checkpoint, save_quantized
 from qdiff.checkpoints.quantized_file import read_quantized
 from qdiff.checkpoints.validate import state_shapes
 from qdiff.errors import UserError
@@ -102,6 +105,46 @@ def test_low_memory_changes_no_number_and_keeps_no_weight(files, tmp_path):
         with pytest.raises(ValueError, match="low memory"):
             save_quantized(tmp_path / "f", packed, config={}, provenance={})
     assert not (tmp_path / "f").exists()
+
+
+@pytest.fixture
+def calls(monkeypatch) -> Counter:
+    """Counts what reading and rebuilding cost, by name."""
+    counts = Counter()
+
+    def count(owner, name):
+        function = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kw: counts.update([name]) or function(*args, **kw))
+
+    count(quantized_file, "safe_open")
+    count(quantized_file, "unpack")
+    count(quant_layer.QuantModule, "set_codes")
+    count(quant_layer.PackedModule, "set_codes")
+    count(quant_layer.UniformAffineQuantizer, "dequantize")
+    return counts
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_file_is_read_once_and_each_layer_computed_once(split_case, calls, low_memory):
+    stored = read_quantized(split_case.ours)
+    layers, slices = len(stored.layers), len(stored.layers) + len(stored.splits)  # each split layer has two slices
+    calls.clear()
+    load_quantized(split_case.original.network(), split_case.ours, **split_case.original.flags(), low_memory=low_memory)
+    expected = {"safe_open": 1, "unpack": layers, "set_codes": layers, "dequantize": slices}
+    assert calls == {name: n for name, n in expected.items() if not (low_memory and name == "dequantize")}
+
+
+def test_rounding_is_read_once_and_each_layer_computed_once(split_case, calls):
+    weight = QuantSpec(4, per_channel=True, range_search="max")
+    model = load_rounding(split_case.original.network(), split_case.ours, QuantPolicy(weight, split=True))
+    layers = model.layers().values()
+    assert calls["safe_open"] == 1 and calls["unpack"] == calls["set_codes"] == len(layers)
+    assert calls["dequantize"] == sum(len(layer.weight_quantizer.quantizers()) for layer in layers)
+
+
+def test_what_a_file_says_of_itself_needs_no_code(split_case, calls):
+    assert read_checkpoint(split_case.ours).facts.layers
+    assert calls == {"safe_open": 1}
 
 
 def test_the_file_is_enough_to_build_the_network(files):

@@ -24,7 +24,7 @@ def example(bits=4) -> QuantizedFile:
         policy=QuantPolicy(QuantSpec(bits, per_channel=True), QuantSpec(8, symmetric=True), 16, split=True),
         family="ddim",
         config={"model": {"ch": 32, "ch_mult": [1, 2]}, "name": "ü"},
-        splits={"b.conv": (3, 2)},
+        layers={"b.conv": Layer((6, 5, 3, 3), bits, (3, 2)), "a.fc": Layer((6, 3), bits)},
         state={
             "b.conv.codes": codes,
             "b.conv.weight_quantizer.parts.0.delta": torch.rand(6, 1, 1, 1, generator=draw),
@@ -63,7 +63,8 @@ def test_what_was_written_is_read(tmp_path, bits):
     found = read_quantized(tmp_path / "q.safetensors")
     assert same(found.state, file.state)
     assert found.versions.keys() == {"qdiff", "torch"}
-    assert replace(found, state=file.state, versions=None) == file
+    assert replace(found, state=file.state, versions={}) == file
+    assert found.shapes == {key: tuple(x.shape) for key, x in file.state.items()}
 
 
 def test_any_name_will_do(tmp_path):
@@ -86,7 +87,8 @@ def test_codes_are_packed(tmp_path):
 def test_any_zero_point_is_exact(tmp_path, values):
     path = tmp_path / "q"
     zero_point = torch.tensor(values, dtype=torch.float32)
-    write_quantized(path, replace(example(), state={"a.codes": torch.zeros(1, 1).byte(), "a.zero_point": zero_point}))
+    state = {"a.codes": torch.zeros(1, 1).byte(), "a.zero_point": zero_point}
+    write_quantized(path, replace(example(), layers={"a": Layer((1, 1), 4)}, state=state))
     assert same(read_quantized(path).state, {"a.codes": torch.zeros(1, 1).byte(), "a.zero_point": zero_point})
 
 
@@ -107,7 +109,7 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
 def test_the_file_tells_about_itself(tmp_path):
     write_quantized(tmp_path / "q", example())
     facts = read_quantized(tmp_path / "q").facts
-    assert facts.layers == {"b.conv": Layer((6, 5, 3, 3), (3, 2)), "a.fc": Layer((6, 3))}
+    assert facts.layers == {"b.conv": Layer((6, 5, 3, 3), 4, (3, 2)), "a.fc": Layer((6, 3), 4)}
     assert list(facts.layers) == ["b.conv", "a.fc"]  # the order of the network
     assert (facts.weight_bits, facts.split) == (4, True)
     assert (facts.activations.symmetric, facts.activations.bits, facts.activations.softmax_bits) == (True, 8, 16)
@@ -213,10 +215,11 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_codes_beyond_the_policy_are_refused(tmp_path):
+def test_codes_beyond_their_bits_are_refused(tmp_path):
     file = example(8)
     with pytest.raises(ValueError, match="does not fit into 4 bits"):
-        write_quantized(tmp_path / "q", replace(file, policy=replace(file.policy, weight=QuantSpec(4))))
+        layers = {path: layer._replace(bits=4) for path, layer in file.layers.items()}
+        write_quantized(tmp_path / "q", replace(file, layers=layers))
     assert not list(tmp_path.iterdir())
 
 
