@@ -12,7 +12,7 @@ from qdiff.adapters.ldm.samplers import Sampler
 from qdiff.checkpoints.load import load_weights
 from qdiff.config.latent import build_latent, load_latent_config
 from qdiff.errors import UserError
-from qdiff.files.pictures import Shape
+from qdiff.files.images import Shape
 from qdiff.pipelines.conditions import Conditions
 from qdiff.pipelines.pipeline import CALIBRATION_IMAGES, AskedSteps, Pipeline
 from qdiff.sampling.noise import batch_noise

@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from qdiff.calibration.collect import SamplerStep
-from qdiff.files.pictures import Shape, write_grid
+from qdiff.files.grid import write_grid
+from qdiff.files.images import Shape
 from qdiff.pipelines.device import find_device
 from qdiff.pipelines.png_text import png_text
 from qdiff.sampling.run_folder import RunFolder
@@ -100,7 +101,7 @@ class Pipeline(ABC):
         return x
 
     def watch(self, folder: Path) -> Mapping:
-        """The keyword `watch` of `sample_images`, if the steps are to be watched; `folder` is the run's."""
+        """The keyword `on_step` of `sample_images`, if the steps are to be watched; `folder` is the run's."""
         return {}
 
     def digests(self) -> Mapping[str, str]:
@@ -141,7 +142,7 @@ class Pipeline(ABC):
     def finish(self, pictures: Sequence[Path], folder: RunFolder) -> str:
         """What is to be done when all pictures are there: an overview of the first ones. Returns where they are."""
         self.overview(pictures[:GRID_IMAGES], folder)
-        return f"in {folder.images}, the first ones in {folder.grid}"
+        return f"in {folder.image_dir}, the first ones in {folder.grid}"
 
     def overview(self, pictures: Sequence[Path], folder: RunFolder) -> None:
         """One PNG of these pictures: the run's first ones, or all."""

@@ -11,7 +11,7 @@ from qdiff.checkpoints.load import load_weights
 from qdiff.config.pixel import build_network, load_config
 from qdiff.errors import UserError
 from qdiff.files.download import fetch, name_for
-from qdiff.files.pictures import Shape
+from qdiff.files.images import Shape
 from qdiff.pipelines.pipeline import AskedSteps, Pipeline
 from qdiff.pipelines.run import carry_out
 from qdiff.sampling.images import frame_writer
@@ -86,7 +86,7 @@ class PixelPipeline(Pipeline):
         return to_images(x, self.config.data)
 
     def watch(self, folder: Path) -> Mapping:
-        return {"watch": frame_writer(folder / "sequence", self.decode)} if self.args.sequence else {}
+        return {"on_step": frame_writer(folder / "sequence", self.decode)} if self.args.sequence else {}
 
     def _weights_file(self) -> Path:
         """The full-precision weights that the flags name; published ones are downloaded."""

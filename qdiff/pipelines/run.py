@@ -11,10 +11,11 @@ from qdiff.calibration.collect import collect
 from qdiff.calibration.data import CalibrationSet, kept_steps
 from qdiff.calibration.measure import forward_seconds
 from qdiff.calibration.plan import clock
+from qdiff.files.images import image_path
 from qdiff.files.journal import Journal
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.quantization import Quantization, digest, file_digest
-from qdiff.sampling.images import image_path, missing_images, sample_images
+from qdiff.sampling.images import missing_images, sample_images
 from qdiff.sampling.run_folder import RunFolder
 
 MEASURED = 1  # pictures in the forward that a dry run measures; a batch takes time in proportion
@@ -93,14 +94,14 @@ class Run:
         sample_images(
             lambda images: (step.x_prev for step in p.steps(images)),
             wanted,
-            folder.images,
+            folder.image_dir,
             p.image_shape,
             p.batch_size,
             decode=p.decode,
             metadata=p.metadata,
             **p.watch(folder.path),
         )
-        where = p.finish([image_path(folder.images, i) for i in wanted], folder)
+        where = p.finish([image_path(folder.image_dir, i) for i in wanted], folder)
         return print(f"{len(wanted)} images {where}")
 
     def dry_run(self) -> None:
@@ -128,9 +129,9 @@ def carry_out(pipeline: Pipeline) -> None:
         return run.dry_run()
     with RunFolder.open(args.logdir, flag=pipeline.folder_flag, verbose=args.verbose) as folder:
         settings = run.settings(pipeline.load())
-        folder.settle(settings, free=[f"free.{name}" for name in run.free])
+        folder.record_config(settings, resumable=[f"free.{name}" for name in run.free])
         run.announce()
         if args.ptq:
-            missing_images(range(pipeline.images), folder.images, pipeline.image_shape)  # refuses a foreign one now
+            missing_images(range(pipeline.images), folder.image_dir, pipeline.image_shape)  # refuses a foreign one now
             run.quantization(folder.path, args.cali_batch_size).run()
         run.sample(folder)

@@ -12,7 +12,7 @@ from qdiff.adapters.ldm.models import FrozenCLIPEmbedder
 from qdiff.adapters.ldm.samplers import DDIM, PLMS, DPMSolver, Sampler
 from qdiff.config.latent import find_checkpoint
 from qdiff.errors import UserError
-from qdiff.files.pictures import picture_shape
+from qdiff.files.images import image_shape
 from qdiff.files.prompts import as_text, read_prompts
 from qdiff.files.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from qdiff.pipelines.latent import LatentPipeline
@@ -120,7 +120,7 @@ class TextPipeline(LatentPipeline):
     def finished(self, folder: RunFolder) -> bool:
         if not self.args.skip_save or not folder.grid.exists():
             return False
-        picture_shape(folder.grid)  # refuses a damaged one
+        image_shape(folder.grid)  # refuses a damaged one
         return True
 
     def warnings(self, calibrates: bool) -> list[str]:
@@ -138,7 +138,7 @@ class TextPipeline(LatentPipeline):
     def finish(self, pictures: Sequence[Path], folder: RunFolder) -> str:
         a = self.args
         if not a.skip_save:
-            return f"in {folder.images}" if a.skip_grid else super().finish(pictures, folder)
+            return f"in {folder.image_dir}" if a.skip_grid else super().finish(pictures, folder)
         if not a.skip_grid:
             self.overview(pictures, folder)
         for picture in pictures:

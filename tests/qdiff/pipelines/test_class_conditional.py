@@ -22,7 +22,7 @@ from ldm.samplers import Step, ddim, dpm_solver, generalized, latent_timesteps
 from qdiff.adapters.ldm import models
 from qdiff.checkpoints.load import load_quantized
 from qdiff.checkpoints.quantized_file import read_quantized
-from qdiff.sampling.images import to_uint8
+from qdiff.files.images import to_uint8
 from qdiff.sampling.noise import batch_noise
 from tests.command_line import script
 from tests.ldm.tiny import AVERAGED, CLASSES, tiny_latent, write_latent

@@ -22,8 +22,8 @@ from qdiff.checkpoints.load import load_quantized
 from qdiff.cli.parser import parse
 from qdiff.cli.txt2img_flags import txt2img_parser
 from qdiff.errors import UserError
+from qdiff.files.images import to_uint8
 from qdiff.pipelines.watermark import MESSAGE, METHOD, watermark
-from qdiff.sampling.images import to_uint8
 from qdiff.sampling.noise import batch_noise
 from tests.command_line import script
 from tests.ldm.tiny_text import TOKENS, write_text_model
@@ -193,7 +193,7 @@ def test_an_overview_alone(model, fp, tmp_path):
     grid = tmp_path / "run" / "grid.png"
     grid.write_bytes(grid.read_bytes()[:-1])
     damaged = script("txt2img.py", *words(model, tmp_path / "run", f"{line} --n_iter 2"))
-    assert damaged.status == 2 and damaged.err.startswith(f"error: '{grid}' is not a whole picture")
+    assert damaged.status == 2 and damaged.err.startswith(f"error: '{grid}' is incomplete")
 
 
 def test_an_overview_alone_shows_them_all(model, tmp_path):

@@ -6,7 +6,7 @@ import torch
 
 from diffusion.samplers import ddpm_noisy, dpm_solver, final, generalized, timestep_sequence
 from qdiff.adapters.ddim.samplers import PixelSampler, probe, schedule, to_images
-from qdiff.sampling.images import to_uint8
+from qdiff.files.images import to_uint8
 from tests.tiny import tiny_config, tiny_network
 
 SETTINGS = {"skip_type": "quad", "eta": 0.3, "dpm_order": 2, "dpm_method": "multistep"}
