@@ -11,10 +11,10 @@ from qdiff.cli.parser import run
 
 
 def main() -> None:
-    """Train, write both files, print the accuracy on pictures that were held out."""
+    """Train, write both files, print the accuracy on images that were held out."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="pictures: an .npz with images, names, category")
-    parser.add_argument("--category", default="Smileys & Emotion", help="of the pictures of the reference statistics")
+    parser.add_argument("--data", type=Path, required=True, help="images: an .npz with images, names, category")
+    parser.add_argument("--category", default="Smileys & Emotion", help="of the images of the reference statistics")
     parser.add_argument("--run", type=Path, default=Path("runs/train_classifier"), help="folder of the checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="folder of the two files")
     parser.add_argument("--steps", type=int, default=500)
@@ -25,7 +25,7 @@ def main() -> None:
     from qdiff.training.classifier import train
 
     share = train(args.data, args.run, args.out, category=args.category, steps=args.steps, lr=args.lr, seed=args.seed)
-    print(f"accuracy on held-out pictures: {share:.3f}; wrote {args.out}")
+    print(f"accuracy on held-out images: {share:.3f}; wrote {args.out}")
 
 
 if __name__ == "__main__":

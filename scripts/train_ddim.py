@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a pixel-space model on named pictures, as the bundled one was; the same command goes on where it stopped."""
+"""Train a pixel-space model on named images, as the bundled one was; the same command goes on where it stopped."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train the first stage of a latent model on named pictures; the same command goes on where it stopped."""
+"""Train the first stage of a latent model on named images; the same command goes on where it stopped."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a latent model on the categories or names of pictures; the same command goes on where it stopped."""
+"""Train a latent model on the categories or names of images; the same command goes on where it stopped."""
 
 import sys
 from pathlib import Path

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from qdiff.checkpoints.load import load_weights
 from qdiff.evaluation.features import FeatureNet
-from qdiff.files.pictures import read_pictures
+from qdiff.files.images import read_images
 from qdiff.files.prompts import read_prompts
 from tests.command_line import script
 
@@ -29,14 +29,14 @@ def test_the_latent_model_is_laid_out_as_a_published_one():
 
 
 @pytest.mark.slow
-def test_pictures_look_like_their_category(tmp_path):
-    """With guidance, to a classifier that names 73 % of the real pictures right; chance is 11 %."""
+def test_images_look_like_their_category(tmp_path):
+    """With guidance, to a classifier that names 73 % of the real images right; chance is 11 %."""
     line = f"-r {LATENT} -l {tmp_path} --seed 7 -c 20 --scale 3 -n 18 --batch_size 18"
     assert script("sample_diffusion_ldm.py", *line.split()).status == 0
     net = FeatureNet().eval()
     load_weights(net, ROOT / "models" / "features" / "emoji32" / "classifier.safetensors")
-    pictures = FeatureNet.fit_size(read_pictures(sorted((tmp_path / "img").iterdir())))
-    assert net.recognised(pictures, torch.arange(18) % 9) >= 0.5
+    images = FeatureNet.fit_size(read_images(sorted((tmp_path / "img").iterdir())))
+    assert net.recognised(images, torch.arange(18) % 9) >= 0.5
 
 
 def test_the_text_model_is_laid_out_as_a_published_one():
@@ -64,7 +64,7 @@ def test_both_latent_models_have_one_first_stage():
 
 
 @pytest.mark.slow
-def test_pictures_have_the_colours_that_a_prompt_names(tmp_path):
+def test_images_have_the_colours_that_a_prompt_names(tmp_path):
     """With little guidance; the colour is that of what is not the white around."""
     (tmp_path / "prompts.txt").write_text("red apple\ngreen apple\nblue heart\n")
     line = f"--config {TEXT / 'config.yaml'} --ckpt {TEXT / 'model.safetensors'} --from-file {tmp_path / 'prompts.txt'}"
@@ -73,8 +73,8 @@ def test_pictures_have_the_colours_that_a_prompt_names(tmp_path):
         *f"--plms --cond --ddim_steps 20 --scale 3 --n_iter 4 --outdir {tmp_path / 'out'}".split(),
     )
     assert ended.status == 0, ended.err
-    pictures = read_pictures(sorted((tmp_path / "out" / "img").iterdir())).float()
+    images = read_images(sorted((tmp_path / "out" / "img").iterdir())).float()
     for i, channel in enumerate((0, 1, 2)):
-        shown = pictures[i::3].permute(1, 0, 2, 3).flatten(1)
+        shown = images[i::3].permute(1, 0, 2, 3).flatten(1)
         shown = shown[:, shown.amin(0) < 200]
         assert shown.mean(1).argmax() == channel

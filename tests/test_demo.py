@@ -34,7 +34,7 @@ RUNS = {
     "text": ["fp", "linear_w4a8", "qdiff_w4a8", "qdiff_w8a8"],
 }
 IMAGES = 3
-PICTURES = {"pixel": IMAGES, "latent": IMAGES, "text": 2 * 2}
+COUNTS = {"pixel": IMAGES, "latent": IMAGES, "text": 2 * 2}
 QUICK = {"max_images": IMAGES, "timesteps": 4, "cali_st": 2, "cali_n": 2, "cali_iters": 2, "cali_iters_a": 2}
 
 
@@ -64,7 +64,7 @@ def in_process(words: list[str]) -> int:
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory) -> list:
-    """Tiny networks, few pictures, few iterations."""
+    """Tiny networks, few images, few iterations."""
     folder = tmp_path_factory.mktemp("demo")
     write_latent(CLASSES, folder / "latent")
     text = folder / "text"
@@ -98,7 +98,7 @@ def test_everything_is_written_and_named(out, printed):
         assert {p.name for p in (out / model).iterdir()} == set(runs)
         for run in runs:
             assert (out / model / run / "quantized.safetensors").exists() == (run != "fp")
-            assert len(list((out / model / run / "img").glob("*.png"))) == PICTURES[model]
+            assert len(list((out / model / run / "img").glob("*.png"))) == COUNTS[model]
     assert Image.open(out / "comparison_pixel.png").width > 4 * 2 * 8
     assert Image.open(out / "comparison_latent.png").height > 5 * 2 * 32, "wide, so one below the other"
     assert Image.open(out / "comparison_text.png").width > 4 * 2 * 32

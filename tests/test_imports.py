@@ -28,7 +28,8 @@ FLOW = (
     ("quant_model", "block_recon"),
     ("calibration", "checkpoints"),
     ("evaluation",),
-    ("pipelines", "cli"),
+    ("pipelines",),
+    ("cli",),
     ("training", "__main__"),
 )
 KNOW_NO_NETWORK = {"files", "sampling"}

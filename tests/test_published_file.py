@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qdiff.files.pictures import read_pictures
+from qdiff.files.images import read_images
 from tests.command_line import Ended, script
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +70,7 @@ def test_every_command_of_the_readme(published, tmp_path):
         blanks = {"4": 4, "prompt": "'red apple'", "quantized": tmp_path / "q" / "quantized.safetensors"}
         ended = run(command, published, tmp_path / f"{i}", **blanks)
         assert ended.status == 0, ended.err
-        images = read_pictures(sorted((tmp_path / f"{i}" / "img").iterdir())).float()
-        exact = read_pictures(sorted((tmp_path / "fp" / "img").iterdir())).float()
+        images = read_images(sorted((tmp_path / f"{i}" / "img").iterdir())).float()
+        exact = read_images(sorted((tmp_path / "fp" / "img").iterdir())).float()
         assert images.shape == (2, 3, 64, 64)
         assert 0 < (images - exact).abs().mean() < 40, "close to full precision, and not the same"

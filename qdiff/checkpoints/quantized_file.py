@@ -120,6 +120,20 @@ def is_quantized(path: str | Path) -> bool:
         return _is_ours(file)
 
 
+def read_policy(path: str | Path) -> QuantPolicy:
+    """Read how one of our files is quantized, from its header alone, unverified.
+
+    Raises:
+        UserError: missing, damaged, or not one of our files.
+    """
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get(HEADER)
+    try:
+        return QuantPolicy.from_dict(json.loads(text or "")["policy"])
+    except (ValueError, TypeError, KeyError) as e:
+        raise UserError(f"'{path}' is not a quantized file of this program: give one that it wrote") from e
+
+
 def read_quantized(path: str | Path) -> QuantizedFile:
     """Read one of our files and verify its digest.
 

@@ -19,7 +19,7 @@ FREE = (*FILES, "device", "verbose", "dry_run", "cali_memory", "low_memory", "lo
 
 
 def policy_of(args: Namespace) -> QuantPolicy:
-    """Return what the flags quantize; `linear` takes ranges from the extremes, `qdiff` searches those of activations."""
+    """Return what the flags quantize; `linear` takes activation ranges from the extremes, `qdiff` searches them."""
     search = "minmax" if args.quant_mode == "linear" or args.a_min_max else "mse"
     act = QuantSpec(args.act_bit, symmetric=args.a_sym, range_search=search) if args.quant_act else None
     weight = QuantSpec(args.weight_bit, per_channel=True, range_search="minmax")

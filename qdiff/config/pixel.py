@@ -119,7 +119,7 @@ def build_network(config: DictConfig, path: str | Path) -> "nn.Module":
 
 def _check_images(path: str | Path, config: DictConfig) -> None:
     """Refuse what no image can be made of."""
-    from qdiff.files.pictures import WRITTEN
+    from qdiff.files.images import WRITTEN
 
     data, model, channels = config.data, config.model, config.data.channels
     other = "another model is needed"

@@ -57,10 +57,10 @@ class Experiment:
         script: what samples it.
         sampling: words that every method has.
         methods: name -> folder and further words; the first one is in full precision.
-        images: pictures of each method.
-        reference: statistics of its training pictures.
-        categories: how many take turns among the pictures; 0 where they have none.
-        shown: what the columns of its pictures show, where that does not say itself.
+        num_images: images of each method.
+        reference: statistics of its training images.
+        categories: how many take turns among the images; 0 where they have none.
+        shown: what the columns of its images show, where that does not say itself.
         folder_flag: of the script, for the folder of a run.
     """
 
@@ -69,7 +69,7 @@ class Experiment:
     script: Path
     sampling: Sequence
     methods: dict[str, tuple[Path, Sequence]]
-    images: int
+    num_images: int
     reference: Path
     categories: int = 0
     shown: Sequence[str] = ()
@@ -86,7 +86,7 @@ class Experiment:
         ]
 
     def section(self, classifier: Path) -> "Section":
-        """The numbers of every run; its pictures are in place. `classifier` are the weights of a `FeatureNet`."""
+        """The numbers of every run; its images are in place. `classifier` are the weights of a `FeatureNet`."""
         import torch
 
         from qdiff.checkpoints.load import load_weights, read_checkpoint
@@ -94,24 +94,23 @@ class Experiment:
         from qdiff.evaluation.metrics import frechet_distance, mean_absolute_error, psnr, statistics
         from qdiff.evaluation.report import Result, Section
         from qdiff.evaluation.statistics_file import read_statistics
-        from qdiff.files.pictures import read_pictures
-        from qdiff.sampling.images import image_path
+        from qdiff.files.images import image_path, read_images
 
         net, training = FeatureNet().eval(), read_statistics(self.reference)
         load_weights(net, classifier)
         fp32_size = read_checkpoint(self.runs[-1].file).facts.fp32_bytes
-        labels = torch.arange(self.images) % self.categories if self.categories else None
+        labels = torch.arange(self.num_images) % self.categories if self.categories else None
         results, fp = [], None
         for method in self.runs:
-            pictures = read_pictures([image_path(method.folder / "img", i) for i in range(self.images)])
-            fp = pictures if fp is None else fp
-            small = FeatureNet.fit_size(pictures)
+            images = read_images([image_path(method.folder / "img", i) for i in range(self.num_images)])
+            fp = images if fp is None else fp
+            small = FeatureNet.fit_size(images)
             results.append(
                 Result(
                     method.name,
                     method.command,
-                    psnr=psnr(pictures, fp),
-                    mae=mean_absolute_error(pictures, fp),
+                    psnr=psnr(images, fp),
+                    mae=mean_absolute_error(images, fp),
                     frechet=frechet_distance(statistics(net.features(small)), training),
                     size=fp32_size if method.name == FP else method.file.stat().st_size,
                     fp32_size=fp32_size,
@@ -119,5 +118,5 @@ class Experiment:
                 )
             )
         grids = {method.name: method.folder / "grid.png" for method in self.runs}
-        title = f"{self.title}: {self.images} pictures of each method, seeds alike"
+        title = f"{self.title}: {self.num_images} images of each method, seeds alike"
         return Section(self.name, title, results, grids, self.shown)

@@ -1,12 +1,12 @@
-"""A small classifier whose features tell how alike two sets of 32 x 32 pictures are. No Inception: numbers differ."""
+"""A small classifier whose features tell how alike two sets of 32 x 32 images are. No Inception: numbers differ."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CATEGORIES = 9  # of the pictures that the bundled classifier was trained on
+CATEGORIES = 9  # of the images that the bundled classifier was trained on
 DIMENSION = 32  # of a feature vector
-SIZE = 32  # pixels along an edge of the pictures that the bundled classifier was trained on
+SIZE = 32  # pixels along an edge of the images that the bundled classifier was trained on
 
 
 class FeatureNet(nn.Module):
@@ -31,40 +31,40 @@ class FeatureNet(nn.Module):
         self.head = nn.Sequential(nn.SiLU(), nn.Linear(DIMENSION, categories))
 
     @staticmethod
-    def fit_size(pictures: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W), uint8, averaged down to the size that the bundled classifier was trained on."""
-        if pictures.shape[-1] <= SIZE:
-            return pictures
-        return F.interpolate(pictures.float(), size=(SIZE, SIZE), mode="area").round().to(torch.uint8)
+    def fit_size(images: Tensor) -> Tensor:
+        """Images (N, 3, H, W), uint8, averaged down to the size that the bundled classifier was trained on."""
+        if images.shape[-1] <= SIZE:
+            return images
+        return F.interpolate(images.float(), size=(SIZE, SIZE), mode="area").round().to(torch.uint8)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1], best at 32 x 32 -> logits (B, categories)."""
+        """Images (B, 3, H, W) in [-1, 1], best at 32 x 32 -> logits (B, categories)."""
         return self.head(self.trunk(x))
 
     @torch.no_grad()
-    def recognised(self, pictures: Tensor, labels: Tensor) -> float:
-        """Share of pictures whose category is named right.
+    def recognised(self, images: Tensor, labels: Tensor) -> float:
+        """Share of images whose category is named right.
 
         Args:
-            pictures: (N, 3, H, W), uint8.
+            images: (N, 3, H, W), uint8.
             labels: numbers of their categories in alphabetical order, (N,).
         """
-        named = self.head(self.features(pictures).to(next(self.parameters()))).argmax(1)
+        named = self.head(self.features(images).to(next(self.parameters()))).argmax(1)
         return (named.cpu() == labels).float().mean().item()
 
     @torch.no_grad()
-    def features(self, pictures: Tensor, batch_size: int = 256) -> Tensor:
+    def features(self, images: Tensor, batch_size: int = 256) -> Tensor:
         """The input of the last layer's activation function, on the network's device and moved to the CPU.
 
         Args:
-            pictures: (N, 3, H, W), uint8.
-            batch_size: pictures at a time.
+            images: (N, 3, H, W), uint8.
+            batch_size: images at a time.
 
         Returns:
             (N, DIMENSION), float64.
         """
         device = next(self.parameters()).device
-        parts = [self.trunk(x.to(device).float() / 127.5 - 1) for x in pictures.split(batch_size)]
+        parts = [self.trunk(x.to(device).float() / 127.5 - 1) for x in images.split(batch_size)]
         return torch.cat(parts).double().cpu()
 
 

@@ -1,4 +1,4 @@
-"""How far sampled pictures are from others: pixel by pixel, or as distributions. Pure functions on tensors."""
+"""How far sampled images are from others: pixel by pixel, or as distributions. Pure functions on tensors."""
 
 from typing import NamedTuple
 
@@ -23,25 +23,25 @@ class Statistics(NamedTuple):
     n: int
 
 
-def psnr(pictures: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB: 10 log10(255^2 / mean squared error) of each picture, averaged over the set.
+def psnr(images: Tensor, reference: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB: 10 log10(255^2 / mean squared error) of each image, averaged over the set.
 
     Args:
-        pictures, reference: (N, C, H, W), uint8; picture i is compared with reference i.
+        images, reference: (N, C, H, W), uint8; image i is compared with reference i.
 
     Returns:
-        at least 0; infinite if a picture equals its reference.
+        at least 0; infinite if an image equals its reference.
 
     Raises:
         ValueError: other shapes or dtypes.
     """
-    squared = _difference(pictures, reference).square().flatten(1).mean(1)
+    squared = _difference(images, reference).square().flatten(1).mean(1)
     return (10 * torch.log10(LEVELS**2 / squared)).mean().item()
 
 
-def mean_absolute_error(pictures: Tensor, reference: Tensor) -> float:
-    """Mean of |picture - reference| over all pixels and channels, in levels of 8 bits, 0..255; arguments as `psnr`."""
-    return _difference(pictures, reference).abs().mean().item()
+def mean_absolute_error(images: Tensor, reference: Tensor) -> float:
+    """Mean of |image - reference| over all pixels and channels, in levels of 8 bits, 0..255; arguments as `psnr`."""
+    return _difference(images, reference).abs().mean().item()
 
 
 def statistics(features: Tensor) -> Statistics:
@@ -62,7 +62,7 @@ def statistics(features: Tensor) -> Statistics:
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|mu_a - mu_b|^2 + tr(sigma_a + sigma_b - 2 (sigma_a sigma_b)^(1/2)): Heusel et al. 2017 (1706.08500), equation 6.
 
-    The unit is that of the squared features, so values compare only among equal features. With few pictures it is too
+    The unit is that of the squared features, so values compare only among equal features. With few images it is too
     large (the bias falls as 1 / n): compare only sets of equal size.
 
     Returns:
@@ -74,10 +74,10 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID]
 
 
-def _difference(pictures: Tensor, reference: Tensor) -> Tensor:
-    for x in (pictures, reference):
+def _difference(images: Tensor, reference: Tensor) -> Tensor:
+    for x in (images, reference):
         if x.dtype != torch.uint8 or x.ndim != 4 or not len(x):
-            raise ValueError(f"pictures must be uint8 of shape (N, C, H, W), not {x.dtype} of {tuple(x.shape)}")
-    if pictures.shape != reference.shape:
-        raise ValueError(f"shapes differ: {tuple(pictures.shape)} and {tuple(reference.shape)}")
-    return pictures.double() - reference.double()
+            raise ValueError(f"images must be uint8 of shape (N, C, H, W), not {x.dtype} of {tuple(x.shape)}")
+    if images.shape != reference.shape:
+        raise ValueError(f"shapes differ: {tuple(images.shape)} and {tuple(reference.shape)}")
+    return images.double() - reference.double()

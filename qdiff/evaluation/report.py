@@ -1,4 +1,4 @@
-"""Results of several methods on the same seeds: tables, a picture that shows all of them, and one HTML page."""
+"""Results of several methods on the same seeds: tables, an image that shows all of them, and one HTML page."""
 
 import base64
 import json
@@ -11,27 +11,27 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from qdiff.files.atomic import replacing
-from qdiff.files.pictures import as_image, read_pictures
+from qdiff.files.images import read_images, to_pillow
 
-ENLARGED = 2  # screen pixels a side for a pixel of a picture, in the comparison
-WIDE = 2  # a picture is wide whose width is more than so many times its height
+ENLARGED = 2  # screen pixels a side for a pixel of an image, in the comparison
+WIDE = 2  # an image is wide whose width is more than so many times its height
 MARGIN = 8
-COLUMNS_SHOWN = "Columns of pictures, from the left:"
+COLUMNS_SHOWN = "Columns of images, from the left:"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One method and how its pictures compare with those in full precision.
+    """One method and how its images compare with those in full precision.
 
     Attributes:
         method: its name.
-        command: the command line that made the pictures.
-        psnr: dB, infinite for equal pictures; see `qdiff.evaluation.metrics.psnr`.
+        command: the command line that made the images.
+        psnr: dB, infinite for equal images; see `qdiff.evaluation.metrics.psnr`.
         mae: mean absolute error in levels of 8 bits.
-        frechet: Frechet distance to the training pictures on the features of a small classifier.
+        frechet: Frechet distance to the training images on the features of a small classifier.
         size: bytes of the network's file.
         fp32_size: bytes of the network in float32.
-        recognised: share of the pictures whose category the classifier names right; None without categories.
+        recognised: share of the images whose category the classifier names right; None without categories.
     """
 
     method: str
@@ -52,14 +52,14 @@ class Section:
         name: of its files.
         title: of its heading.
         results: a row each, the first one in full precision.
-        pictures: method -> its PNG.
+        images: method -> its PNG.
         shown: what the columns of each PNG show, from the left; nothing where that says itself.
     """
 
     name: str
     title: str
     results: Sequence[Result]
-    pictures: Mapping[str, Path]
+    images: Mapping[str, Path]
     shown: Sequence[str] = ()
 
     @property
@@ -69,7 +69,7 @@ class Section:
 
     @property
     def sheet(self) -> str:
-        """Name of the picture that shows all methods."""
+        """Name of the image that shows all methods."""
         return f"comparison_{self.name}.png"
 
 
@@ -86,23 +86,23 @@ COLUMNS = (
     Column("method", "", lambda r: r.method),
     Column(
         "PSNR to FP [dB]",
-        "peak signal-to-noise ratio to the FP picture of the same seed, mean over the pictures; higher is closer",
+        "peak signal-to-noise ratio to the FP image of the same seed, mean over the images; higher is closer",
         lambda r: "∞" if math.isinf(r.psnr) else f"{r.psnr:.2f}",
     ),
     Column(
         "distance to FP",
-        "mean absolute difference to the FP picture of the same seed, in levels 0..255; lower is closer",
+        "mean absolute difference to the FP image of the same seed, in levels 0..255; lower is closer",
         lambda r: f"{r.mae:.2f}",
     ),
     Column(
         "FD on emoji-classifier features (not FID)",
-        "Fréchet distance to the training pictures on the features of a small classifier of such pictures; it "
+        "Fréchet distance to the training images on the features of a small classifier of such images; it "
         "compares the rows of this table and nothing else, least of all the FID of a paper",
         lambda r: f"{r.frechet:.2f}",
     ),
     Column(
         "category recognised",
-        "share of the pictures whose category that classifier names right",
+        "share of the images whose category that classifier names right",
         lambda r: f"{r.recognised:.0%}",
         lambda r: r.recognised is not None,
     ),
@@ -143,19 +143,19 @@ def json_text(sections: Sequence[Section], settings: Mapping[str, str]) -> str:
     return json.dumps({"settings": dict(settings), "results": rows}, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def comparison(pictures: Mapping[str, Path]) -> Image.Image:
-    """Pictures of equal size side by side (wide ones one below the other), enlarged without smoothing, with names."""
+def comparison(images: Mapping[str, Path]) -> Image.Image:
+    """Images of equal size side by side (wide ones one below the other), enlarged without smoothing, with names."""
     font, title = ImageFont.load_default(20), 2 * MARGIN + 20
-    loaded = {name: _enlarged(path) for name, path in pictures.items()}
-    width, height = map(max, zip(*(picture.size for picture in loaded.values())))
+    loaded = {name: _enlarged(path) for name, path in images.items()}
+    width, height = map(max, zip(*(image.size for image in loaded.values())))
     step = (0, title + height) if width > WIDE * height else (width + MARGIN, 0)
     last_x, last_y = (edge * (len(loaded) - 1) for edge in step)
     sheet = Image.new("RGB", (last_x + width + 2 * MARGIN, last_y + title + height + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, (name, picture) in enumerate(loaded.items()):
+    for i, (name, image) in enumerate(loaded.items()):
         x, y = MARGIN + i * step[0], i * step[1]
         draw.text((x, y + MARGIN), name, "black", font)
-        sheet.paste(picture, (x, y + title))
+        sheet.paste(image, (x, y + title))
     return sheet
 
 
@@ -177,7 +177,7 @@ def html_page(title: str, sections: Sequence[Section], settings: Mapping[str, st
 
 
 def write_report(folder: Path, title: str, sections: Sequence[Section], settings: Mapping[str, str]) -> list[Path]:
-    """Write a sheet with the pictures of each section, `results.json`, `table.md` and `report.html`.
+    """Write a sheet with the images of each section, `results.json`, `table.md` and `report.html`.
 
     Args:
         folder: where to; each file appears whole or not at all.
@@ -193,7 +193,7 @@ def write_report(folder: Path, title: str, sections: Sequence[Section], settings
     }
     for section in sections:
         with replacing(folder / section.sheet) as partial:
-            comparison(section.pictures).save(partial, format="PNG")
+            comparison(section.images).save(partial, format="PNG")
     for name, text in texts.items():
         with replacing(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -201,8 +201,8 @@ def write_report(folder: Path, title: str, sections: Sequence[Section], settings
 
 
 def _enlarged(path: Path) -> Image.Image:
-    picture = as_image(read_pictures([path])[0])
-    return picture.resize((ENLARGED * picture.width, ENLARGED * picture.height), Image.Resampling.NEAREST)
+    image = to_pillow(read_images([path])[0])
+    return image.resize((ENLARGED * image.width, ENLARGED * image.height), Image.Resampling.NEAREST)
 
 
 def _data_uri(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Pictures as one array, for the tools that compute FID."""
+"""Images as one array, for the tools that compute FID."""
 
 import io
 import math
@@ -9,30 +9,30 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 import numpy as np
 
 from qdiff.files.atomic import replacing
-from qdiff.files.pictures import picture_shape, read_picture
+from qdiff.files.images import image_shape, read_image
 
 MEMBER = "arr_0.npy"
 
 
-def write_array(pictures: Sequence[Path], folder: Path) -> Path:
+def write_array(images: Sequence[Path], folder: Path) -> Path:
     """Write PNGs of equal shape as one array, `folder`/NxHxWxC-samples.npz.
 
-    Its only member, `arr_0`, is uint8 of shape (N, H, W, C). One picture at a time is in memory, and the file appears
-    whole or not at all. It replaces arrays of other numbers of such pictures. A whole one that is newer than its
-    pictures stays.
+    Its only member, `arr_0`, is uint8 of shape (N, H, W, C). One image at a time is in memory, and the file appears
+    whole or not at all. It replaces arrays of other numbers of such images. A whole one that is newer than its
+    images stays.
 
     Returns:
         the path.
 
     Raises:
-        UserError: as `read_pictures`; nothing is written.
+        UserError: as `read_images`; nothing is written.
     """
-    channels, height, width = shape = picture_shape(pictures[0])
-    header = _header((len(pictures), height, width, channels))
+    channels, height, width = shape = image_shape(images[0])
+    header = _header((len(images), height, width, channels))
     name = f"x{height}x{width}x{channels}-samples.npz"
-    path = folder / f"{len(pictures)}{name}"
-    newest = max(picture.stat().st_mtime_ns for picture in pictures)
-    size = len(header) + len(pictures) * math.prod(shape)
+    path = folder / f"{len(images)}{name}"
+    newest = max(image.stat().st_mtime_ns for image in images)
+    size = len(header) + len(images) * math.prod(shape)
     if path.exists() and path.stat().st_mtime_ns > newest and _holds(path, size):
         return path
     with (
@@ -41,8 +41,8 @@ def write_array(pictures: Sequence[Path], folder: Path) -> Path:
         archive.open(ZipInfo(MEMBER), "w", force_zip64=True) as member,  # the date of 1980: equal runs, equal files
     ):
         member.write(header)
-        for picture in pictures:
-            member.write(read_picture(picture, shape).permute(1, 2, 0).contiguous().numpy())
+        for image in images:
+            member.write(read_image(image, shape).permute(1, 2, 0).contiguous().numpy())
     for other in folder.glob(f"*{name}"):
         if other != path and other.name.removesuffix(name).isdecimal():
             other.unlink()

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from tqdm.auto import tqdm
 
 from qdiff.adapters import adapter_for
@@ -111,7 +110,7 @@ class Calibrate:
             provenance["data"] = data.digest()
             self._calibrate(pipeline, model, data, folder, provenance, progress)
         model.provenance = provenance
-        save_quantized(file, model, config=OmegaConf.to_container(pipeline.config), provenance=provenance)
+        save_quantized(file, model, config=pipeline.config_dict, provenance=provenance)
         log.info("saved %s, %.1f MB", file, file.stat().st_size / 1e6)
         model.forget_full_precision()  # sampling does without
         return model
@@ -158,13 +157,13 @@ class Calibrate:
             return collect(
                 pipeline.network,
                 pipeline.calibration_steps,
-                pipeline.nfe,
-                d.timesteps,
-                d.samples,
-                pipeline.batch_size,
-                journal,
-                bar.update,
-                pipeline.cfg_copies,
+                steps=pipeline.nfe,
+                cali_st=d.timesteps,
+                cali_n=d.samples,
+                batch_size=pipeline.batch_size,
+                journal=journal,
+                progress=bar.update,
+                rows=pipeline.cfg_copies,
             )
 
     def _calibrate(

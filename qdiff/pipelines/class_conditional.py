@@ -5,11 +5,10 @@ from qdiff.pipelines.latent import LatentPipeline
 from qdiff.pipelines.settings import ClassSampling
 
 
-class ClassPipeline(LatentPipeline):
+class ClassPipeline(LatentPipeline[ClassSampling]):
     """A latent model without conditions or with classes, and how it is sampled."""
 
     steps_flag = "-c"
-    sampling: ClassSampling
 
     def _conditions(self) -> Conditions:
         s = self.sampling

@@ -85,7 +85,9 @@ class Classes(Conditions):
         return self._embedded([real[np.random.default_rng((self.seed, i)).integers(len(real))] for i in indices])
 
     def null(self, count: int) -> Tensor:
-        return self._embedded([self.embedder.null_class] * count)
+        null = self.embedder.null_class
+        assert null is not None, "guidance is refused without a null class"
+        return self._embedded([null] * count)
 
     def text(self, indices: Sequence[int]) -> Mapping[str, str]:
         return {"class": ", ".join(str(self._class_of(i)) for i in indices)}
@@ -99,8 +101,8 @@ class Classes(Conditions):
 
     @torch.no_grad()
     def _embedded(self, labels: Sequence[int]) -> Tensor:
-        labels = torch.tensor(labels, device=self.embedder.embedding.weight.device)
-        return self.latent.get_learned_conditioning({self.embedder.key: labels})
+        numbers = torch.tensor(labels, device=self.embedder.embedding.weight.device)
+        return self.latent.get_learned_conditioning({self.embedder.key: numbers})
 
 
 def conditions_of(latent: LatentDiffusion, chosen: Sequence[int] | None, scale: float, seed: int) -> Conditions:

@@ -25,7 +25,10 @@ UNET = ("model.", "model_ema.")  # prefixes of its keys
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-class LatentPipeline(Pipeline):
+GuidedT = TypeVar("GuidedT", bound=GuidedSampling)
+
+
+class LatentPipeline(Pipeline[GuidedT]):
     """A latent model and how it is sampled.
 
     Args:
@@ -43,21 +46,20 @@ class LatentPipeline(Pipeline):
 
     samplers: ClassVar[Mapping[str, type]] = {"ddim": DDIM, "plms": PLMS, "dpm": DPMSolver, "ddpm": DDPM}
 
-    sampling: GuidedSampling
     conditions: Conditions
 
-    def __init__(self, model: LatentModel, sampling: GuidedSampling):
+    def __init__(self, model: LatentModel, sampling: GuidedT):
         super().__init__(model.device)
         self.model, self.source = model, model.config
         self.config = load_latent_config(self.source, model.overrides)
         self.latent = build_latent(self.config, self.source, empty=True).eval().requires_grad_(False)
         self.stride = self.network.stride
-        self._use(sampling)
+        self._configure(sampling)
         self.precision = resolved(model.precision, self.device)
         self._context = precision_of(self.precision, self.device)
 
-    def _use(self, sampling: GuidedSampling) -> None:
-        super()._use(sampling)
+    def _configure(self, sampling: GuidedT) -> None:
+        super()._configure(sampling)
         self.cfg_copies = 2 if sampling.scale != 1 else 1
         self.conditions = self._conditions()
 

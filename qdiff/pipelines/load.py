@@ -50,16 +50,17 @@ def load_pipeline(
         UserError: a file is missing or damaged, or does not fit.
         TypeError, ValueError: a setting of sampling that the model does not have, or an impossible value.
     """
-    base, config, weights = Path(path), config and Path(config), weights and Path(weights)
+    base, yaml = Path(path), None if config is None else Path(config)
     if base.suffix in (".yml", ".yaml"):
-        base, config = base.parent, base
-    if config and not is_latent(config):
-        pipeline: Pipeline = _pixel(PixelModel(config, weights, device=device))
+        base, yaml = base.parent, base
+    given = None if weights is None else Path(weights)
+    pipeline: Pipeline
+    if yaml and not is_latent(yaml):
+        pipeline = _pixel(PixelModel(yaml, given, device=device))
     else:
-        source = find_config(base, config)
-        checkpoint = find_checkpoint(weights or base, "weights")
+        source, checkpoint = find_config(base, yaml), find_checkpoint(given or base, "weights")
         pipeline = _latent(LatentModel(source, checkpoint, device=device, precision=precision))
-    pipeline = pipeline.with_sampling(**_defaults(pipeline.config) | sampling)
+    pipeline = pipeline.with_sampling(**{**_defaults(pipeline.config), **sampling})
     pipeline.load(network=quantized is None)
     if quantized is None:
         return pipeline

@@ -7,11 +7,12 @@ from pathlib import Path
 from torch import Tensor
 
 from qdiff.files.arrays import write_array
-from qdiff.files.images import image_shape, write_grid
+from qdiff.files.grid import write_grid
+from qdiff.files.images import image_path, image_shape
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.png_text import png_text
 from qdiff.pipelines.watermark import watermark
-from qdiff.sampling.images import Watch, frame_writer, image_path, sample_images
+from qdiff.sampling.images import StepCallback, frame_writer, missing_images, sample_images
 from qdiff.sampling.run_folder import RunFolder
 
 GRID_IMAGES = 64
@@ -46,6 +47,10 @@ class Output:
         mark = watermark(*pipeline.image_shape)
         return lambda x: mark(pipeline.decode(x))
 
+    def check(self, pipeline: Pipeline, folder: RunFolder) -> None:
+        """Raise UserError if a file that is not an image of this run stands in the place of one."""
+        missing_images(range(self.num_images), folder.image_dir, pipeline.image_shape)
+
     def write(self, pipeline: Pipeline, folder: RunFolder) -> str:
         """Make the images that the folder lacks, then the rest; return a line about what there is.
 
@@ -54,7 +59,7 @@ class Output:
         """
         if self._finished(folder):
             return f"finished before: {folder.grid}"
-        decode, watch = self.decode_for(pipeline), self._watch(pipeline, folder.path)
+        decode, on_step = self.decode_for(pipeline), self._on_step(pipeline, folder.path)
         sample_images(
             lambda indices: (step.x_prev for step in pipeline.steps(indices)),
             range(self.num_images),
@@ -63,7 +68,7 @@ class Output:
             pipeline.batch_size,
             decode=decode,
             metadata=lambda i: png_text(pipeline, [i]),
-            **({"watch": watch} if watch else {}),
+            **({"on_step": on_step} if on_step else {}),
         )
         paths = [image_path(folder.image_dir, i) for i in range(self.num_images)]
         if self.array:
@@ -82,7 +87,7 @@ class Output:
         image_shape(folder.grid)
         return True
 
-    def _watch(self, pipeline: Pipeline, folder: Path) -> Watch | None:
+    def _on_step(self, pipeline: Pipeline, folder: Path) -> StepCallback | None:
         return frame_writer(folder / "sequence", pipeline.decode) if self.sequence else None
 
     def _write_grid(self, pipeline: Pipeline, paths: Sequence[Path], folder: RunFolder) -> None:

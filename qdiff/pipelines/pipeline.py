@@ -5,28 +5,33 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from diffusion.steps import Correction, Model, Noise, Sampler, Step, uncorrected
 from qdiff.checkpoints.load import save_quantized
 from qdiff.errors import UserError, suggestion
-from qdiff.files.images import Shape
+from qdiff.files.images import Shape, to_uint8
 from qdiff.pipelines.device import find_device
-from qdiff.pipelines.images import Images, sample_in_memory
+from qdiff.pipelines.images import Images
 from qdiff.pipelines.settings import Sampling
 from qdiff.quant_model import QuantModel
+from qdiff.sampling.images import check_finite
 from qdiff.sampling.noise import batch_noise
 
 DEFAULT_BATCH = 10
 CALIBRATION_IMAGES = 10**9  # images for calibration are numbered from here, apart from all that are sampled
 
 
-class Pipeline(ABC):
+SamplingT = TypeVar("SamplingT", bound=Sampling)
+
+
+class Pipeline(ABC, Generic[SamplingT]):
     """A diffusion model and how it is sampled.
 
     A pipeline does not change once it is loaded: `with_sampling` and `with_network` return others, which share the
@@ -52,13 +57,18 @@ class Pipeline(ABC):
 
     source: Path
     config: DictConfig
-    sampling: Sampling
+    sampling: SamplingT
     nfe: int
     cfg_copies: int = 1
     precision: str = "full"
 
     def __init__(self, device: str):
         self.device = find_device(device)
+
+    @property
+    def config_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON values."""
+        return cast(dict[str, Any], OmegaConf.to_container(self.config))
 
     @property
     def is_quantized(self) -> bool:
@@ -158,25 +168,23 @@ class Pipeline(ABC):
         """Return the pipeline with other settings of sampling; this one does not change.
 
         Args:
-            sampler: another one, or the name of one with its default settings.
+            sampler: another one, or the name of one, which takes over the settings of the present one that it knows.
             changes: of the sampler's settings, such as `steps` and `eta`, and of those of `sampling`, such as `seed`.
 
         Raises:
             TypeError: a setting that this model's sampling does not have.
             ValueError, UserError: a value that it cannot have.
         """
-        sampler = self._sampler(sampler)
-        if "steps" in changes:
-            changes["num_steps"] = changes.pop("steps")
-        own = {field.name for field in fields(sampler)}
+        chosen = self._sampler(sampler)
+        own = {field.name.replace("num_steps", "steps"): field.name for field in fields(chosen)}
         known = {field.name for field in fields(self.sampling)} - {"sampler"}
-        for name in changes.keys() - own - known:
-            hint = suggestion(name, [*own, *known]) or f"use {', '.join(sorted(own | known))}"
+        for name in changes.keys() - own.keys() - known:
+            hint = suggestion(name, [*own, *known]) or f"use {', '.join(sorted(known.union(own)))}"
             raise TypeError(f"sampling has no setting '{name}': {hint}")
-        sampler = replace(sampler, **{name: value for name, value in changes.items() if name in own})
-        others = {name: value for name, value in changes.items() if name not in own}
+        chosen = replace(chosen, **{own[name]: value for name, value in changes.items() if name in own})
+        others = {name: value for name, value in changes.items() if name in known}
         other = copy.copy(self)
-        other._use(replace(self.sampling, sampler=sampler, **others))
+        other._configure(replace(self.sampling, sampler=chosen, **others))
         return other
 
     def _sampler(self, sampler: Sampler | str | None) -> Any:
@@ -184,9 +192,11 @@ class Pipeline(ABC):
             return sampler or self.sampling.sampler
         if sampler not in self.samplers:
             raise ValueError(f"unknown sampler '{sampler}': use {', '.join(self.samplers)}")
-        return self.samplers[sampler]()
+        kind, current = self.samplers[sampler], self.sampling.sampler
+        kept = {"num_steps": self.nfe} | vars(current)
+        return kind(**{field.name: kept[field.name] for field in fields(kind) if field.name in kept})
 
-    def _use(self, sampling: Sampling) -> None:
+    def _configure(self, sampling: SamplingT) -> None:
         """Adopt settings of sampling. Raises UserError for those that do not fit the model."""
         self.sampling = sampling
         try:
@@ -234,8 +244,21 @@ class Pipeline(ABC):
         Raises:
             TypeError, ValueError, UserError: see `with_sampling`; or an image is not finite.
         """
-        pipeline = self.with_sampling(**changes) if changes else self
-        return sample_in_memory(pipeline, count, progress)
+        if changes:
+            return self.with_sampling(**changes).sample(count, progress=progress)
+        if count < 1:
+            raise ValueError(f"count must be at least 1, not {count}")
+        pixels = []
+        with tqdm(total=count * self.nfe, unit="call", desc="sampling", disable=not progress) as bar:
+            for batch in torch.arange(count).split(self.batch_size):
+                indices = batch.tolist()
+                for step in self.steps(indices):
+                    x = step.x_prev
+                    bar.update(len(indices))
+                images = self.decode(x)
+                check_finite(images, indices)
+                pixels.append(to_uint8(images))
+        return Images(torch.cat(pixels))
 
     def save(self, path: str | Path) -> None:
         """Write the quantized network to one file, whole or not at all; see `load_pipeline(..., quantized=path)`.
@@ -246,7 +269,7 @@ class Pipeline(ABC):
         """
         if not isinstance(self.network, QuantModel):
             raise ValueError("the network is in full precision, nothing to save: call qdiff.quantize first")
-        save_quantized(path, self.network, config=OmegaConf.to_container(self.config), provenance=self.network.provenance)
+        save_quantized(path, self.network, config=self.config_dict, provenance=self.network.provenance)
 
     def _latest_timestep(self, batch_size: int) -> Tensor:
         """Return the timestep of pure noise, shape (B,), for `example`."""

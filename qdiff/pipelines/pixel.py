@@ -19,7 +19,7 @@ from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.settings import PixelModel, Sampling
 
 
-class PixelPipeline(Pipeline):
+class PixelPipeline(Pipeline[Sampling]):
     """A pixel-space model and how it is sampled.
 
     Args:
@@ -36,15 +36,15 @@ class PixelPipeline(Pipeline):
     def __init__(self, model: PixelModel, sampling: Sampling):
         super().__init__(model.device)
         self.model, self.source, self.config = model, model.config, load_config(model.config)
-        self._use(sampling)
+        self._configure(sampling)
         self._network = build_network(self.config, self.source).eval()
 
-    def _use(self, sampling: Sampling) -> None:
+    def _configure(self, sampling: Sampling) -> None:
         try:
             self._abar = schedule(self.config.diffusion)
         except ValueError as error:
             raise UserError(f"{self.source}, section 'diffusion': {error}") from None
-        super()._use(sampling)
+        super()._configure(sampling)
         try:
             check_schedule(sampling.sampler, self.abar)
         except ValueError as error:

@@ -12,9 +12,13 @@ log = logging.getLogger(__name__)
 
 
 class CalibrationBar(Reporter):
-    """One bar for the whole job: the block in work, the last one's loss before and after, the time left.
+    """One bar for the whole job: the current block, the last one's loss before and after, the time left.
 
-    `shown` shows it or not; None shows it on a terminal. Its unit is the estimated time of a block, so that the time left is that of the job and not of equal blocks.
+    Its unit is the estimated time of a block, so that the time left is that of the job and not of equal blocks.
+
+    Args:
+        plan: of the calibration.
+        shown: show the bar; None shows it on a terminal.
     """
 
     def __init__(self, plan: Plan, shown: bool | None = None):

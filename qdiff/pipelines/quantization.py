@@ -7,6 +7,7 @@ from typing import Protocol
 
 from qdiff.calibration.plan import Plan
 from qdiff.checkpoints.load import load_quantized
+from qdiff.checkpoints.quantized_file import read_policy
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.quant_model import QuantModel
 

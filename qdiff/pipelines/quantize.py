@@ -86,7 +86,7 @@ def quantize(
         steps=Schedule(max(1, steps), act_lr) if learns and policy.act else None,
         seed=pipeline.sampling.seed,
     )
-    source = DataSettings(min(timesteps, pipeline.nfe), samples, data and Path(data))
+    source = DataSettings(min(timesteps, pipeline.nfe), samples, None if data is None else Path(data))
     job = Calibrate(policy, learning, source, memory_bytes)
     unquantized = pipeline.with_network(share_parameters(pipeline.network))
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from qdiff.calibration.measure import forward_seconds
@@ -69,8 +68,9 @@ class Run:
         with RunFolder.open(self.folder, flag=self.folder_flag, verbose=verbose) as folder:
             needs_weights = self.quantization is None or self.quantization.needs_weights
             weights = self.pipeline.load(network=needs_weights)
-            folder.check_config(self._settings(weights), free=[f"free.{name}" for name in self.record.free])
+            folder.record_config(self._settings(weights), [f"free.{name}" for name in self.record.free])
             self._announce()
+            self.output.check(self.pipeline, folder)  # before any work
             run = self._quantized(folder.path)
             print(run.output.write(run.pipeline, folder))
 
@@ -103,7 +103,7 @@ class Run:
         return {
             "flags": flags,
             "free": dict(self.record.free),
-            "config": OmegaConf.to_container(p.config),
+            "config": p.config_dict,
             "sha256": ({"weights": tensors_digest(weights)} if weights else {}) | digests,
         }
 

@@ -34,11 +34,10 @@ class PlaceholderTokenizer:
         return prompt, ""
 
 
-class TextPipeline(LatentPipeline):
+class TextPipeline(LatentPipeline[TextSampling]):
     """A text-to-image model and how it is sampled."""
 
     steps_flag = "--ddim_steps"
-    sampling: TextSampling
     conditions: Prompts
 
     def __init__(self, model: LatentModel, sampling: TextSampling):
@@ -48,8 +47,8 @@ class TextPipeline(LatentPipeline):
             if given not in (None, has):
                 raise UserError(f"{flag} {given} is not what the model of {self.source} has: give {flag} {has}")
 
-    def _use(self, sampling: TextSampling) -> None:
-        super()._use(sampling)
+    def _configure(self, sampling: TextSampling) -> None:
+        super()._configure(sampling)
         unit = self._factor * self.stride
         for flag, size in (("--H", sampling.height), ("--W", sampling.width)):
             if size and size % unit:

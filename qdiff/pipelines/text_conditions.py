@@ -15,7 +15,9 @@ WARNED = 10  # prompts that are too long are quoted, the others are counted
 
 
 class Prompts(Conditions):
-    """Prompts that take turns: image i gets the i-th, starting over after the last; the empty one is the null condition.
+    """Prompts that take turns: image i gets the i-th, starting over after the last.
+
+    The empty prompt is the null condition.
 
     Args:
         latent: the model; its text encoder has a tokenizer.

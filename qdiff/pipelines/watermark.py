@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qdiff.errors import UserError
-from qdiff.sampling.images import to_uint8
+from qdiff.files.images import to_uint8
 
 MESSAGE = b"StableDiffusionV1"
 METHOD = "dwtDct"

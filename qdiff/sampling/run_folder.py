@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked for, what happened, what came out. One process at a time works in it."""
+"""The folder of a run: its configuration, log and images. One process at a time may use it."""
 
 import errno
 import os
@@ -16,46 +16,46 @@ from qdiff.files.atomic import remove_leftovers, replacing
 from qdiff.files.log import logging_to
 from qdiff.files.refusals import explaining
 
-ABSENT = "nothing"  # shown for a setting that one of two configurations lacks
-SHOWN = 24  # characters of a value that was changed
+ABSENT = "nothing"  # stands for a setting that one of two configurations lacks
+SHOWN = 24  # characters shown of a changed value
 LISTED = 150  # characters of changed settings in one line
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder while this process, and no other, may work in it; see `open`.
+    """A run's folder, locked for this process; see `open`.
 
     Attributes:
         path: the folder; it exists.
-        flag: the flag that named it, for error messages.
+        flag: the command-line flag that names it, for error messages.
     """
 
     path: Path
     flag: str
 
     @property
-    def images(self) -> Path:
-        """Where the pictures go."""
+    def image_dir(self) -> Path:
+        """Folder of the images."""
         return self.path / "img"
 
     @property
     def grid(self) -> Path:
-        """The picture of the first pictures."""
+        """Overview of the first images."""
         return self.path / "grid.png"
 
     @classmethod
     @contextmanager
     def open(cls, path: str | Path, *, flag: str = "-l", verbose: bool = False) -> Iterator["RunFolder"]:
-        """Make the folder, lock it, and log everything of `qdiff` to its `log.txt` as long as the context lasts.
+        """Create and lock the folder, and log everything of `qdiff` to its `log.txt`, inside the context.
 
         Args:
-            path: the folder; its parents are made too.
-            flag: the flag that named it.
-            verbose: log details too, and everything on the console as well, not only warnings.
+            path: the folder; its parents are created too.
+            flag: the command-line flag that names it.
+            verbose: log details too, and log to the console as well, where only warnings appear otherwise.
 
         Raises:
-            UserError: the path cannot be such a folder, another process works in it, or, at any time inside the
-                context, the system refuses to read or write a file.
+            UserError: the path cannot be a folder, another process is using it, or, at any time inside the context,
+                the system refuses to read or write a file.
         """
         path = Path(path)
         with explaining(path, flag), ExitStack() as stack:
@@ -65,25 +65,25 @@ class RunFolder:
             stack.enter_context(logging_to(path / "log.txt", verbose))
             yield cls(path, flag)
 
-    def settle(self, config: Mapping[str, object], free: Collection[str] = ()) -> None:
-        """Record the resolved configuration as `config.yaml`, and refuse to go on with one that gives other results.
+    def record_config(self, config: Mapping[str, object], resumable: Collection[str] = ()) -> None:
+        """Write the resolved configuration to `config.yaml`, unless the folder holds a run with another one.
 
         Args:
-            config: numbers, words, truth values, None, paths, and lists and dicts of them.
-            free: settings that change no result, such as the batch size; dotted where nested ("model.name"). The last
-                run's value is recorded.
+            config: JSON-like values and paths; nested dicts are compared key by key.
+            resumable: settings that may differ from those of the run in this folder, such as the batch size, because
+                they change no result; dotted where nested ("model.name"). The latest value is recorded.
 
         Raises:
-            UserError: a setting differs from that of the run in this folder, `config.yaml` is none of ours, or there
-                are pictures and nothing says how they were made.
+            UserError: another setting differs, `config.yaml` is not the configuration of a run, or there are images
+                but no `config.yaml`.
         """
         file = self.path / "config.yaml"
         text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         if file.exists():
-            self._refuse_other(_flat(self._read(file)), _flat(yaml.safe_load(text)), free)
-        elif any(self.images.glob("*.png")):
+            self._refuse_other(_flat(self._read(file)), _flat(yaml.safe_load(text)), resumable)
+        elif any(self.image_dir.glob("*.png")):
             raise UserError(
-                f"'{self.images}' holds pictures, but no config.yaml says how they were made: move them away, or give "
+                f"'{self.image_dir}' holds images, but no config.yaml says how they were made: move them away, or give "
                 f"another folder with {self.flag}"
             )
         with replacing(file) as partial:
@@ -98,12 +98,12 @@ class RunFolder:
             raise UserError(f"'{file}' is not the configuration of a run: give another folder with {self.flag}")
         return config
 
-    def _refuse_other(self, before: dict[str, str], now: dict[str, str], free: Collection[str]) -> None:
+    def _refuse_other(self, before: dict[str, str], now: dict[str, str], resumable: Collection[str]) -> None:
         sections = list(dict.fromkeys(key.partition(".")[0] for key in before | now))
         changed = [
             _change(key, before.get(key, ABSENT), now.get(key, ABSENT))
             for key in sorted(before | now, key=lambda key: sections.index(key.partition(".")[0]))
-            if key not in free and before.get(key) != now.get(key)
+            if key not in resumable and before.get(key) != now.get(key)
         ]
         if changed:
             raise UserError(
@@ -113,7 +113,7 @@ class RunFolder:
 
 
 def _change(key: str, before: str, now: str) -> str:
-    """What became of a setting; of long values, what follows where they begin to differ."""
+    """Describe a changed setting; long values are shown from where they begin to differ."""
     start = 0
     if max(len(before), len(now)) > SHOWN:
         equal = takewhile(lambda pair: pair[0] == pair[1], zip(before, now))
@@ -123,7 +123,7 @@ def _change(key: str, before: str, now: str) -> str:
 
 
 def _in_short(changes: Sequence[str]) -> str:
-    """As many as fit into a line, at least the first one, and how many more there are."""
+    """List as many changes as fit into a line, at least one, and the number of the others."""
     lengths = accumulate(len(change) + 2 for change in changes)
     fit = max(1, sum(length <= LISTED for length in lengths))
     more = f" and {len(changes) - fit} more" if fit < len(changes) else ""
@@ -136,7 +136,9 @@ def _locked(path: Path, flag: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"another process works in '{path}': let it end, or give another folder with {flag}") from None
+        raise UserError(
+            f"another process is using '{path}': wait until it ends, or give another folder with {flag}"
+        ) from None
     except NotImplementedError as e:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(path / ".lock")) from e
     try:
@@ -146,14 +148,14 @@ def _locked(path: Path, flag: str) -> Iterator[None]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Plain YAML, with paths as words."""
+    """Plain YAML, with paths as strings."""
 
 
 _Dumper.add_multi_representer(PurePath, lambda dumper, path: dumper.represent_str(str(path)))
 
 
 def _flat(config: object, prefix: str = "") -> dict[str, str]:
-    """The leaves of nested dicts by dotted name, as they are shown: in one line."""
+    """Flatten nested dicts: dotted name -> value as shown, in one line."""
     if not isinstance(config, dict) or not config:
         return {prefix: repr(config)}
     return {

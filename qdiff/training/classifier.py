@@ -1,4 +1,4 @@
-"""Training of the classifier whose features compare pictures; see `qdiff.evaluation.features`."""
+"""Training of the classifier whose features compare images; see `qdiff.evaluation.features`."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from qdiff.evaluation.features import SIZE, FeatureNet
 from qdiff.evaluation.metrics import statistics
 from qdiff.evaluation.statistics_file import write_statistics
 from qdiff.files.atomic import replacing
-from qdiff.sampling.images import to_uint8
-from qdiff.training.pictures import Pictures
+from qdiff.files.images import to_uint8
+from qdiff.training.images import ImageDataset
 from qdiff.training.trainer import fit
 
 HELD_OUT = 0.1  # share of the names
@@ -40,7 +40,7 @@ class Classifier(pl.LightningModule):
 
 
 def hold_out(names: list[str], seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on and indices to test on. Pictures of one name stay together, being drawings of one thing."""
+    """Indices to train on and indices to test on. Images of one name stay together, being drawings of one thing."""
     distinct = sorted(set(names))
     order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed)).tolist()
     tested = {distinct[i] for i in order[: round(HELD_OUT * len(distinct))]}
@@ -51,7 +51,7 @@ def hold_out(names: list[str], seed: int) -> tuple[list[int], list[int]]:
 
 @torch.no_grad()
 def accuracy(model: FeatureNet, images: Tensor, labels: Tensor) -> float:
-    """Share of the pictures, (N, 3, H, W) in [-1, 1], whose category, (N,), is named right."""
+    """Share of the images, (N, 3, H, W) in [-1, 1], whose category, (N,), is named right."""
     return (model(images).argmax(1) == labels).float().mean().item()
 
 
@@ -59,21 +59,21 @@ def train(data_path: Path, run_dir: Path, out: Path, *, category: str, steps: in
     """Train, then write `out/classifier.safetensors` and the statistics of `write_references`.
 
     Args:
-        data_path: an archive as `Pictures` wants it.
+        data_path: an archive as `ImageDataset` wants it.
         run_dir: folder of the checkpoints.
         out: folder of the files.
         category: see `write_references`.
         steps, lr: of the optimiser.
-        seed: of the split, the initial weights and the order of the pictures.
+        seed: of the split, the initial weights and the order of the images.
 
     Returns:
-        the accuracy on the held-out pictures.
+        the accuracy on the held-out images.
 
     Raises:
-        ValueError: the pictures are not as `Pictures` wants them.
+        ValueError: the images are not as `ImageDataset` wants them.
     """
     pl.seed_everything(seed)
-    data = Pictures(data_path, SIZE, flip=True)
+    data = ImageDataset(data_path, SIZE, flip=True)
     trained, tested = hold_out(data.names, seed)
     classifier = Classifier(FeatureNet(len(data.classes)), lr=lr, steps=steps)
     weights = fit(
@@ -97,5 +97,5 @@ def train(data_path: Path, run_dir: Path, out: Path, *, category: str, steps: in
 def write_references(model: FeatureNet, data_path: Path, out: Path, category: str) -> None:
     """Statistics of the features: `reference.safetensors` of one category, `reference_all.safetensors` of all."""
     for name, categories in (("reference", [category]), ("reference_all", [])):
-        pictures = to_uint8(Pictures(data_path, SIZE, categories).images)
-        write_statistics(out / f"{name}.safetensors", statistics(model.features(pictures)))
+        images = to_uint8(ImageDataset(data_path, SIZE, categories).images)
+        write_statistics(out / f"{name}.safetensors", statistics(model.features(images)))

@@ -1,4 +1,4 @@
-"""What a latent model is trained to show: the category of a picture, or its name."""
+"""What a latent model is trained to show: the category of an image, or its name."""
 
 import shutil
 from abc import ABC, abstractmethod
@@ -13,19 +13,19 @@ from qdiff.adapters.ldm.models import ClassEmbedder, FrozenCLIPEmbedder, LatentD
 from qdiff.checkpoints.load import load_weights
 from qdiff.errors import UserError
 from qdiff.files.tokenizer import VOCABULARY, has_vocabulary, load_tokenizer
-from qdiff.training.pictures import Pictures
+from qdiff.training.images import ImageDataset
 from qdiff.training.sections import classes_of
 from qdiff.training.vocabulary import write_vocabulary
 
 
 class TrainingCondition(ABC):
-    """The condition of each picture, as whole numbers that the model's conditioner turns into a context.
+    """The condition of each image, as whole numbers that the model's conditioner turns into a context.
 
     Attributes:
         conditioner: is trained with the UNet.
-        none: what stands for no condition, shaped as one picture's.
+        none: what stands for no condition, shaped as one image's.
         files: what the conditioner needs beside the weights.
-        mirrored: whether a mirror image has the same condition as its picture.
+        mirrored: whether a mirror image has the same condition as its image.
     """
 
     conditioner: nn.Module
@@ -34,12 +34,12 @@ class TrainingCondition(ABC):
     mirrored: bool
 
     @abstractmethod
-    def of(self, pictures: Pictures) -> Tensor:
-        """int64, shape (N, ...). Raises UserError for pictures that the model is not for."""
+    def of(self, dataset: ImageDataset) -> Tensor:
+        """int64, shape (N, ...). Raises UserError for images that the model is not for."""
 
     @abstractmethod
     def embed(self, numbers: Tensor) -> Tensor:
-        """Conditions of B pictures, (B, ...) -> context of the UNet, (B, tokens, width)."""
+        """Conditions of B images, (B, ...) -> context of the UNet, (B, tokens, width)."""
 
 
 class Categories(TrainingCondition):
@@ -67,13 +67,12 @@ class Categories(TrainingCondition):
             raise UserError(f"{path} says of no class that it stands for none: give its number as null_class")
         self.none, self.numbers = torch.tensor(conditioner.null_class), torch.tensor(conditioner.classes)
 
-    def of(self, pictures: Pictures) -> Tensor:
-        if pictures.classes != self.classes:
+    def of(self, dataset: ImageDataset) -> Tensor:
+        if dataset.classes != self.classes:
             raise UserError(
-                f"{pictures.path} has the categories {pictures.classes}, the configuration's `classes` are "
-                f"{self.classes}"
+                f"{dataset.path} has the categories {dataset.classes}, the configuration's `classes` are {self.classes}"
             )
-        return self.numbers[pictures.labels]
+        return self.numbers[dataset.labels]
 
     def embed(self, numbers: Tensor) -> Tensor:
         return self.conditioner({self.conditioner.key: numbers})
@@ -86,7 +85,7 @@ class Names(TrainingCondition):
 
     Args:
         conditioner: the model's, which gets a tokenizer, and parameters that are trained.
-        pictures: whose names the vocabulary is made from.
+        dataset: whose names the vocabulary is made from.
         folder: where the vocabulary is written to.
         init: weights of a model to start from; if its vocabulary lies beside, that is taken, and its conditioner.
 
@@ -96,33 +95,33 @@ class Names(TrainingCondition):
 
     mirrored = False
 
-    def __init__(self, conditioner: FrozenCLIPEmbedder, pictures: Pictures, folder: Path, init: Path | None):
+    def __init__(self, conditioner: FrozenCLIPEmbedder, dataset: ImageDataset, folder: Path, init: Path | None):
         if init and has_vocabulary(init.parent):
             load_weights(conditioner, init)
             folder.mkdir(parents=True, exist_ok=True)
             for name in VOCABULARY:
                 shutil.copyfile(init.parent / name, folder / name)
         else:
-            write_vocabulary(sorted(set(pictures.names)), conditioner.vocab_size, folder)
+            write_vocabulary(sorted(set(dataset.names)), conditioner.vocab_size, folder)
         self.conditioner, self.files = conditioner.requires_grad_(True), [folder / name for name in VOCABULARY]
         conditioner.tokenizer = load_tokenizer(folder, conditioner.max_length, conditioner.vocab_size)
         self.none = conditioner.tokenizer([""])[0]
 
-    def of(self, pictures: Pictures) -> Tensor:
-        return self.conditioner.tokenizer(pictures.names)
+    def of(self, dataset: ImageDataset) -> Tensor:
+        return self.conditioner.tokenizer(dataset.names)
 
     def embed(self, numbers: Tensor) -> Tensor:
         return self.conditioner.encode_tokens(numbers)
 
 
 def condition_of(
-    latent: LatentDiffusion, pictures: Pictures, config: DictConfig, path: Path, run_dir: Path, init: Path | None
+    latent: LatentDiffusion, dataset: ImageDataset, config: DictConfig, path: Path, run_dir: Path, init: Path | None
 ) -> TrainingCondition:
     """The conditions that a model takes.
 
     Args:
         latent: the model.
-        pictures: what it is trained on.
+        dataset: what it is trained on.
         config, path: its configuration, and the file.
         run_dir: folder of the training.
         init: weights of a model to start from.
@@ -134,7 +133,7 @@ def condition_of(
     if isinstance(conditioner, ClassEmbedder):
         return Categories(conditioner, config, path)
     if isinstance(conditioner, FrozenCLIPEmbedder):
-        return Names(conditioner, pictures, run_dir / "tokenizer", init)
+        return Names(conditioner, dataset, run_dir / "tokenizer", init)
     raise UserError(
         f"{path} describes no model that can be trained here: its conditioner must be a ClassEmbedder or a "
         "FrozenCLIPEmbedder"

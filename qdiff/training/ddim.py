@@ -9,11 +9,11 @@ from qdiff.checkpoints.load import load_weights
 from qdiff.config.pixel import build_network, load_config
 from qdiff.errors import UserError
 from qdiff.training.denoiser import Denoiser
-from qdiff.training.pictures import Pictures, Unlabelled
+from qdiff.training.images import ImageDataset, Unlabelled
 from qdiff.training.sections import PixelTraining, sections
 from qdiff.training.trainer import fit_as_configured, save_half, seed_process
 
-PICTURES = {  # what `Pictures` gives: colours in -1..1 without noise
+PIXELS = {  # what `ImageDataset` gives: colours in -1..1 without noise
     "channels": 3,
     "rescaled": True,
     "logit_transform": False,
@@ -28,16 +28,16 @@ def train(
     """Train and write the EMA weights in half precision to `out`; `init` are weights to start from.
 
     Raises:
-        UserError: the configuration is none or has no settings of a training, or the pictures cannot be read.
+        UserError: the configuration is none or has no settings of a training, or the images cannot be read.
     """
     config = load_config(config_path)
-    for key, value in PICTURES.items():
+    for key, value in PIXELS.items():
         if config.data[key] != value:
             raise UserError(
                 f"{config_path}: data.{key} is {config.data[key]}, a training here needs {value}: correct it"
             )
     training, optim = sections(config, PixelTraining, config_path, "configs/emoji32.yml")
-    data = Pictures(data_path, config.data.image_size, list(training.categories), config.data.random_flip)
+    data = ImageDataset(data_path, config.data.image_size, list(training.categories), config.data.random_flip)
     seed_process(seed)
     network = build_network(config, config_path)
     if init:

@@ -1,4 +1,4 @@
-"""Training of a first stage: the autoencoder between pictures and latents."""
+"""Training of a first stage: the autoencoder between images and latents."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from qdiff.adapters.ldm.models import AutoencoderKL
 from qdiff.checkpoints.load import load_weights
 from qdiff.config.latent import build_latent, load_latent_config
 from qdiff.errors import UserError
+from qdiff.training.images import ImageDataset
 from qdiff.training.optimizer import warm_cosine
-from qdiff.training.pictures import Pictures
 from qdiff.training.sections import FirstStageTraining, classes_of, sections
 from qdiff.training.trainer import fit_as_configured, save_half, seed_process
 
@@ -62,10 +62,10 @@ class Autoencoder(pl.LightningModule):
 
 
 def side_of(config: DictConfig, path: Path) -> int:
-    """Pixels along an edge of the pictures that a first stage is for. Raises UserError unless they are in colour."""
+    """Pixels along an edge of the images that a first stage is for. Raises UserError unless they are in colour."""
     ddconfig = config.model.params.first_stage_config.params.ddconfig
     if (ddconfig.in_channels, ddconfig.out_ch) != (3, 3):
-        raise UserError(f"{path}: ddconfig.in_channels and out_ch must be 3, for pictures are in colour")
+        raise UserError(f"{path}: ddconfig.in_channels and out_ch must be 3, for images are in colour")
     return ddconfig.resolution
 
 
@@ -77,7 +77,7 @@ def train(
     `init` are weights to start from.
 
     Raises:
-        UserError: the configuration is none or has no settings of a training, or the pictures cannot be read.
+        UserError: the configuration is none or has no settings of a training, or the images cannot be read.
     """
     config = load_latent_config(config_path)
     training, optim = sections(config.get("first_stage"), FirstStageTraining, config_path, EXAMPLE, "first_stage")
@@ -85,7 +85,7 @@ def train(
     first_stage = build_latent(config, config_path).first_stage_model
     if not isinstance(first_stage, AutoencoderKL):
         raise UserError(f"{config_path}: only a first stage of the class AutoencoderKL can be trained")
-    data = Pictures(data_path, side_of(config, config_path), classes_of(config, config_path), flip=True)
+    data = ImageDataset(data_path, side_of(config, config_path), classes_of(config, config_path), flip=True)
     if init:
         load_weights(first_stage, init)
     first_stage.to(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ def training_parser(description: str, *, run: Path, out: str) -> argparse.Argume
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", type=Path, required=True, help="model and training settings (YAML)")
-    parser.add_argument("--data", type=Path, required=True, help="pictures: an .npz with images, names, category")
+    parser.add_argument("--data", type=Path, required=True, help="images: an .npz with images, names, category")
     parser.add_argument("--run", type=Path, default=run, help="folder of the checkpoints")
     parser.add_argument("--out", type=Path, required=True, help=out)
     parser.add_argument("--init", type=Path, help="weights to start from instead of random ones")

@@ -14,15 +14,15 @@ from qdiff.checkpoints.load import load_weights
 from qdiff.config.latent import build_latent, load_latent_config
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
-from qdiff.pipelines.quantization import digest
+from qdiff.files.digest import tensors_digest
 from qdiff.training.conditioning import TrainingCondition, condition_of
 from qdiff.training.denoiser import Denoiser
 from qdiff.training.first_stage import EXAMPLE, side_of
-from qdiff.training.pictures import Pictures
+from qdiff.training.images import ImageDataset
 from qdiff.training.sections import LatentTraining, classes_of, sections
 from qdiff.training.trainer import fit_as_configured, seed_process
 
-ENCODED = 256  # pictures that are encoded at a time
+ENCODED = 256  # images that are encoded at a time
 
 
 class Conditional(nn.Module):
@@ -33,7 +33,7 @@ class Conditional(nn.Module):
 
     Args:
         latent: the model; its first stage has no part in this one.
-        condition: what the pictures show.
+        condition: what the images show.
         drop: 0..1.
     """
 
@@ -69,7 +69,7 @@ def train(
     seed: int,
     devices: int,
 ) -> None:
-    """Train on the latents of the pictures; write a folder as published ones are laid out.
+    """Train on the latents of the images; write a folder as published ones are laid out.
 
     Args:
         out: the folder, of `config.yaml` and `model.safetensors` with EMA weights in half precision.
@@ -85,13 +85,13 @@ def train(
     seed_process(seed)
     latent = build_latent(config, config_path)
     _check_kind(latent, config_path)
-    pictures = Pictures(data_path, side_of(config, config_path), classes_of(config, config_path))
-    condition = condition_of(latent, pictures, config, config_path, run_dir, init)
+    dataset = ImageDataset(data_path, side_of(config, config_path), classes_of(config, config_path))
+    condition = condition_of(latent, dataset, config, config_path, run_dir, init)
     if init:
         load_weights(latent.model, init)
     load_weights(latent.first_stage_model, first_stage)
     latent.first_stage_model.eval()
-    data = _latents(latent, condition, pictures)
+    data = _latents(latent, condition, dataset)
     _same_latents(run_dir, data)
     denoiser = Denoiser(
         Conditional(latent, condition, training.drop_condition),
@@ -136,7 +136,7 @@ def write_folder(folder: Path, latent: nn.Module, config: DictConfig) -> None:
 
 def _same_latents(run_dir: Path, data: TensorDataset) -> None:
     """Refuse to go on with a training whose latents were others. Raises UserError."""
-    note, found = run_dir / "latents.txt", digest(dict(zip(("z", "condition"), data.tensors)))
+    note, found = run_dir / "latents.txt", tensors_digest(dict(zip(("z", "condition"), data.tensors)))
     if note.exists() and note.read_text() != found:
         raise UserError(
             f"the training in {run_dir} has other latents: give its --first_stage and --data, or another --run"
@@ -145,9 +145,9 @@ def _same_latents(run_dir: Path, data: TensorDataset) -> None:
         partial.write_text(found)
 
 
-def _latents(latent: nn.Module, condition: TrainingCondition, pictures: Pictures) -> TensorDataset:
+def _latents(latent: nn.Module, condition: TrainingCondition, dataset: ImageDataset) -> TensorDataset:
     """Latents of unit variance and conditions; sets the model's `scale_factor`."""
-    images, numbers = pictures.images, condition.of(pictures)
+    images, numbers = dataset.images, condition.of(dataset)
     if condition.mirrored:
         images, numbers = torch.cat([images, images.flip(-1)]), torch.cat([numbers, numbers])
     z = encode(latent, images)

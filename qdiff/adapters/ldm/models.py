@@ -10,7 +10,7 @@ from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.encoders.modules import ClassEmbedder, FrozenCLIPEmbedder
 from ldm.util import NotAvailable, instantiate_from_config, parameter_types
-from qdiff.files.pictures import WRITTEN
+from qdiff.files.images import WRITTEN
 
 __all__ = [
     "AutoencoderKL",

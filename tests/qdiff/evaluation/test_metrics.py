@@ -26,26 +26,26 @@ def gaussian(mu, sigma) -> Statistics:
 
 
 @given(a=st.integers(0, 255), b=st.integers(0, 255))
-def test_flat_pictures_have_closed_forms(a, b):
+def test_flat_images_have_closed_forms(a, b):
     """Also the differences that 8 bits without a sign cannot hold."""
     assert mean_absolute_error(flat(a), flat(b)) == abs(a - b)
     expected = math.inf if a == b else 20 * math.log10(255 / abs(a - b))
     assert psnr(flat(a), flat(b)) == pytest.approx(expected)
 
 
-def test_psnr_is_averaged_over_pictures_in_db():
-    reference, pictures = flat(100), flat(100)
+def test_psnr_is_averaged_over_images_in_db():
+    reference, images = flat(100), flat(100)
     for i, error in enumerate((1, 10, 100)):
-        pictures[i] += error
-    assert psnr(pictures, reference) == pytest.approx(20 * math.log10(255) - 20)  # errors of 0, 20 and 40 dB
-    assert mean_absolute_error(pictures, reference) == pytest.approx(37)
+        images[i] += error
+    assert psnr(images, reference) == pytest.approx(20 * math.log10(255) - 20)  # errors of 0, 20 and 40 dB
+    assert mean_absolute_error(images, reference) == pytest.approx(37)
 
 
 def test_pixel_distances_agree_with_an_independent_computation():
     a, b = noise(0), noise(1)
     x, y = (p.numpy().astype(int) for p in (a, b))
-    per_picture = [10 * math.log10(255**2 / np.mean((i - j) ** 2)) for i, j in zip(x, y)]
-    assert psnr(a, b) == psnr(b, a) == pytest.approx(np.mean(per_picture))
+    per_image = [10 * math.log10(255**2 / np.mean((i - j) ** 2)) for i, j in zip(x, y)]
+    assert psnr(a, b) == psnr(b, a) == pytest.approx(np.mean(per_image))
     assert mean_absolute_error(a, b) == mean_absolute_error(b, a) == pytest.approx(np.abs(x - y).mean())
 
 
@@ -98,9 +98,9 @@ def test_frechet_distance_of_fewer_vectors_than_dimensions():
 def test_features_are_the_input_of_the_last_layers():
     torch.manual_seed(0)
     net = FeatureNet(categories=4, width=8).eval()
-    pictures = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
-    features = net.features(pictures, batch_size=2)
+    images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
+    features = net.features(images, batch_size=2)
     assert (features.shape, features.dtype) == ((5, DIMENSION), torch.float64)
-    logits = net(pictures / 127.5 - 1)
+    logits = net(images / 127.5 - 1)
     torch.testing.assert_close(net.head(features.float()), logits)
-    assert logits.std(0).min() > 1e-4, "pictures must not look all alike"
+    assert logits.std(0).min() > 1e-4, "images must not look all alike"

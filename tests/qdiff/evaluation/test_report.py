@@ -24,7 +24,7 @@ ALL_TITLES = [column.title for column in COLUMNS]
 TITLES = [title for title in ALL_TITLES if title != "category recognised"]
 ONE = Section("one", "A model", RESULTS, {})
 TWO = Section("two", "Another model", GUIDED, {}, shown=("red <apple>", "pear"))
-SHOWN = "Columns of pictures, from the left: red <apple>, pear."
+SHOWN = "Columns of images, from the left: red <apple>, pear."
 VOID = {"meta", "img"}
 
 
@@ -52,7 +52,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     rng = np.random.default_rng(0)
     found = {result.method: tmp_path / f"{i}.png" for i, result in enumerate(RESULTS)}
     for path in found.values():
@@ -61,9 +61,9 @@ def pictures(tmp_path):
 
 
 @pytest.fixture
-def written(pictures, tmp_path):
+def written(images, tmp_path):
     settings = {"versions": "torch <2>", "machine": "abacus"}
-    sections = [replace(ONE, pictures=pictures), replace(TWO, pictures=pictures)]
+    sections = [replace(ONE, images=images), replace(TWO, images=images)]
     return {p.name: p for p in write_report(tmp_path / "out", "Four & eight", sections, settings)}
 
 
@@ -104,13 +104,13 @@ def test_results_are_strict_json(written):
     assert found["results"]["one"][1]["command"] == RESULTS[1].command
 
 
-def test_page_shows_everything_and_needs_nothing(written, pictures):
+def test_page_shows_everything_and_needs_nothing(written, images):
     html = written["report.html"].read_text(encoding="utf-8")
     page = Page(html)
     embedded = [base64.b64decode(address.removeprefix("data:image/png;base64,")) for address in page.addresses]
-    assert embedded == [path.read_bytes() for path in pictures.values()] * 2
+    assert embedded == [path.read_bytes() for path in images.values()] * 2
     assert "http" not in html and "url(" not in html and "@import" not in html
-    assert page.texts["figcaption"] == list(pictures) * 2
+    assert page.texts["figcaption"] == list(images) * 2
     assert page.texts["pre"] == [result.command for result in RESULTS] * 2
     assert page.texts["th"] == TITLES + ALL_TITLES
     assert page.texts["td"][: 2 * len(TITLES)] == [cell for row in CELLS for cell in row]
@@ -122,9 +122,9 @@ def test_page_shows_everything_and_needs_nothing(written, pictures):
     assert 'name="viewport"' in html
 
 
-def test_comparison_holds_every_picture_enlarged(written, pictures):
+def test_comparison_holds_every_image_enlarged(written, images):
     sheet = np.asarray(Image.open(written["comparison_one.png"]))
-    for i, path in enumerate(pictures.values()):
+    for i, path in enumerate(images.values()):
         enlarged = np.asarray(Image.open(path)).repeat(2, 0).repeat(2, 1)
         top, left = sheet.shape[0] - 8 - 12, 8 + i * (18 + 8)
         np.testing.assert_array_equal(sheet[top : top + 12, left : left + 18], enlarged)
@@ -132,7 +132,7 @@ def test_comparison_holds_every_picture_enlarged(written, pictures):
     assert (sheet[8:-20] < 128).any(), "names stand above"
 
 
-def test_wide_pictures_stand_one_below_the_other(tmp_path):
+def test_wide_images_stand_one_below_the_other(tmp_path):
     drawn = {name: np.random.default_rng(i).integers(0, 256, (4, 9, 3), np.uint8) for i, name in enumerate("ab")}
     for name, pixels in drawn.items():
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
@@ -144,7 +144,7 @@ def test_wide_pictures_stand_one_below_the_other(tmp_path):
         assert (sheet[top - 36 : top] < 128).any(), "a name stands above"
 
 
-def test_grey_pictures_are_shown_too(tmp_path):
+def test_grey_images_are_shown_too(tmp_path):
     grey = np.random.default_rng(0).integers(0, 256, (6, 9), np.uint8)
     Image.fromarray(grey).save(tmp_path / "a.png")
     sheet = np.asarray(comparison({"a": tmp_path / "a.png"}))
@@ -152,7 +152,7 @@ def test_grey_pictures_are_shown_too(tmp_path):
     np.testing.assert_array_equal(sheet[-20:-8, 8:26], np.stack([enlarged] * 3, 2))
 
 
-def test_a_damaged_picture_is_named(tmp_path):
+def test_a_damaged_image_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"a\.png' is no PNG: move or delete it"):
+    with pytest.raises(UserError, match=r"a\.png' is not a PNG: move or delete it"):
         comparison({"a": tmp_path / "a.png"})

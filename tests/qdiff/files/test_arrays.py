@@ -8,7 +8,7 @@ import torch
 
 from qdiff.errors import UserError
 from qdiff.files.arrays import write_array
-from qdiff.files.pictures import write_picture
+from qdiff.files.images import write_image
 
 COLOUR, GREY = (3, 6, 9), (1, 6, 9)
 
@@ -22,7 +22,7 @@ def written(folder: Path, shape: tuple[int, int, int], count: int) -> list[Path]
     """PNGs of `pixels_of`, an hour old."""
     paths = [folder / f"{i}.png" for i in range(count)]
     for path, pixels in zip(paths, pixels_of(shape, count)):
-        write_picture(path, torch.from_numpy(pixels).permute(2, 0, 1), {})
+        write_image(path, torch.from_numpy(pixels).permute(2, 0, 1))
         os.utime(path, (path.stat().st_mtime - 3600,) * 2)
     return paths
 
@@ -34,7 +34,7 @@ def content(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [COLOUR, GREY])
-def test_the_array_holds_the_pictures(shape, tmp_path):
+def test_the_array_holds_the_images(shape, tmp_path):
     path = write_array(written(tmp_path, shape, 5), tmp_path)
     assert path.name == f"5x6x9x{shape[0]}-samples.npz"
     assert content(path).dtype == np.uint8
@@ -43,23 +43,23 @@ def test_the_array_holds_the_pictures(shape, tmp_path):
 
 @pytest.mark.parametrize("shape", [COLOUR, GREY])
 def test_it_replaces_those_of_other_numbers_and_nothing_else(shape, tmp_path):
-    pictures = written(tmp_path, shape, 5)
+    images = written(tmp_path, shape, 5)
     kept = ["mine5x6x9x3-samples.npz", "5x6x10x3-samples.npz", "5x6x9x3-samples.npz.bak", "5x6x9x1.npz"]
     for name in kept:
         (tmp_path / name).touch()
-    write_array(pictures[:3], tmp_path)
-    write_array(pictures, tmp_path)
-    left = {p.name for p in tmp_path.iterdir()} - {p.name for p in pictures}
+    write_array(images[:3], tmp_path)
+    write_array(images, tmp_path)
+    left = {p.name for p in tmp_path.iterdir()} - {p.name for p in images}
     assert left == {f"5x6x9x{shape[0]}-samples.npz", *kept}
 
 
-def test_one_that_is_newer_than_its_pictures_stays(tmp_path):
-    pictures = written(tmp_path, COLOUR, 5)
-    before = write_array(pictures, tmp_path).stat().st_ino
-    assert write_array(pictures, tmp_path).stat().st_ino == before
-    os.utime(pictures[3])
+def test_one_that_is_newer_than_its_images_stays(tmp_path):
+    images = written(tmp_path, COLOUR, 5)
+    before = write_array(images, tmp_path).stat().st_ino
+    assert write_array(images, tmp_path).stat().st_ino == before
+    os.utime(images[3])
     os.utime(tmp_path / "5x6x9x3-samples.npz", (0, 0))
-    assert write_array(pictures, tmp_path).stat().st_ino != before
+    assert write_array(images, tmp_path).stat().st_ino != before
 
 
 def cut(path: Path) -> None:
@@ -77,22 +77,20 @@ def other_member(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [cut, other, other_member, lambda path: path.write_bytes(b"")])
 def test_one_that_is_not_whole_is_written_again(spoil, tmp_path):
-    pictures = written(tmp_path, COLOUR, 5)
-    path = write_array(pictures, tmp_path)
+    images = written(tmp_path, COLOUR, 5)
+    path = write_array(images, tmp_path)
     spoil(path)
-    write_array(pictures, tmp_path)
+    write_array(images, tmp_path)
     np.testing.assert_array_equal(content(path), pixels_of(COLOUR, 5))
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 8), (3, 9, 6), (1, 6, 9)])
-def test_a_picture_of_another_shape_is_named_and_no_array_written_or_replaced(shape, tmp_path):
-    pictures = written(tmp_path, COLOUR, 5)
-    older = write_array(pictures[:3], tmp_path)
+def test_an_image_of_another_shape_is_named_and_no_array_written_or_replaced(shape, tmp_path):
+    images = written(tmp_path, COLOUR, 5)
+    older = write_array(images[:3], tmp_path)
     before = older.read_bytes()
-    write_picture(pictures[4], torch.zeros(shape, dtype=torch.uint8), {})
-    with pytest.raises(
-        UserError, match=rf"^'{pictures[4]}' is another picture .* than belongs there \(8-bit RGB, 9 x 6"
-    ):
-        write_array(pictures, tmp_path)
+    write_image(images[4], torch.zeros(shape, dtype=torch.uint8))
+    with pytest.raises(UserError, match=rf"^'{images[4]}' is another image .* than expected \(8-bit RGB, 9 x 6"):
+        write_array(images, tmp_path)
     assert older.read_bytes() == before
     assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".npz"} and len(list(tmp_path.glob("*.npz"))) == 1

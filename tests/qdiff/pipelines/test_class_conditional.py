@@ -22,7 +22,7 @@ from ldm.samplers import Step, ddim, dpm_solver, generalized, latent_timesteps
 from qdiff.adapters.ldm import models
 from qdiff.checkpoints.load import load_quantized
 from qdiff.checkpoints.quantized_file import read_quantized
-from qdiff.sampling.images import to_uint8
+from qdiff.files.images import to_uint8
 from qdiff.sampling.noise import batch_noise
 from tests.command_line import script
 from tests.ldm.tiny import AVERAGED, CLASSES, tiny_latent, write_latent
@@ -147,7 +147,7 @@ def test_without_a_null_class_all_are_real(classes, fp, tmp_path):
     rows = load_file(run(bare, tmp_path / "q", f"{RUN} {data}") / "calibration_data.safetensors")["input_2"]
     table = tiny_latent(CLASSES).cond_stage_model.embedding.weight
     assert {int((table == row).all(1).nonzero()) for row in rows[:, 0]} == {*range(11)}
-    assert "needs a class that stands for none" in refusal(bare, tmp_path / "none", TWO)
+    assert "needs a null class" in refusal(bare, tmp_path / "none", TWO)
     assert np.array_equal(pixels(run(bare, tmp_path / "said", f"{TWO} {NULL}=10")), pixels(fp))
 
 
@@ -164,7 +164,7 @@ def test_what_is_done_otherwise_than_asked_is_said(classes, tmp_path):
 
 def test_a_picture_says_how_it_was_made(fp):
     text = Image.open(fp / "img" / "000003.png").text
-    assert text["class"] == "7" and text["seed"] == "5, picture 3" and text["precision"] == "full"
+    assert text["class"] == "7" and text["seed"] == "5, image 3" and text["precision"] == "full"
     assert text["sampler"] == "DDIM(steps=4, eta=0.0), 4 network calls, scale 2.0" and text["bits"] == "not quantized"
     assert Image.open(fp / "grid.png").text["class"] == "3, 7, 3, 7"
     log = (fp / "log.txt").read_text()
@@ -215,14 +215,14 @@ import sys
 from pathlib import Path
 from qdiff.cli.ldm_flags import ldm_parser
 from qdiff.cli.parser import parse
-from qdiff.pipelines.class_conditional import ClassPipeline
+from qdiff.cli.sample_ldm import pipeline_of
 import torch.nn.modules.sparse, torch.testing
 torch.nn.Embedding(2, 2, device="meta")  # which loads what torch needs for it
 args = parse(ldm_parser(), ["-r", sys.argv[1], "--seed", "0", "--device", "cpu"])
 Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts anew
 status = lambda key: int(Path("/proc/self/status").read_text().partition(key)[2].split()[0])
 before = status("VmRSS:")
-pipeline = ClassPipeline(args)
+pipeline = pipeline_of(args)
 assert pipeline.load()
 print((status("VmHWM:") - before) * 1024)
 """
@@ -398,12 +398,12 @@ REFUSED = [
     (f"{RUN} model.params.image_size=-1", "describes no latent model"),
     (f"{RUN} model.params.conditioning_key=adm", "describes no latent model"),
     (f"{RUN} model.params.cond_stage_config.params.n_classes=1 --dry-run", "null_class is 10, the classes are 0..0"),
-    (f"{RUN} {NULL}=null --scale 2", f"--scale 2.0 needs a class that stands for none, .* {NULL}=NUMBER"),
+    (f"{RUN} {NULL}=null --scale 2", f"--scale 2.0 needs a null class, .* {NULL}=NUMBER"),
     (f"{RUN} --cali_ckpt x --resume --ptq --classes 3,,7", "give numbers with commas"),
     ("--seed 1 -c 3 --dry-run", "-c 3: steps=3 leads to timestep 1000, the last one is 999: take 2 or 4"),
     ("--seed 1 -c 1001", "-c 1001: steps=1001 leads to timestep 1000, the last one is 999: take 500"),
     ("-c 4", "--seed is missing"),
-    (f"{RUN} --classes 3,11", "--classes 11: the model has the classes 0..10, of which 10 stands for none"),
+    (f"{RUN} --classes 3,11", "--classes 11: the model has the classes 0..10, of which 10 is the null class"),
     (f"{RUN} --classes 3,11 {NULL}=null", "the model has the classes 0..10: give others"),
     (f"{RUN} --classes 3,x", "give numbers with commas"),
     (f"{RUN} --n_samples_per_class 2", "--n_samples_per_class needs --classes"),

@@ -25,7 +25,7 @@ def test_the_published_models_of_1000_and_1001_classes():
     assert list(Classes(classes(), None, 0).turns) == list(range(1000))
     assert list(Classes(classes(n_classes=1001), None, 0).turns) == list(range(1000))
     assert isinstance(conditions_of(classes(n_classes=1001), None, 3.0, 0), Classes)
-    with pytest.raises(UserError, match=r"--scale 3.0 needs a class that stands for none.*null_class=NUMBER"):
+    with pytest.raises(UserError, match=r"--scale 3.0 needs a null class.*null_class=NUMBER"):
         conditions_of(classes(), None, 3.0, 0)
 
 

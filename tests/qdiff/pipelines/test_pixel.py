@@ -24,7 +24,7 @@ from qdiff.adapters.ddim.samplers import schedule
 from qdiff.checkpoints.load import load_quantized
 from qdiff.checkpoints.quantized_file import read_quantized
 from qdiff.files.atomic import PARTIAL
-from qdiff.sampling.images import to_uint8
+from qdiff.files.images import to_uint8
 from qdiff.sampling.noise import batch_noise
 from tests.original_checkpoints import W4A8_SPLIT, W8A8, original_checkpoint
 from tests.tiny import SCRIPT, sample_script, tiny_config, tiny_network, write_tiny
@@ -179,7 +179,7 @@ def test_what_is_done_otherwise_than_asked_is_said(config, tmp_path):
     assert said in (tmp_path / "log.txt").read_text()
     text = Image.open(tmp_path / "img" / "000000.png").text
     assert text["sampler"] == "DDIM(steps=6, skip_type=uniform, eta=0.0), 7 network calls"
-    assert text["seed"] == "1234, picture 0" and text["bits"] == "not quantized" and text["precision"] == "full"
+    assert text["seed"] == "1234, image 0" and text["bits"] == "not quantized" and text["precision"] == "full"
 
 
 def test_more_pictures_later(config, fp, tmp_path):
@@ -203,7 +203,7 @@ def test_a_picture_that_is_not_of_the_run_is_refused_before_any_work(line, confi
     before = times(folder)
     ended = sample_script(*words(config, folder, line))
     assert ended.status == 2 and ended.err == (
-        f"error: '{foreign}' is another picture (8-bit RGB, 80 x 80) than belongs there (8-bit RGB, 8 x 8): move or "
+        f"error: '{foreign}' is another image (8-bit RGB, 80 x 80) than expected (8-bit RGB, 8 x 8): move or "
         "delete it, and the same command makes it again\n"
     )
     after = times(folder)

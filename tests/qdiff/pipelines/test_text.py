@@ -22,8 +22,8 @@ from qdiff.checkpoints.load import load_quantized
 from qdiff.cli.parser import parse
 from qdiff.cli.txt2img_flags import txt2img_parser
 from qdiff.errors import UserError
+from qdiff.files.images import to_uint8
 from qdiff.pipelines.watermark import MESSAGE, METHOD, watermark
-from qdiff.sampling.images import to_uint8
 from qdiff.sampling.noise import batch_noise
 from tests.command_line import script
 from tests.ldm.tiny_text import TOKENS, write_text_model
@@ -113,7 +113,7 @@ def test_pictures_are_those_of_the_prompt(fp, latent):
 
 def test_a_picture_says_how_it_was_made(fp):
     text = Image.open(fp / "img" / "000003.png").text
-    assert text["prompt"] == "red app" and text["seed"] == "5, picture 3" and text["bits"] == "not quantized"
+    assert text["prompt"] == "red app" and text["seed"] == "5, image 3" and text["bits"] == "not quantized"
     assert "DDIM" in text["sampler"] and "scale 2.0" in text["sampler"] and text["Software"].startswith("qdiff ")
     assert text["precision"] == "full", "on a CPU, where nothing else was asked for"
     overview = Image.open(fp / "grid.png").text
@@ -193,7 +193,7 @@ def test_an_overview_alone(model, fp, tmp_path):
     grid = tmp_path / "run" / "grid.png"
     grid.write_bytes(grid.read_bytes()[:-1])
     damaged = script("txt2img.py", *words(model, tmp_path / "run", f"{line} --n_iter 2"))
-    assert damaged.status == 2 and damaged.err.startswith(f"error: '{grid}' is not a whole picture")
+    assert damaged.status == 2 and damaged.err.startswith(f"error: '{grid}' is incomplete")
 
 
 def test_an_overview_alone_shows_them_all(model, tmp_path):
@@ -294,7 +294,7 @@ def test_a_list_of_prompts_comes_with_the_program():
 REFUSED = [
     ("--prompt a --laion400m", "--laion400m is not available"),
     ("", "give --prompt TEXT or --from-file FILE"),
-    ("--prompt a --H 33", "--H 33 is no multiple of 4, as the model needs it: make it 32"),
+    ("--prompt a --H 33", "--H 33 is not a multiple of 4, as the model needs it: make it 32"),
     ("--prompt a --f 4", "--f 4 is not what the model"),
     ("--prompt a --C 3", "--C 3 is not what the model"),
     ("--prompt a --plms --ddim_eta 0.5", "--ddim_eta 0.5 does not go with --plms"),

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from qdiff.errors import UserError
 from qdiff.files import atomic
-from qdiff.sampling.images import frame_writer, image_path, missing_images, sample_images, to_uint8
+from qdiff.files.images import image_path, to_uint8
+from qdiff.sampling.images import frame_writer, missing_images, sample_images
 from qdiff.sampling.noise import batch_noise
 from qdiff.sampling.run_folder import RunFolder
 
@@ -70,7 +71,7 @@ def test_noise_of_an_image_does_not_depend_on_the_batch(batch_size, order, seed,
 
 
 def test_noise_is_pinned():
-    """The numbers themselves: another release of this package or of numpy must not change anyone's pictures."""
+    """The numbers themselves: another release of this package or of numpy must not change anyone's images."""
     x_T, noise = batch_noise(1234, [0, 7], (2, 2))
     expected_x = [
         [[0.695591569, 0.723959148], [0.717667520, 0.490356058]],
@@ -107,31 +108,23 @@ def test_noise_of_another_batch_is_refused():
         noise(torch.empty(3, *SHAPE))
 
 
-def test_pixels_are_the_nearest_of_256_levels():
-    x = torch.tensor([-9.0, -1.0, -0.5, 0.0, 0.3, 1.0, 9.0, -1 + 2 * 0.49 / 255, -1 + 2 * 0.51 / 255])
-    assert to_uint8(x).tolist() == [0, 0, 64, 128, 166, 255, 255, 0, 1]
-    levels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(levels.float() / 127.5 - 1), levels)
-    assert to_uint8(levels.bfloat16() / 127.5 - 1).dtype == torch.uint8
-
-
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_pictures_do_not_depend_on_the_batch_size(batch_size, undisturbed, tmp_path):
+def test_images_do_not_depend_on_the_batch_size(batch_size, undisturbed, tmp_path):
     assert sample_images(toy, reversed(range(16)), tmp_path, SHAPE, batch_size) == 16
     assert files(tmp_path) == files(undisturbed)
 
 
-def test_pictures_hold_the_last_step_decoded(tmp_path):
-    def draw(indices):
+def test_images_hold_the_last_step_decoded(tmp_path):
+    def sample(indices):
         yield torch.full((len(indices), 1, 4, 4), torch.nan)
         yield torch.tensor(indices).float()[:, None, None, None].expand(-1, 1, 4, 4)
 
-    sample_images(draw, [3, 10], tmp_path, (3, 4, 4), 2, decode=lambda z: z.expand(-1, 3, -1, -1) / 127.5 - 1)
+    sample_images(sample, [3, 10], tmp_path, (3, 4, 4), 2, decode=lambda z: z.expand(-1, 3, -1, -1) / 127.5 - 1)
     assert sorted(files(tmp_path)) == ["000003.png", "000010.png"]
     for i in (3, 10):
-        picture = Image.open(image_path(tmp_path, i))
-        assert (picture.mode, picture.size) == ("RGB", (4, 4))
-        assert (np.asarray(picture) == i).all()
+        image = Image.open(image_path(tmp_path, i))
+        assert (image.mode, image.size) == ("RGB", (4, 4))
+        assert (np.asarray(image) == i).all()
 
 
 def test_channels_rows_and_columns_stay_what_they_are(tmp_path):
@@ -148,20 +141,20 @@ def test_only_missing_images_are_made_and_the_same_again(undisturbed, tmp_path):
     before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     asked = []
 
-    def draw(indices):
+    def sample(indices):
         asked.append(list(indices))
         return toy(indices)
 
-    assert sample_images(draw, range(16), tmp_path, SHAPE, 4) == 9
+    assert sample_images(sample, range(16), tmp_path, SHAPE, 4) == 9
     assert asked == [[0, 4, 7, 10], [11, 12, 13, 14], [15]]
     assert files(tmp_path) == files(undisturbed)
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
-    assert sample_images(draw, range(16), tmp_path, SHAPE, 4) == 0
+    assert sample_images(sample, range(16), tmp_path, SHAPE, 4) == 0
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
     stale = tmp_path / f"000001.png.4711{atomic.PARTIAL}"
-    stale.write_bytes(b"half a pic")
+    stale.write_bytes(b"half an image")
     sample_images(toy, [0], tmp_path, SHAPE, 1)
     assert sorted(files(tmp_path)) == ["000000.png"]
 
@@ -173,8 +166,8 @@ def test_text_chunks(tmp_path):
         assert Image.open(image_path(tmp_path, i)).text == {**texts, "image": str(i)}
 
 
-def test_no_picture_of_a_batch_that_is_not_finite(tmp_path):
-    def draw(indices):
+def test_no_image_of_a_batch_that_is_not_finite(tmp_path):
+    def sample(indices):
         x = torch.zeros(len(indices), *SHAPE)
         for bad, value in ((5, torch.nan), (6, torch.inf)):
             if bad in indices:
@@ -182,11 +175,11 @@ def test_no_picture_of_a_batch_that_is_not_finite(tmp_path):
         yield x
 
     with pytest.raises(UserError, match=r"^image 5 is not finite .*full precision and float32") as caught:
-        sample_images(draw, range(12), tmp_path, SHAPE, 4)
+        sample_images(sample, range(12), tmp_path, SHAPE, 4)
     assert "\n" not in str(caught.value) and "--" not in str(caught.value), "no flag is known here"
     assert sorted(files(tmp_path)) == [f"00000{i}.png" for i in range(4)]
     with pytest.raises(UserError, match=r"^image 6 "):
-        sample_images(draw, [6], tmp_path, SHAPE, 4)
+        sample_images(sample, [6], tmp_path, SHAPE, 4)
 
 
 def save(pixels: np.ndarray, path: Path, **options) -> None:
@@ -198,32 +191,32 @@ def save(pixels: np.ndarray, path: Path, **options) -> None:
     [
         (
             lambda p: save(np.zeros((80, 80, 3), np.uint8), p),
-            r"another picture \(8-bit RGB, 80 x 80\) than belongs there",
+            r"another image \(8-bit RGB, 80 x 80\) than expected",
         ),
         (
             lambda p: save(np.zeros((8, 8), np.uint8), p),
-            r"\(8-bit grey, 8 x 8\) than belongs there \(8-bit RGB, 8 x 8\)",
+            r"\(8-bit grey, 8 x 8\) than expected \(8-bit RGB, 8 x 8\)",
         ),
-        (lambda p: p.write_bytes(p.with_name("000000.png").read_bytes()[:-4]), "not a whole picture"),
-        (lambda p: p.mkdir(), "is no file"),
+        (lambda p: p.write_bytes(p.with_name("000000.png").read_bytes()[:-4]), "is incomplete"),
+        (lambda p: p.mkdir(), "is not a file"),
         (lambda p: p.symlink_to("nowhere"), r"cannot be read \(No such file"),
     ],
 )
-def test_what_stands_in_the_place_of_an_image_is_refused_before_anything_is_drawn(put, said, tmp_path):
+def test_what_stands_in_the_place_of_an_image_is_refused_before_anything_is_sampled(put, said, tmp_path):
     sample_images(toy, [0, 1], tmp_path, SHAPE, 2)
     put(image_path(tmp_path, 9))
     before = {name: os.lstat(tmp_path / name).st_mtime_ns for name in os.listdir(tmp_path)}
 
-    def draw(indices):
-        raise AssertionError("drawn")
+    def sample(indices):
+        raise AssertionError("sampled")
 
     with pytest.raises(UserError, match=rf"^'{tmp_path}/000009.png' .*{said}.*: move or delete it.*the same command"):
-        sample_images(draw, range(10), tmp_path, SHAPE, 4)
+        sample_images(sample, range(10), tmp_path, SHAPE, 4)
     assert {name: os.lstat(tmp_path / name).st_mtime_ns for name in os.listdir(tmp_path)} == before
     assert sample_images(toy, range(9), tmp_path, SHAPE, 4) == 7, "what is not asked for does not matter"
 
 
-def test_a_link_to_a_right_picture_is_one(undisturbed, tmp_path):
+def test_a_link_to_a_right_image_is_one(undisturbed, tmp_path):
     image_path(tmp_path, 3).symlink_to(image_path(undisturbed, 3))
     assert missing_images(range(5), tmp_path, SHAPE) == [0, 1, 2, 4]
     assert missing_images(range(2), tmp_path / "none", SHAPE) == [0, 1]
@@ -231,17 +224,19 @@ def test_a_link_to_a_right_picture_is_one(undisturbed, tmp_path):
 
 def test_images_of_one_channel_are_grey(tmp_path):
     grey = partial(toy, shape=(1, 6, 8))
-    assert sample_images(grey, range(3), tmp_path / "img", (1, 6, 8), 2, watch=frame_writer(tmp_path / "sequence")) == 3
+    assert (
+        sample_images(grey, range(3), tmp_path / "img", (1, 6, 8), 2, on_step=frame_writer(tmp_path / "sequence")) == 3
+    )
     for i in range(3):
         *_, last = grey([i])
         for path in (image_path(tmp_path / "img", i), tmp_path / "sequence" / f"{i:06d}" / "000003.png"):
-            picture = Image.open(path)
-            assert picture.mode == "L"
-            np.testing.assert_array_equal(np.asarray(picture), to_uint8(last)[0, 0])
+            image = Image.open(path)
+            assert image.mode == "L"
+            np.testing.assert_array_equal(np.asarray(image), to_uint8(last)[0, 0])
     assert sample_images(grey, range(3), tmp_path / "img", (1, 6, 8), 2) == 0
 
 
-def test_images_of_other_channels_are_refused_before_anything_is_drawn(tmp_path):
+def test_images_of_other_channels_are_refused_before_anything_is_sampled(tmp_path):
     with pytest.raises(UserError, match="images of 4 channels cannot be written"):
         sample_images(toy, [0], tmp_path, (4, 8, 8), 1)
 
@@ -250,7 +245,7 @@ def test_frames_of_every_step(undisturbed, tmp_path):
     frames = tmp_path / "sequence"
     (frames / "000001").mkdir(parents=True)
     (frames / "000001" / f"000000.png.4711{atomic.PARTIAL}").write_bytes(b"half")
-    sample_images(toy, range(3), tmp_path / "img", SHAPE, 2, watch=frame_writer(frames))
+    sample_images(toy, range(3), tmp_path / "img", SHAPE, 2, on_step=frame_writer(frames))
     for i in range(3):
         steps = list(toy([i]))
         kept = files(frames / f"{i:06d}")
@@ -279,9 +274,9 @@ def whole_run(path: Path, slow: bool) -> None:
         tqdm.set_lock(threading.RLock())  # not one of several processes, which kills would leak
         Path.write_bytes = _slow_write_bytes
     with RunFolder.open(path) as run:
-        run.settle({"seed": SEED})
-        draw = partial(toy, shape=BIG, slow=0.002 if slow else 0)
-        sample_images(draw, range(COUNT), run.images, BIG, 5)
+        run.record_config({"seed": SEED})
+        sample = partial(toy, shape=BIG, slow=0.002 if slow else 0)
+        sample_images(sample, range(COUNT), run.image_dir, BIG, 5)
 
 
 def test_killed_at_any_moment_the_same_run_ends_the_same(tmp_path):
@@ -307,7 +302,7 @@ def test_killed_at_any_moment_the_same_run_ends_the_same(tmp_path):
             break
         kills += 1
         if kills == 2 and not partials:  # whether a kill comes in the middle of a write is chance
-            (disturbed / "img" / f"000000.png.x{atomic.PARTIAL}").write_bytes(b"half a picture")
+            (disturbed / "img" / f"000000.png.x{atomic.PARTIAL}").write_bytes(b"half an image")
     assert kills >= 3, "the kills came too late to test anything"
     assert files(disturbed / "img") == wanted
 

@@ -29,24 +29,24 @@ CONFIG = {
     "classes": (0, 207),
     "model": {"ch": 32, "ch_mult": [1, 2, 4], "loss": {}, "name": "Smileys & Emotion: 🍎"},
 }
-FREE = ("batch_size", "model.name")
+RESUMABLE = ("batch_size", "model.name")
 
 
-def settle(path: Path, config: dict, **options) -> None:
+def record(path: Path, config: dict, **options) -> None:
     with RunFolder.open(path, **options) as run:
-        run.settle(config, FREE)
+        run.record_config(config, RESUMABLE)
 
 
 def refused(path: Path, config: dict, **options) -> str:
-    """The one line with which a run is refused."""
+    """Return the one line with which a run is refused."""
     with pytest.raises(UserError) as caught:
-        settle(path, config, **options)
+        record(path, config, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def as_yaml(config: dict) -> dict:
-    """What reading the file gives: no path and no tuple."""
+    """Return the configuration as YAML holds it: without paths and tuples."""
     return {**config, "config": str(config["config"]), "classes": list(config["classes"])}
 
 
@@ -56,15 +56,15 @@ def changed(name: str, value: object) -> dict:
     return {**CONFIG, name: value}
 
 
-def test_configuration_is_kept_and_the_same_command_goes_on(tmp_path):
+def test_configuration_is_recorded_and_the_same_command_continues(tmp_path):
     path = tmp_path / "new" / "run"
-    settle(path, CONFIG)
+    record(path, CONFIG)
     text = (path / "config.yaml").read_text(encoding="utf-8")
     plain = as_yaml(CONFIG)
     assert yaml.safe_load(text) == plain
     assert list(yaml.safe_load(text)) == list(CONFIG)
-    settle(path, CONFIG)
-    settle(path, plain)
+    record(path, CONFIG)
+    record(path, plain)
     assert (path / "config.yaml").read_text(encoding="utf-8") == text
 
 
@@ -81,15 +81,15 @@ def test_configuration_is_kept_and_the_same_command_goes_on(tmp_path):
     ],
 )
 def test_another_setting_is_refused_by_name(name, value, before, now, tmp_path):
-    settle(tmp_path, CONFIG)
+    record(tmp_path, CONFIG)
     text = (tmp_path / "config.yaml").read_bytes()
     with pytest.raises(UserError, match=rf"'{tmp_path}' .*\b{name} was {before} and is {now} now.* with --outdir$"):
-        settle(tmp_path, changed(name, value), flag="--outdir")
+        record(tmp_path, changed(name, value), flag="--outdir")
     assert (tmp_path / "config.yaml").read_bytes() == text
 
 
 def test_every_changed_setting_is_named_where_they_are_few(tmp_path):
-    settle(tmp_path, CONFIG)
+    record(tmp_path, CONFIG)
     less = {k: v for k, v in changed("seed", 0).items() if k != "split"} | {"dpm_order": 3}
     line = refused(tmp_path, less)
     for part in (
@@ -106,7 +106,7 @@ STORY = "a painting of a very small red apple that lies on a table in an old hou
 
 def test_many_and_long_changes_are_one_short_line(tmp_path):
     before = {"config": {f"key{i}": i for i in range(200)}, "flags": {"prompt": STORY * 9 + "at night", "old": 1}}
-    settle(tmp_path, {"flags": before["flags"], "config": before["config"]})
+    record(tmp_path, {"flags": before["flags"], "config": before["config"]})
     now = {"flags": {"prompt": STORY * 9 + "by day", "seed": 2}, "config": {f"key{i}": -i for i in range(1, 300)}}
     line = refused(tmp_path, now)
     assert "flags.prompt was ...d house at night' and is ...d house by day' now" in line
@@ -119,23 +119,23 @@ def test_many_and_long_changes_are_one_short_line(tmp_path):
 
 
 def test_one_change_is_named_however_long_it_is(tmp_path):
-    settle(tmp_path, {"k" * 200: 1})
+    record(tmp_path, {"k" * 200: 1})
     assert f"{'k' * 200} was 1 and is 2 now; change" in refused(tmp_path, {"k" * 200: 2})
 
 
 @pytest.mark.parametrize("path", ["o/日本", "o/bad\udcff"])
-def test_any_name_of_a_file_is_kept_and_goes_on(path, tmp_path):
+def test_any_file_name_is_recorded_and_recognised(path, tmp_path):
     config = {"logdir": Path(path), "prompt": path, "nested": {path: [path]}}
-    settle(tmp_path / path, config)
-    settle(tmp_path / path, config)
+    record(tmp_path / path, config)
+    record(tmp_path / path, config)
     assert yaml.safe_load((tmp_path / path / "config.yaml").read_text(encoding="utf-8"))["logdir"] == path
     assert f"prompt was {path!r} and is 1 now" in refused(tmp_path / path, {**config, "prompt": 1})
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch_size", 8), ("model.name", "x")])
 def test_a_setting_that_changes_no_result_may_change(name, value, tmp_path):
-    settle(tmp_path, CONFIG)
-    settle(tmp_path, changed(name, value))
+    record(tmp_path, CONFIG)
+    record(tmp_path, changed(name, value))
     stored = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
     assert stored == as_yaml(changed(name, value))
 
@@ -147,7 +147,7 @@ def test_a_foreign_config_is_refused_and_kept(content, tmp_path):
     assert (tmp_path / "config.yaml").read_bytes() == content
 
 
-def test_pictures_of_unknown_origin_are_refused(tmp_path):
+def test_images_of_unknown_origin_are_refused(tmp_path):
     (tmp_path / "img").mkdir()
     (tmp_path / "img" / "000000.png").write_bytes(b"")
     assert "no config.yaml says how they were made" in refused(tmp_path, CONFIG)
@@ -156,7 +156,7 @@ def test_pictures_of_unknown_origin_are_refused(tmp_path):
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / f"config.yaml.4711{atomic.PARTIAL}").write_text("half")
-    settle(tmp_path, CONFIG)
+    record(tmp_path, CONFIG)
     assert sorted(os.listdir(tmp_path)) == [".lock", "config.yaml", "log.txt"]
 
 
@@ -178,14 +178,14 @@ def test_one_process_at_a_time(tmp_path):
         assert other.stdout.readline() == "in\n"
         log = (tmp_path / "log.txt").read_bytes()
         line = refused(tmp_path, CONFIG)
-        assert f"another process works in '{tmp_path}'" in line and "another folder with -l" in line
+        assert f"another process is using '{tmp_path}'" in line and "another folder with -l" in line
         assert not (tmp_path / "config.yaml").exists()
         assert (tmp_path / "log.txt").read_bytes() == log
         other.send_signal(signal.SIGKILL)
-    settle(tmp_path, CONFIG)
+    record(tmp_path, CONFIG)
 
 
-def test_the_lock_is_given_back_whatever_happens(tmp_path):
+def test_the_lock_is_released_whatever_happens(tmp_path):
     for error in (UserError("x"), KeyboardInterrupt(), ZeroDivisionError()):
         with pytest.raises(type(error)), RunFolder.open(tmp_path):
             raise error
@@ -196,7 +196,7 @@ def test_the_lock_is_given_back_whatever_happens(tmp_path):
 # Folders and disks that refuse
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_is_not_a_folder(tmp_path):
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         line = refused(path, CONFIG, flag="--outdir")
@@ -241,7 +241,7 @@ def test_a_disk_without_locks(raised, said, tmp_path, monkeypatch):
 
 
 def test_locks_that_the_system_refuses(tmp_path, monkeypatch):
-    """What the package makes of it."""
+    """The message that filelock makes of it."""
 
     def flock(*_args):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -260,20 +260,20 @@ def test_what_the_system_refuses_inside(number, tmp_path):
 LIMITED = """
 import resource, sys, torch
 from qdiff.cli.parser import run
-from qdiff.files.pictures import write_picture
+from qdiff.files.images import write_image
 from qdiff.sampling.run_folder import RunFolder
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 def main():
     with RunFolder.open(sys.argv[1]) as folder:
         pixels = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
-        write_picture(folder.images / "000000.png", pixels[:, :8, :8], {})
-        write_picture(folder.images / "000001.png", pixels, {})
+        write_image(folder.image_dir / "000000.png", pixels[:, :8, :8])
+        write_image(folder.image_dir / "000001.png", pixels)
 run(main)
 """
 TOO_LARGE = "(File too large): raise the limit (`ulimit -f`, or that of the disk), then the same command continues; or"
 
 
-def test_a_picture_that_grows_too_large_is_one_line_and_leaves_nothing_half(tmp_path):
+def test_an_image_that_grows_too_large_is_one_line_and_leaves_nothing_half(tmp_path):
     words = [sys.executable, "-c", LIMITED, tmp_path]
     ended = subprocess.run(words, capture_output=True, text=True, check=False)
     line = f"error: cannot use '{tmp_path}/img/000001.png' {TOO_LARGE} give another folder with -l\n"
@@ -299,7 +299,7 @@ full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full
 
 @full_disk
 def test_a_full_disk_is_one_line_and_leaves_nothing_half(tmp_path):
-    def draw(indices):
+    def sample(indices):
         if indices == [2]:
             partial = tmp_path / "img" / f"000002.png.{os.getpid()}{atomic.PARTIAL}"
             partial.symlink_to("/dev/full")
@@ -307,8 +307,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(tmp_path):
 
     line = rf"^cannot use '{tmp_path}/img/000002.png' \(No space left on device\): free some space, then the same"
     with pytest.raises(UserError, match=line), RunFolder.open(tmp_path) as run:
-        run.settle(CONFIG)
-        sample_images(draw, range(4), run.images, (3, 4, 4), 1)
+        run.record_config(CONFIG)
+        sample_images(sample, range(4), run.image_dir, (3, 4, 4), 1)
     assert sorted(os.listdir(tmp_path / "img")) == ["000000.png", "000001.png"]
 
 
@@ -319,10 +319,10 @@ def test_a_log_on_a_full_disk_is_the_same_line(tmp_path, capfd):
         logging.getLogger("qdiff.sampling.images").info("hello")
     assert capfd.readouterr() == ("", "")
     (tmp_path / "log.txt").unlink()
-    settle(tmp_path, CONFIG)
+    record(tmp_path, CONFIG)
 
 
-def test_the_log_is_the_folders_own(tmp_path):
+def test_the_log_records_what_stopped_the_run(tmp_path):
     with pytest.raises(UserError), RunFolder.open(tmp_path):
         raise UserError("image 3 is not finite")
     assert (tmp_path / "log.txt").read_text().endswith("INFO stopped by UserError: image 3 is not finite\n")

@@ -16,7 +16,7 @@ BUNDLED = Path(__file__).parents[3] / "models" / "features" / "emoji32"
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory) -> Path:
-    """60 pictures, noisy red, green or blue, every name twice."""
+    """60 images, noisy red, green or blue, every name twice."""
     rng = np.random.default_rng(0)
     kind = np.arange(60) // 2 % 3
     images = rng.integers(0, 60, (60, 32, 32, 3))
@@ -47,7 +47,7 @@ def test_accuracy_is_the_share_of_right_answers():
     assert accuracy(answers, torch.zeros(4, 3, 2, 2), torch.tensor([0, 1, 2, 0])) == 0.75
 
 
-def test_held_out_names_are_in_no_training_picture():
+def test_held_out_names_are_in_no_training_image():
     names = [f"name {i % 40}" for i in range(100)]
     trained, tested = hold_out(names, seed=0)
     assert sorted(trained + tested) == list(range(100))
@@ -56,7 +56,7 @@ def test_held_out_names_are_in_no_training_picture():
     assert hold_out(names, seed=0) == (trained, tested) != hold_out(names, seed=1)
 
 
-def test_the_bundled_classifier_tells_pictures_apart():
+def test_the_bundled_classifier_tells_images_apart():
     net = FeatureNet().eval()
     assert sum(p.numel() for p in net.parameters()) < 300_000
     load_weights(net, BUNDLED / "classifier.safetensors")
@@ -66,7 +66,7 @@ def test_the_bundled_classifier_tells_pictures_apart():
     assert torch.linalg.eigvalsh(sigma).min() > 0
     noise = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     distance = statistics(net.features(noise)).mu - mu
-    assert distance @ torch.linalg.solve(sigma, distance) > 5**2, "noise is five standard deviations from pictures"
+    assert distance @ torch.linalg.solve(sigma, distance) > 5**2, "noise is five standard deviations from images"
 
 
 def test_statistics_survive_their_file(tmp_path):

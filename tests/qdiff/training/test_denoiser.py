@@ -52,7 +52,7 @@ def denoiser(limit: float) -> Denoiser:
     return made
 
 
-def test_noisy_pictures_and_their_weights():
+def test_noisy_images_and_their_weights():
     """With eps predicted as zero the loss is the weighted mean square of the noise that was added."""
     x0 = torch.full((4, 1, 2, 2), 3.0)
     for limit in (1.0, 5.0):

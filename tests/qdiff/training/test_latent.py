@@ -16,8 +16,8 @@ from qdiff.adapters.ldm.models import build
 from qdiff.errors import UserError
 from qdiff.training.conditioning import Categories, Names
 from qdiff.training.first_stage import Autoencoder, edges, kl_to_standard_normal
+from qdiff.training.images import ImageDataset
 from qdiff.training.latent import Conditional, encode, train
-from qdiff.training.pictures import Pictures
 from qdiff.training.trainer import ema_weights
 from tests.command_line import script
 from tests.golden_networks import load_case
@@ -30,7 +30,7 @@ NO_CLASS = 2
 
 
 def write_inputs(folder: Path) -> Path:
-    """Pictures of two categories, and a small latent model of three classes, the last of which is none."""
+    """Images of two categories, and a small latent model of three classes, the last of which is none."""
     config = load_case("ldm_class_w4a8").settings.config
     params = config.model.params
     params.image_size, params.scale_by_std = 8, True
@@ -102,7 +102,7 @@ def test_a_first_stage_then_a_model_that_can_be_sampled(trained, tmp_path):
     assert len(list((tmp_path / "out" / "img").iterdir())) == 2
 
 
-def test_categories_of_other_pictures_are_refused(folder):
+def test_categories_of_other_images_are_refused(folder):
     config = OmegaConf.load(folder / "c.yaml")
     config.classes = ["reds", "blues"]  # labels count in alphabetical order
     OmegaConf.save(config, folder / "c.yaml")
@@ -125,7 +125,7 @@ def test_categories_of_other_pictures_are_refused(folder):
         ("model.params.scale_by_std", False, "scale_by_std must be true"),
         ("model.params.cond_stage_config.params.n_classes", 4, "n_classes is 4, make it 3"),
         ("model.params.cond_stage_config.params.null_class", None, "of no class that it stands for none"),
-        ("model.params.first_stage_config.params.ddconfig.in_channels", 1, "pictures are in colour"),
+        ("model.params.first_stage_config.params.ddconfig.in_channels", 1, "images are in colour"),
         ("classes", [], "must name its `classes`"),
         ("classes", None, "must name its `classes`"),
         ("classes", "blues", "classes is no list of names"),
@@ -206,35 +206,35 @@ def train_again(folder: Path, out: Path, first_stage: Path) -> None:
 
 def test_names_are_tokens_and_the_empty_name_is_none(tmp_path):
     config, data = text_inputs(tmp_path)
-    latent, pictures = build(OmegaConf.load(config)), Pictures(data, 16)
-    names = Names(latent.cond_stage_model, pictures, tmp_path / "vocabulary", None)
-    tokens = names.of(pictures)
+    latent, dataset = build(OmegaConf.load(config)), ImageDataset(data, 16)
+    names = Names(latent.cond_stage_model, dataset, tmp_path / "vocabulary", None)
+    tokens = names.of(dataset)
     start_of_text, end = 515, 516
     assert tokens.shape == (8, TOKENS) and (tokens[:, 0] == start_of_text).all()
     assert torch.equal(tokens[0], tokens[2]) and not torch.equal(tokens[0], tokens[1])
     assert names.none.tolist() == [start_of_text] + [end] * (TOKENS - 1)
-    assert torch.equal(names.embed(tokens), latent.get_learned_conditioning(pictures.names))
+    assert torch.equal(names.embed(tokens), latent.get_learned_conditioning(dataset.names))
 
 
 def test_a_text_encoder_goes_on_with_the_vocabulary_of_the_model_that_it_starts_as(tmp_path):
     config, data = text_inputs(tmp_path)
-    first, pictures = build(OmegaConf.load(config)), Pictures(data, 16)
-    learned = Names(first.cond_stage_model, pictures, tmp_path / "first", None)
+    first, dataset = build(OmegaConf.load(config)), ImageDataset(data, 16)
+    learned = Names(first.cond_stage_model, dataset, tmp_path / "first", None)
     save_file(first.state_dict(), tmp_path / "first" / "model.safetensors")
-    pictures.names = ["quite", "other", "words"] * 3
+    dataset.names = ["quite", "other", "words"] * 3
     second = build(OmegaConf.load(config))
-    names = Names(second.cond_stage_model, pictures, tmp_path / "second", tmp_path / "first" / "model.safetensors")
+    names = Names(second.cond_stage_model, dataset, tmp_path / "second", tmp_path / "first" / "model.safetensors")
     for file, other in zip(names.files, learned.files, strict=True):
         assert file.parent != other.parent and file.read_bytes() == other.read_bytes()
-    tokens = names.of(pictures)
+    tokens = names.of(dataset)
     assert torch.equal(names.embed(tokens), learned.embed(tokens))
 
 
 def test_a_vocabulary_is_made_where_none_of_the_layout_lies_beside(tmp_path):
     config, data = text_inputs(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")  # the other layout of a tokenizer, in one file
-    latent, pictures = build(OmegaConf.load(config)), Pictures(data, 16)
-    names = Names(latent.cond_stage_model, pictures, tmp_path / "made", tmp_path / "model.safetensors")
+    latent, dataset = build(OmegaConf.load(config)), ImageDataset(data, 16)
+    names = Names(latent.cond_stage_model, dataset, tmp_path / "made", tmp_path / "model.safetensors")
     assert all(file.is_file() for file in names.files)
 
 
@@ -260,11 +260,11 @@ def test_classes_are_dropped_in_training_alone(folder):
 def test_any_class_may_stand_for_none(folder):
     config = OmegaConf.load(folder / "c.yaml")
     config.model.params.cond_stage_config.params.null_class = 1
-    latent, pictures = build(config), Pictures(folder / "data.npz", 16)
+    latent, dataset = build(config), ImageDataset(folder / "data.npz", 16)
     categories = Categories(latent.cond_stage_model, config, folder / "c.yaml")
     assert categories.none == 1
-    assert [CATEGORIES[0 if n == 0 else 1] for n in categories.of(pictures).tolist()] == pictures.names
-    assert set(categories.of(pictures).tolist()) == {0, 2}
+    assert [CATEGORIES[0 if n == 0 else 1] for n in categories.of(dataset).tolist()] == dataset.names
+    assert set(categories.of(dataset).tolist()) == {0, 2}
 
 
 def test_divergence_is_that_of_the_distributions():

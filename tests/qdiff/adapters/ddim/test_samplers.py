@@ -8,7 +8,7 @@ from diffusion.dpm_solver import dpm_solver
 from diffusion.samplers import ddpm_noisy, generalized, timestep_sequence
 from diffusion.steps import check_schedule
 from qdiff.adapters.ddim.samplers import DDIM, DDPM, DPMSolver, probe, schedule, to_images
-from qdiff.sampling.images import to_uint8
+from qdiff.files.images import to_uint8
 from tests.tiny import tiny_config, tiny_network
 
 

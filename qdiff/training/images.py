@@ -1,4 +1,4 @@
-"""The named pictures that the bundled models are trained on."""
+"""The named images that the bundled models are trained on."""
 
 import zipfile
 from pathlib import Path
@@ -12,17 +12,17 @@ from torch.utils.data import Dataset
 from qdiff.errors import UserError
 
 
-class Pictures(Dataset):
-    """Pictures of an `.npz` archive with the arrays `images` (N, H, W, 3) uint8, `names` and `category`.
+class ImageDataset(Dataset):
+    """Images of an `.npz` archive with the arrays `images` (N, H, W, 3) uint8, `names` and `category`.
 
     Args:
         path: the archive; read without pickle.
-        size: side of the pictures in pixels; larger ones are averaged down.
+        size: side of the images in pixels; larger ones are averaged down.
         categories: keep only these; all when empty.
-        flip: mirror each picture with probability 1/2.
+        flip: mirror each image with probability 1/2.
 
     Raises:
-        UserError: no such archive, or one that lacks an array, or no picture is left.
+        UserError: no such archive, or one that lacks an array, or no image is left.
     """
 
     def __init__(self, path: str | Path, size: int, categories: list[str] = (), flip: bool = False):
@@ -30,7 +30,7 @@ class Pictures(Dataset):
         images, names, category = _read(path)
         kept = np.isin(category, list(categories)) if categories else np.full(len(category), True)
         if not kept.any():
-            raise UserError(f"{path} has no picture of {list(categories)}: it has {sorted(set(category.tolist()))}")
+            raise UserError(f"{path} has no image of {list(categories)}: it has {sorted(set(category.tolist()))}")
         pixels = torch.from_numpy(images[kept]).permute(0, 3, 1, 2).float() / 127.5 - 1
         self.images: Tensor = F.interpolate(pixels, size=(size, size), mode="area")  # (N, 3, size, size) in [-1, 1]
         self.names: list[str] = names[kept].tolist()
@@ -49,20 +49,20 @@ class Pictures(Dataset):
 
 
 class Unlabelled(Dataset):
-    """Pictures alone, without their labels.
+    """Images alone, without their labels.
 
     Args:
-        pictures: what yields pairs.
+        dataset: yields pairs (image, label).
     """
 
-    def __init__(self, pictures: Pictures):
-        self.pictures = pictures
+    def __init__(self, dataset: ImageDataset):
+        self.dataset = dataset
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.dataset)
 
     def __getitem__(self, i: int) -> tuple[Tensor]:
-        return (self.pictures[i][0],)
+        return (self.dataset[i][0],)
 
 
 def _read(path: str | Path) -> list[np.ndarray]:
@@ -73,4 +73,4 @@ def _read(path: str | Path) -> list[np.ndarray]:
     except KeyError as error:
         raise UserError(f"{path} lacks an array ({error.args[0]}): {layout}") from None
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read {path} as pictures ({error}): {layout}") from None
+        raise UserError(f"cannot read {path} as images ({error}): {layout}") from None

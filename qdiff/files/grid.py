@@ -1,0 +1,28 @@
+"""An overview of several images in one PNG."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from qdiff.files.images import read_images, write_image
+
+
+def write_grid(
+    images: Sequence[Path], path: Path, columns: int | None = None, text: Mapping[str, str] | None = None
+) -> None:
+    """Write images into one PNG, row by row.
+
+    Args:
+        images: PNGs of equal shape, at least one.
+        path: the PNG, replaced if it exists.
+        columns: images per row; None makes the grid as square as possible.
+        text: text chunks, see `write_image`.
+
+    Raises:
+        UserError: as `read_images`; nothing is written.
+    """
+    from torchvision.utils import make_grid  # slow to import and used only here
+
+    pixels = read_images(images)
+    grid = make_grid(pixels, nrow=columns or math.ceil(len(images) ** 0.5))
+    write_image(path, grid[: pixels.shape[1]], text)  # make_grid repeats a grey channel three times

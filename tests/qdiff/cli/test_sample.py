@@ -1,0 +1,91 @@
+"""From the flags that the sampling scripts share to settings."""
+
+import shlex
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from qdiff.block_recon import Schedule
+from qdiff.calibration.job import CalibrationSettings
+from qdiff.cli import sample_ddim
+from qdiff.cli.ddim_flags import ddim_parser
+from qdiff.cli.parser import parse
+from qdiff.cli.sample import learning_of, policy_of, quantization_of, record_of
+from qdiff.pipelines.calibrate import Calibrate, DataSettings
+from qdiff.pipelines.quantization import LoadQuantized
+from qdiff.policy import QuantPolicy, QuantSpec
+
+
+def flags(line: str) -> Namespace:
+    return parse(ddim_parser(), ["--config", "c.yml", "--ptq", *shlex.split(line)])
+
+
+@pytest.mark.parametrize(
+    ("line", "bits", "act", "softmax", "split"),
+    [
+        ("", 8, None, 8, False),
+        ("--weight_bit 4 --split", 4, None, 8, True),
+        ("--quant_act", 8, QuantSpec(8, range_search="mse"), 8, False),
+        ("--quant_act --act_bit 6 --a_sym --sm_abit 16", 8, QuantSpec(6, True, range_search="mse"), 16, False),
+        ("--quant_act --quant_mode linear --split", 8, QuantSpec(8, range_search="minmax"), 8, True),
+    ],
+)
+def test_policy(line, bits, act, softmax, split):
+    weight = QuantSpec(bits, symmetric=False, per_channel=True, range_search="minmax")
+    assert policy_of(flags(line)) == QuantPolicy(weight, act, softmax, split)
+
+
+W, A = Schedule(20000, 1e-3), Schedule(5000, 4e-4)
+
+
+@pytest.mark.parametrize(
+    ("line", "rounding", "steps"),
+    [
+        ("", W, None),
+        ("--quant_act", W, A),
+        (
+            "--quant_act --cali_iters 7 --cali_lr_w 0.5 --cali_iters_a 9 --cali_lr 0.25",
+            Schedule(7, 0.5),
+            Schedule(9, 0.25),
+        ),
+        ("--quant_act --resume_w --cali_ckpt f", None, A),
+        ("--quant_mode linear", None, None),
+        ("--quant_act --quant_mode linear", None, None),
+    ],
+)
+def test_what_is_learned(line, rounding, steps):
+    found = learning_of(flags(line))
+    assert (found.rounding, found.steps) == (rounding, steps)
+    assert (found.batch_size, found.p, found.running_stat, found.seed) == (32, 2.4, False, 1234)
+
+
+def test_other_settings():
+    line = "--quant_act --cali_batch_size 5 --cali_p 2 --cali_range_n 7 --running_stat --seed 3"
+    expected = CalibrationSettings(5, W, A, p=2.0, range_samples=7, running_stat=True, seed=3)
+    assert learning_of(flags(line)) == expected
+
+
+def test_how_the_flags_quantize():
+    assert quantization_of(parse(ddim_parser(), ["--config", "c.yml"])) is None
+    found = quantization_of(flags("--cali_memory 0.5 --cali_st 3 --cali_n 5 --cali_data_path d"))
+    assert isinstance(found, Calibrate) and found.memory_bytes == 2**29 and found.weights_from is None
+    assert found.data == DataSettings(3, 5, Path("d")) and not found.collects
+    assert quantization_of(flags("")).memory_bytes is None and quantization_of(flags("")).collects
+    assert quantization_of(flags("--quant_act --resume_w --cali_ckpt f")).weights_from == Path("f")
+
+
+def test_a_file_that_is_taken_as_it_is():
+    resume = "--resume --cali_ckpt f --weight_bit 4"
+    assert quantization_of(flags(resume)) == LoadQuantized(Path("f"), 4)
+    more = quantization_of(flags(f"{resume} --quant_act --act_bit 6 --a_sym --split --sm_abit 16 --low_memory"))
+    assert more == LoadQuantized(Path("f"), 4, 6, True, True, 16, low_memory=True)
+    assert not more.collects and not more.needs_weights
+
+
+def test_the_record_of_flags():
+    args = flags("--cali_ckpt f --resume -l folder --max_images 3 --seed 7")
+    found = record_of(args, sample_ddim.FREE)
+    assert found.flags.keys().isdisjoint(found.free) and found.flags | found.free == vars(args)
+    assert found.flags["seed"] == 7 and found.free["max_images"] == 3 and found.free["cali_ckpt"] == Path("f")
+    assert found.files == {"cali_ckpt": Path("f")}
