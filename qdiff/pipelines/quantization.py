@@ -1,6 +1,5 @@
 """What every script does with `--ptq`: load a calibrated network, or collect data, calibrate and save one."""
 
-import hashlib
 import logging
 import shutil
 from argparse import Namespace
@@ -19,6 +18,7 @@ from qdiff.calibration.measure import make_plan
 from qdiff.calibration.plan import GIB, Plan
 from qdiff.checkpoints.load import load_quantized, load_rounding, save_quantized
 from qdiff.errors import UserError
+from qdiff.files.digest import file_digest, tensors_digest
 from qdiff.files.journal import Journal
 from qdiff.pipelines.device import free_memory
 from qdiff.pipelines.progress import CalibrationBar
@@ -56,27 +56,6 @@ def settings_of(args: Namespace) -> CalibrationSettings:
 def memory_budget(args: Namespace) -> int | None:
     """Bytes for captured activations, where the flags say so."""
     return None if args.cali_memory is None else int(args.cali_memory * GIB)
-
-
-def digest(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes and values."""
-    sha = hashlib.sha256()
-    for key, x in weights.items():
-        sha.update(f"{key}{tuple(x.shape)}{x.dtype}".encode())
-        sha.update(x.detach().cpu().contiguous().numpy())
-    return sha.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file that a flag names. Raises UserError if it cannot be read."""
-    try:
-        sha = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(2**20):
-                sha.update(chunk)
-        return sha.hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): check the path") from None
 
 
 @dataclass(frozen=True)
@@ -138,7 +117,7 @@ class Quantization:
         if self.file.exists():
             log.info("calibrated before: %s", self.file)
             return self._load(self.file)
-        weights = digest(self.model.state_dict())
+        weights = tensors_digest(self.model.state_dict())
         data = self._data(weights) if self.samples else None
         model = self.starting_point()
         provenance = {"settings": asdict(settings_of(self.args)), "policy": model.policy.to_dict(), "weights": weights}

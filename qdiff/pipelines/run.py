@@ -11,10 +11,11 @@ from qdiff.calibration.collect import collect
 from qdiff.calibration.data import CalibrationSet, kept_steps
 from qdiff.calibration.measure import forward_seconds
 from qdiff.calibration.plan import clock
+from qdiff.files.digest import file_digest, tensors_digest
 from qdiff.files.images import image_path
 from qdiff.files.journal import Journal
 from qdiff.pipelines.pipeline import Pipeline
-from qdiff.pipelines.quantization import Quantization, digest, file_digest
+from qdiff.pipelines.quantization import Quantization
 from qdiff.sampling.images import missing_images, sample_images
 from qdiff.sampling.run_folder import RunFolder
 
@@ -75,7 +76,7 @@ class Run:
             "flags": {name: value for name, value in given.items() if name not in self.free},
             "free": {name: given[name] for name in self.free},
             "config": OmegaConf.to_container(self.pipeline.config),
-            "sha256": ({"weights": digest(weights)} if weights else {}) | files | self.pipeline.digests(),
+            "sha256": ({"weights": tensors_digest(weights)} if weights else {}) | files | self.pipeline.digests(),
         }
 
     def announce(self) -> None:

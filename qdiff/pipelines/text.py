@@ -12,13 +12,13 @@ from qdiff.adapters.ldm.models import FrozenCLIPEmbedder
 from qdiff.adapters.ldm.samplers import DDIM, PLMS, DPMSolver, Sampler
 from qdiff.config.latent import find_checkpoint
 from qdiff.errors import UserError
+from qdiff.files.digest import tensors_digest
 from qdiff.files.images import image_shape
 from qdiff.files.prompts import as_text, read_prompts
 from qdiff.files.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from qdiff.pipelines.latent import LatentPipeline
 from qdiff.pipelines.pipeline import AskedSteps
 from qdiff.pipelines.precision import precision_of, resolved
-from qdiff.pipelines.quantization import digest
 from qdiff.pipelines.run import carry_out
 from qdiff.pipelines.text_conditions import Prompts
 from qdiff.pipelines.watermark import watermark
@@ -78,7 +78,7 @@ class TextPipeline(LatentPipeline):
             raise UserError(f"the model of {args.config} takes no text: sample it with scripts/sample_diffusion_ldm.py")
         encoder.tokenizer = self._tokenizer(encoder)
         self.conditions = Prompts(self.latent, prompts, cali_prompts)
-        self.tokens = digest({"tokens": encoder.tokenizer([*prompts, *cali_prompts, ""])})
+        self.tokens = tensors_digest({"tokens": encoder.tokenizer([*prompts, *cali_prompts, ""])})
         args.precision = resolved(args.precision, self.device)  # recorded, for another device may compute otherwise
         self.precision = precision_of(args.precision, self.device)
         self.mark = watermark(*self.image_shape) if args.watermark else _as_it_is

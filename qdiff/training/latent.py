@@ -14,7 +14,7 @@ from qdiff.checkpoints.load import load_weights
 from qdiff.config.latent import build_latent, load_latent_config
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
-from qdiff.pipelines.quantization import digest
+from qdiff.files.digest import tensors_digest
 from qdiff.training.conditioning import TrainingCondition, condition_of
 from qdiff.training.denoiser import Denoiser
 from qdiff.training.first_stage import EXAMPLE, side_of
@@ -136,7 +136,7 @@ def write_folder(folder: Path, latent: nn.Module, config: DictConfig) -> None:
 
 def _same_latents(run_dir: Path, data: TensorDataset) -> None:
     """Refuse to go on with a training whose latents were others. Raises UserError."""
-    note, found = run_dir / "latents.txt", digest(dict(zip(("z", "condition"), data.tensors)))
+    note, found = run_dir / "latents.txt", tensors_digest(dict(zip(("z", "condition"), data.tensors)))
     if note.exists() and note.read_text() != found:
         raise UserError(
             f"the training in {run_dir} has other latents: give its --first_stage and --data, or another --run"

@@ -23,14 +23,13 @@ from qdiff.checkpoints.quantized_file import read_quantized
 from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import parse
 from qdiff.errors import UserError
+from qdiff.files.digest import tensors_digest
 from qdiff.files.journal import Journal
 from qdiff.pipelines import quantization
 from qdiff.pipelines.device import find_device
 from qdiff.pipelines.progress import CalibrationBar
 from qdiff.pipelines.quantization import (
     Quantization,
-    digest,
-    file_digest,
     memory_budget,
     policy_of,
     settings_of,
@@ -96,47 +95,6 @@ def test_memory_budget():
     assert memory_budget(flags("")) is None
 
 
-# Digests
-
-
-def test_digest_of_a_file(tmp_path, monkeypatch):
-    content = bytes(range(256)) * 10_000
-    (tmp_path / "f").write_bytes(content)
-    monkeypatch.delattr(hashlib, "file_digest", raising=False)  # Python 3.10 has none
-    assert file_digest(tmp_path / "f") == hashlib.sha256(content).hexdigest()
-    for path in (tmp_path / "missing", tmp_path):
-        with pytest.raises(UserError, match=f"cannot read {path} "):
-            file_digest(path)
-
-
-class Two(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Parameter(torch.zeros(2, 3))
-        self.register_buffer("b", torch.zeros(6))
-
-
-def changed(change) -> str:
-    module = Two()
-    change(module)
-    return digest(module.state_dict())
-
-
-def test_digest_of_weights():
-    digests = {
-        digest(Two().state_dict()),
-        changed(lambda m: m.a.data[1, 2].fill_(1e-30)),
-        changed(lambda m: m.b[5].fill_(1)),
-        changed(lambda m: setattr(m.a, "data", torch.zeros(3, 2))),
-        changed(lambda m: setattr(m, "b", torch.zeros(6, dtype=torch.float64))),
-        changed(lambda m: m.register_buffer("c", torch.zeros(0))),
-    }
-    assert len(digests) == 6
-    assert changed(lambda m: m.a.data.zero_()) in digests
-    assert changed(lambda m: m.train(False)) in digests
-    assert changed(lambda m: setattr(m.a, "data", torch.zeros(3, 2).T)) == digest(Two().state_dict())
-
-
 # The job, with the learning itself left out
 
 
@@ -184,7 +142,7 @@ def refusal(quantization: Quantization) -> str:
 def test_files_of_a_job(idle, tmp_path):
     collect = Collector()
     quantization = job(tmp_path, collect=collect)
-    weights = digest(tiny_network().state_dict())
+    weights = tensors_digest(tiny_network().state_dict())
     model = quantization.run()
     assert all(layer.weight is None for layer in model.layers().values()), "sampling does without them"
     file = read_quantized(quantization.file)
