@@ -19,13 +19,12 @@ from measures import MEASURES
 from row import Row
 
 from qdiff.cli.parser import run
+from qdiff.files.tables import aligned
 
 
 def table(rows: list[Row]) -> str:
     """Columns aligned, one line a row."""
-    cells = [("measure", "value", "unit", "note")] + [(r.name, f"{r.value:.4g}", r.unit, r.note) for r in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(4)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
+    return aligned([("measure", "value", "unit", "note"), *((r.name, f"{r.value:.4g}", r.unit, r.note) for r in rows)])
 
 
 def main() -> None:

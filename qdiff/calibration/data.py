@@ -1,6 +1,5 @@
 """Calibration data: inputs of the network at timesteps spread uniformly over its sampling trajectory."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
+from qdiff.files.digest import inputs_digest
 from qdiff.files.formats import format_of
 from qdiff.files.names import utf8_name
 from qdiff.files.pickles import load_pickle
@@ -45,11 +45,7 @@ class CalibrationSet:
 
     def digest(self) -> str:
         """sha256 of every value; equal data have equal digests."""
-        sha = hashlib.sha256()
-        for x in self.inputs:
-            sha.update(f"{tuple(x.shape)}{x.dtype}".encode())
-            sha.update(x.contiguous().numpy())
-        return sha.hexdigest()
+        return inputs_digest(self.inputs)
 
     def save(self, path: Path) -> None:
         """Write as safetensors, whole or not at all."""

@@ -6,7 +6,6 @@ and `sha256`, the digest over all of these and over every tensor's name, type, s
 the same bytes.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from torch import Tensor
 from qdiff.checkpoints.summary import Activations, Facts, Layer
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
+from qdiff.files.digest import digest, tensor_bytes
 from qdiff.files.names import utf8_name
 from qdiff.files.version import own_version
 from qdiff.packing import pack, packed_size, unpack
@@ -237,8 +237,7 @@ def _json(value: Any) -> str:
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    sha = hashlib.sha256(_json(header).encode())
+    parts: list[bytes | memoryview] = [_json(header).encode()]
     for key, x in sorted(tensors.items()):
-        sha.update(_json([key, str(x.dtype), list(x.shape)]).encode())
-        sha.update(x.reshape(-1).view(torch.uint8).numpy())
-    return sha.hexdigest()
+        parts += [_json([key, str(x.dtype), list(x.shape)]).encode(), tensor_bytes(x)]
+    return digest(parts)

@@ -1,7 +1,5 @@
 """`python -m qdiff convert`: a calibrated checkpoint of the original becomes one of ours."""
 
-import hashlib
-import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     from qdiff.checkpoints.quantized_file import is_quantized
     from qdiff.cli.inspect import describe
     from qdiff.config.networks import load_network
+    from qdiff.files.digest import file_digest
     from qdiff.files.formats import format_of
 
     config, network = load_network(args.config)
@@ -69,13 +68,8 @@ def main(argv: Sequence[str]) -> None:
         split=args.split,
         sm_abit=args.sm_abit,
     )
-    provenance = {"converted from": args.file.name, "its sha256": _sha256(args.file)}
+    provenance = {"converted from": args.file.name, "its sha256": file_digest(args.file)}
     save_quantized(args.out, model, config=OmegaConf.to_container(config, resolve=True), provenance=provenance)
     print(describe(args.out, read_checkpoint(args.out)))
     if not args.quant_act:
         print("\nweights only: add --quant_act to keep the activation step sizes that the file may have")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return hashlib.sha256(content).hexdigest()

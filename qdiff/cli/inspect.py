@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdiff.cli.parser import Parser, parse
+from qdiff.files.tables import aligned
 
 if TYPE_CHECKING:
     from qdiff.checkpoints.load import FullPrecisionFile, OriginalFile
@@ -104,5 +105,4 @@ def _table(facts: "Facts") -> str:
     for path, layer in facts.layers.items():
         split = "+".join(map(str, layer.split)) or "-"
         rows.append((path, "x".join(map(str, layer.shape)), str(facts.weight_bits), split, act_bits))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return aligned(rows)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from qdiff.config.pixel import one_line, read_yaml
+from qdiff.config.schema import one_line, read_yaml
 from qdiff.errors import UserError, suggestion
 from qdiff.files.formats import folder_kind
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from qdiff.config.latent import build_unet, load_latent_config
-from qdiff.config.pixel import build_network, load_config, read_yaml
+from qdiff.config.pixel import build_network, load_config
+from qdiff.config.schema import read_yaml
 
 if TYPE_CHECKING:
     from torch import nn

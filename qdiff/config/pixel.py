@@ -1,13 +1,12 @@
-"""Model configurations of the pixel-space networks: YAML files as in `configs/`, read and checked."""
+"""Configurations of pixel-space networks: YAML files as in `configs/`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf import DictConfig
 
+from qdiff.config.schema import checked_section, one_line, read_yaml
 from qdiff.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Data:
-    """Keys of the section `data` that sampling needs; others may stand beside them.
+    """Keys of the section `data` that sampling needs; the section may have others.
 
-    The last four say how the training made x of pixels, see `adapters.ddim_sampling.to_images`.
+    The last four state how training made x of pixels, see `adapters.ddim.samplers.to_images`.
     """
 
     dataset: str
@@ -63,38 +62,25 @@ class Sampling:
 
 
 SECTIONS = {"data": Data, "model": Model, "diffusion": Diffusion, "sampling": Sampling}
-
-
-def read_yaml(path: str | Path) -> DictConfig:
-    """A YAML file with sections. Raises UserError where there is none."""
-    try:
-        config = OmegaConf.load(path)
-    except OSError as e:
-        raise UserError(f"cannot read '{path}' ({e.strerror or e}): give --config the path of a YAML file") from e
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as e:
-        raise UserError(f"'{path}' is no valid YAML ({one_line(e)}): correct it") from e
-    if not isinstance(config, DictConfig):
-        raise UserError(f"'{path}' has no sections: give the configuration of a model")
-    return config
+REMEDY = "give the configuration of a pixel-space network"
 
 
 def load_config(path: str | Path) -> DictConfig:
     """Read a model configuration.
 
     Returns:
-        every section of the file, those of `SECTIONS` with all of their keys and values of the right types.
+        every section of the file; those of `SECTIONS` have all of their keys, with values of the right types.
 
     Raises:
-        UserError: no such file, no YAML, a section or key is missing, a value is not what it must be, or the values
-            ask for what is not available.
+        UserError: the file is missing or not YAML, a section or key is missing, a value has another type, or the
+            values describe a model that is not available.
     """
     config = read_yaml(path)
-    for name, section in SECTIONS.items():
-        if not isinstance(config.get(name), DictConfig):
-            raise UserError(f"'{path}' has no section '{name}': give the configuration of a pixel-space network")
-        _check(path, name, config[name], OmegaConf.structured(section))
+    for name, schema in SECTIONS.items():
+        for key, value in checked_section(config, name, schema, path, REMEDY).items():
+            config[name][key] = value
     if config.model.type != "simple":
-        raise UserError(f"'{path}': model.type '{config.model.type}' is not supported: only 'simple' networks are")
+        raise UserError(f"'{path}': model.type '{config.model.type}' is not supported: use a 'simple' network")
     if not config.model.ch_mult:
         raise UserError(f"'{path}': model.ch_mult is empty: give one multiple of model.ch for each resolution")
     _check_images(path, config)
@@ -102,7 +88,15 @@ def load_config(path: str | Path) -> DictConfig:
 
 
 def build_network(config: DictConfig, path: str | Path) -> "nn.Module":
-    """The network of a configuration, its parameters drawn at random. Raises UserError where there is none."""
+    """Build the network of a configuration with random parameters.
+
+    Args:
+        config: as `load_config` returns it.
+        path: its file, for the error message.
+
+    Raises:
+        UserError: the section `model` does not describe a network for such images.
+    """
     import torch
 
     from qdiff.adapters import adapter_of
@@ -118,11 +112,11 @@ def build_network(config: DictConfig, path: str | Path) -> "nn.Module":
 
 
 def _check_images(path: str | Path, config: DictConfig) -> None:
-    """Refuse what no image can be made of."""
+    """Check that images can be made of the network's output. Raises UserError otherwise."""
     from qdiff.files.images import WRITTEN
 
     data, model, channels = config.data, config.model, config.data.channels
-    other = "another model is needed"
+    other = "use another model"
     wrong = {
         f"data.channels is {channels}: images have 1 (grey) or 3 (RGB), {other}": channels not in WRITTEN,
         f"model.in_channels is {model.in_channels}, data.channels {channels}: make them equal": (
@@ -134,30 +128,10 @@ def _check_images(path: str | Path, config: DictConfig) -> None:
         "data.rescaled and data.logit_transform contradict each other: set one of them to false": (
             data.rescaled and data.logit_transform
         ),
-        f"image_mean, an image that was subtracted in training, is not available: {other}": (
+        f"image_mean, a mean image subtracted in training, is not available: {other}": (
             config.get("image_mean") is not None or data.get("image_mean") is not None
         ),
     }
     for what, is_wrong in wrong.items():
         if is_wrong:
             raise UserError(f"'{path}': {what}")
-
-
-def _check(path: str | Path, name: str, given: DictConfig, section: DictConfig) -> None:
-    """Give the section's keys in `given` their types, or their defaults, in place."""
-    for key in section:
-        if key not in given and OmegaConf.is_missing(section, key):
-            raise UserError(f"'{path}' lacks {name}.{key}: add it")
-        try:
-            if key in given:
-                OmegaConf.update(section, key, given[key], merge=False)
-            given[key] = value = section[key]
-        except OmegaConfBaseException as e:
-            raise UserError(f"'{path}': {name}.{key} is wrong ({one_line(e)}): correct it") from e
-        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-            raise UserError(f"'{path}': {name}.{key} is {value}: make it at least 1")
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, in one line of at most 200 characters and without OmegaConf's details."""
-    return " ".join(str(error).partition("full_key:")[0].split())[:200]

@@ -1,30 +1,50 @@
-"""sha256 digests of files and tensors."""
+"""SHA-256 digests of files and tensors, as 64 hexadecimal characters."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from qdiff.errors import UserError
 
+CHUNK = 2**20  # bytes of a file read at a time
+
+
+def digest(parts: Iterable[bytes | memoryview]) -> str:
+    """Return the digest of the concatenation of `parts`."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part)
+    return sha.hexdigest()
+
 
 def file_digest(path: Path) -> str:
-    """Return the sha256 of a file. Raises UserError if it cannot be read."""
+    """Return the digest of a file. Raises UserError if it cannot be read."""
     try:
-        sha = hashlib.sha256()
         with path.open("rb") as file:
-            while chunk := file.read(2**20):
-                sha.update(chunk)
-        return sha.hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): check the path") from None
+            return digest(iter(lambda: file.read(CHUNK), b""))
+    except OSError as e:
+        raise UserError(f"cannot read '{path}' ({e.strerror}): check the path") from e
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sha256 over names, shapes, dtypes and values."""
-    sha = hashlib.sha256()
-    for key, x in tensors.items():
-        sha.update(f"{key}{tuple(x.shape)}{x.dtype}".encode())
-        sha.update(x.detach().cpu().contiguous().numpy())
-    return sha.hexdigest()
+    """Return the digest of names, shapes, dtypes and values, in the order of the mapping."""
+    return digest(_described(tensors.items()))
+
+
+def inputs_digest(inputs: Sequence[Tensor]) -> str:
+    """Return the digest of shapes, dtypes and values of unnamed tensors, in order."""
+    return digest(_described(("", x) for x in inputs))
+
+
+def tensor_bytes(x: Tensor) -> memoryview:
+    """Return the values of a tensor of any dtype, in row-major order."""
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _described(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
+    for name, x in tensors:
+        yield f"{name}{tuple(x.shape)}{x.dtype}".encode()
+        yield tensor_bytes(x)

@@ -7,12 +7,14 @@ import torch
 from qdiff.adapters.ddim.samplers import schedule
 from qdiff.checkpoints.load import load_weights
 from qdiff.config.pixel import build_network, load_config
+from qdiff.config.schema import checked_section
 from qdiff.errors import UserError
 from qdiff.training.denoiser import Denoiser
 from qdiff.training.images import ImageDataset, Unlabelled
-from qdiff.training.sections import PixelTraining, sections
+from qdiff.training.sections import PixelData, PixelModel, PixelTraining, training_sections
 from qdiff.training.trainer import fit_as_configured, save_half, seed_process
 
+REMEDY = "see configs/emoji32.yml for one"
 PIXELS = {  # what `ImageDataset` gives: colours in -1..1 without noise
     "channels": 3,
     "rescaled": True,
@@ -36,8 +38,10 @@ def train(
             raise UserError(
                 f"{config_path}: data.{key} is {config.data[key]}, a training here needs {value}: correct it"
             )
-    training, optim = sections(config, PixelTraining, config_path, "configs/emoji32.yml")
-    data = ImageDataset(data_path, config.data.image_size, list(training.categories), config.data.random_flip)
+    training, optim = training_sections(config, PixelTraining, config_path, REMEDY)
+    flip = checked_section(config, "data", PixelData, config_path, REMEDY).random_flip
+    ema_decay = checked_section(config, "model", PixelModel, config_path, REMEDY).ema_rate
+    data = ImageDataset(data_path, config.data.image_size, list(training.categories), flip)
     seed_process(seed)
     network = build_network(config, config_path)
     if init:
@@ -53,6 +57,6 @@ def train(
         scale_base=training.scale_base,
     )
     weights = fit_as_configured(
-        denoiser, Unlabelled(data), run_dir, training, optim, ema_decay=config.model.ema_rate, devices=devices
+        denoiser, Unlabelled(data), run_dir, training, optim, ema_decay=ema_decay, devices=devices
     )
     save_half(out, {key.removeprefix("model."): x for key, x in weights.items()})

@@ -13,10 +13,10 @@ from qdiff.config.latent import build_latent, load_latent_config
 from qdiff.errors import UserError
 from qdiff.training.images import ImageDataset
 from qdiff.training.optimizer import warm_cosine
-from qdiff.training.sections import FirstStageTraining, classes_of, sections
+from qdiff.training.sections import FirstStageTraining, classes_of, training_sections
 from qdiff.training.trainer import fit_as_configured, save_half, seed_process
 
-EXAMPLE = "configs/latent-diffusion/emoji64.yaml"
+REMEDY = "see configs/latent-diffusion/emoji64.yaml for one"
 
 
 def edges(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,8 @@ def train(
         UserError: the configuration is none or has no settings of a training, or the images cannot be read.
     """
     config = load_latent_config(config_path)
-    training, optim = sections(config.get("first_stage"), FirstStageTraining, config_path, EXAMPLE, "first_stage")
+    part = config.get("first_stage")
+    training, optim = training_sections(part, FirstStageTraining, config_path, REMEDY, "first_stage.")
     seed_process(seed)
     first_stage = build_latent(config, config_path).first_stage_model
     if not isinstance(first_stage, AutoencoderKL):

@@ -17,9 +17,9 @@ from qdiff.files.atomic import replacing
 from qdiff.files.digest import tensors_digest
 from qdiff.training.conditioning import TrainingCondition, condition_of
 from qdiff.training.denoiser import Denoiser
-from qdiff.training.first_stage import EXAMPLE, side_of
+from qdiff.training.first_stage import REMEDY, side_of
 from qdiff.training.images import ImageDataset
-from qdiff.training.sections import LatentTraining, classes_of, sections
+from qdiff.training.sections import LatentTraining, classes_of, training_sections
 from qdiff.training.trainer import fit_as_configured, seed_process
 
 ENCODED = 256  # images that are encoded at a time
@@ -81,7 +81,7 @@ def train(
         UserError: the configuration is none or has no settings of a training, or a file cannot be read.
     """
     config = load_latent_config(config_path)
-    training, optim = sections(config, LatentTraining, config_path, EXAMPLE)
+    training, optim = training_sections(config, LatentTraining, config_path, REMEDY)
     seed_process(seed)
     latent = build_latent(config, config_path)
     _check_kind(latent, config_path)

@@ -1,12 +1,11 @@
-"""What a configuration says of training."""
+"""Training settings of a configuration: schemas of its sections."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig
 
-from qdiff.config.pixel import one_line
+from qdiff.config.schema import checked_section
 from qdiff.errors import UserError
 
 
@@ -17,12 +16,12 @@ class Training:
     batch_size: int
     n_iters: int
     snapshot_freq: int
-    warmup: int
+    warmup: int = field(metadata={"minimum": 0})
 
 
 @dataclass
 class DenoiserTraining(Training):
-    """Those of a network that predicts noise."""
+    """Keys for a network that predicts noise."""
 
     weight_limit: float
     scale_base: float
@@ -30,14 +29,14 @@ class DenoiserTraining(Training):
 
 @dataclass
 class PixelTraining(DenoiserTraining):
-    """Those of a pixel-space model."""
+    """Keys for a pixel-space model."""
 
     categories: list[str]
 
 
 @dataclass
 class LatentTraining(DenoiserTraining):
-    """Those of a latent model."""
+    """Keys for a latent model."""
 
     ema_rate: float
     drop_condition: float
@@ -45,7 +44,7 @@ class LatentTraining(DenoiserTraining):
 
 @dataclass
 class FirstStageTraining(Training):
-    """Those of a first stage."""
+    """Keys for a first stage."""
 
     ema_rate: float
     kl_weight: float
@@ -63,46 +62,45 @@ class Optim:
     grad_clip: float
 
 
+@dataclass
+class PixelData:
+    """Keys of the section `data` that only training needs."""
+
+    random_flip: bool
+
+
+@dataclass
+class PixelModel:
+    """Keys of the section `model` that only training needs."""
+
+    ema_rate: float
+
+
 def classes_of(config: DictConfig, path: Path) -> list[str]:
-    """The section `classes`, empty where there is none. Raises UserError for anything else than a list of words."""
+    """Return the section `classes`, empty if there is none. Raises UserError unless it is a list of names."""
     found = config.get("classes")
     if found is None:
         return []
     if not isinstance(found, ListConfig) or not all(isinstance(name, str) for name in found):
-        raise UserError(f"{path}: classes is no list of names: write one in each line, behind a dash")
+        raise UserError(f"'{path}': classes is not a list of names: write one per line, after a dash")
     return list(found)
 
 
-def sections(
-    config: DictConfig | None, training: type[Training], path: Path, example: str, where: str = ""
+def training_sections(
+    config: DictConfig | None, training: type[Training], path: Path, remedy: str, prefix: str = ""
 ) -> tuple[DictConfig, DictConfig]:
-    """The sections `training` and `optim`, checked.
+    """Return the checked sections `training` and `optim`.
 
     Args:
-        config: the configuration, or a section of it.
-        training: the keys of the first one.
-        path: its file, for the error message.
-        example: a configuration that has them.
-        where: name of that section.
+        config: the configuration, or a part of it; None if that part is missing.
+        training: schema of the section `training`.
+        path: the file, for error messages.
+        remedy: what to do if a section is missing.
+        prefix: name of the part with a trailing dot, such as "first_stage."; empty for the whole.
 
     Raises:
-        UserError: a section or key is missing, or a value is not what it must be.
+        UserError: as `checked_section`.
     """
-    found = []
-    for name, keys in (("training", training), ("optim", Optim)):
-        full = f"{where}.{name}" if where else name
-        if not isinstance(config, DictConfig) or not isinstance(config.get(name), DictConfig):
-            raise UserError(f"{path} has no section '{full}': see {example} for one")
-        given, wanted = config[name], OmegaConf.structured(keys)
-        for key in wanted:
-            if key not in given:
-                raise UserError(f"{path} lacks {full}.{key}: see {example} for it")
-            try:
-                OmegaConf.update(wanted, key, given[key], merge=False)
-            except OmegaConfBaseException as e:
-                raise UserError(f"{path}: {full}.{key} is wrong ({one_line(e)}): correct it") from e
-        found.append(wanted)
-    for key in ("batch_size", "n_iters", "snapshot_freq"):
-        if found[0][key] < 1:
-            raise UserError(f"{path}: {key} is {found[0][key]}: make it at least 1")
+    schemas = {"training": training, "optim": Optim}
+    found = [checked_section(config, prefix + name, schema, path, remedy) for name, schema in schemas.items()]
     return found[0], found[1]

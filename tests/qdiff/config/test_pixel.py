@@ -117,7 +117,7 @@ def test_what_is_wrong_is_named(tmp_path, key, value, cause):
 def test_no_yaml(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     Path("model.yml").write_text(text)
-    assert "no valid YAML" in refusal("model.yml")
+    assert "not valid YAML" in refusal("model.yml")
     assert not Path("executed").exists()
 
 

@@ -1,21 +1,52 @@
+"""Digests against hashlib, and golden ones: files that record digests must stay readable."""
+
 import hashlib
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from qdiff.errors import UserError
-from qdiff.files.digest import file_digest, tensors_digest
+from qdiff.files.digest import digest, file_digest, inputs_digest, tensor_bytes, tensors_digest
 
 
-def test_digest_of_a_file(tmp_path, monkeypatch):
-    content = bytes(range(256)) * 10_000
+def test_parts_are_concatenated():
+    assert digest([]) == hashlib.sha256().hexdigest()
+    assert digest([b"ab", memoryview(b"c")]) == hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**20, 2**20 + 1, 2_560_000])
+def test_file(size, tmp_path):
+    content = np.random.default_rng(size).bytes(size)
     (tmp_path / "f").write_bytes(content)
-    monkeypatch.delattr(hashlib, "file_digest", raising=False)  # Python 3.10 has none
     assert file_digest(tmp_path / "f") == hashlib.sha256(content).hexdigest()
-    for path in (tmp_path / "missing", tmp_path):
-        with pytest.raises(UserError, match=f"cannot read {path} "):
-            file_digest(path)
+
+
+@pytest.mark.parametrize("name", ["missing", "."])
+def test_a_file_that_cannot_be_read(name, tmp_path):
+    with pytest.raises(UserError, match=rf"^cannot read '{tmp_path / name}' \(.*\): check the path"):
+        file_digest(tmp_path / name)
+
+
+def test_golden_digests():
+    """Recorded in run folders, journals and quantized files of earlier versions."""
+    tensors = {
+        "a": torch.arange(6.0).reshape(2, 3),
+        "é": torch.tensor(7),
+        "t": torch.arange(6).reshape(2, 3).T,
+        "none": torch.zeros(0, 4),
+        "h": torch.ones(3, dtype=torch.float16),
+        "b": torch.tensor([True, False]),
+    }
+    assert tensors_digest(tensors) == "1557f78c09e56d13ef5dd83e3120e0da5f123f46c6a40ccbb79872e1b7286ac0"
+    inputs = (torch.arange(12.0).reshape(2, 3, 2).transpose(1, 2), torch.tensor([3, 1]))
+    assert inputs_digest(inputs) == "62c30b60301bc8f29f92c17d2b7105ab1b75b1a0de6b962d69c62e82ea2c5cd5"
+
+
+def test_bytes_of_a_type_that_numpy_lacks():
+    x = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.bfloat16)
+    assert bytes(tensor_bytes(x.T)) == np.array([0x3F80, 0x3F00, 0xC000, 0x4040], "<u2").tobytes()
 
 
 class Two(nn.Module):

@@ -69,12 +69,19 @@ def test_input_that_is_wrong(folder):
     options = {"run_dir": folder / "run", "out": folder / "out.safetensors", "init": None, "seed": 0, "devices": 1}
     with pytest.raises(UserError, match=r"missing\.npz"):
         train(folder / "c.yml", folder / "missing.npz", **options)
-    with pytest.raises(UserError, match=r"bare\.yml has no section 'training'"):
+    with pytest.raises(UserError, match=r"bare\.yml' has no section 'training'"):
         train(folder / "bare.yml", folder / "data.npz", **options)
     for key, value in {"rescaled": False, "uniform_dequantization": True, "gaussian_dequantization": True}.items():
         config = OmegaConf.load(folder / "c.yml")
         config.data[key] = value
         OmegaConf.save(config, folder / "other.yml")
         with pytest.raises(UserError, match=f"data.{key} is {value}, a training here needs {not value}"):
+            train(folder / "other.yml", folder / "data.npz", **options)
+    for key in ("data.random_flip", "model.ema_rate"):
+        config = OmegaConf.load(folder / "c.yml")
+        section, _, name = key.partition(".")
+        del config[section][name]
+        OmegaConf.save(config, folder / "other.yml")
+        with pytest.raises(UserError, match=rf"other\.yml' lacks {key}: add it"):
             train(folder / "other.yml", folder / "data.npz", **options)
     assert not (folder / "out.safetensors").exists() and not (folder / "run").exists()

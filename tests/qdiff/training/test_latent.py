@@ -119,7 +119,7 @@ def test_categories_of_other_images_are_refused(folder):
     [
         ("training", None, "has no section 'training'"),
         ("training.drop_condition", "much", "training.drop_condition is wrong"),
-        ("training.n_iters", 0, "n_iters is 0"),
+        ("training.n_iters", 0, "training.n_iters is 0: make it at least 1"),
         ("optim", {"lr": 1e-3}, "lacks optim.weight_decay"),
         ("model.params.use_ema", True, "use_ema must be false"),
         ("model.params.scale_by_std", False, "scale_by_std must be true"),
@@ -128,7 +128,7 @@ def test_categories_of_other_images_are_refused(folder):
         ("model.params.first_stage_config.params.ddconfig.in_channels", 1, "images are in colour"),
         ("classes", [], "must name its `classes`"),
         ("classes", None, "must name its `classes`"),
-        ("classes", "blues", "classes is no list of names"),
+        ("classes", "blues", "classes is not a list of names"),
     ],
 )
 def test_configurations_that_are_refused(key, value, said, folder):
