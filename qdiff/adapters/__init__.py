@@ -13,19 +13,32 @@ from qdiff.errors import UserError
 from qdiff.policy import QuantPolicy, QuantSpec
 
 
+def unchanged(spec: QuantSpec) -> QuantSpec:
+    """Return the spec itself: attention weights that differ from other activations in their bits alone."""
+    return spec
+
+
 @dataclass(frozen=True)
 class ProductKind:
     """How a parameter-free attention product is quantized.
 
     Args:
-        operands: names of its two arguments.
-        specs: their specs under a policy that quantizes activations.
+        operands: names of its two arguments, in order; quantizers, files and rules of a policy use them.
+        softmax: the operand that is attention after its softmax, which gets `QuantPolicy.softmax_bits`; None without.
+        softmax_spec: its whole spec, from the activations' spec with the softmax's bits.
         legacy_owner: whether the paper's checkpoints keep its quantizers on the module that holds it.
     """
 
     operands: tuple[str, str]
-    specs: Callable[[QuantPolicy], tuple[QuantSpec, QuantSpec]]
-    legacy_owner: bool
+    softmax: str | None = None
+    softmax_spec: Callable[[QuantSpec], QuantSpec] = unchanged
+    legacy_owner: bool = False
+
+    def spec(self, policy: QuantPolicy, path: str, operand: str) -> QuantSpec | None:
+        """Return the spec of an operand of the product at `path`; None if it stays in floating point."""
+        is_softmax = operand == self.softmax
+        spec = policy.act_for(path, operand, softmax=is_softmax)
+        return self.softmax_spec(spec) if spec and is_softmax else spec
 
 
 @dataclass(frozen=True)
@@ -60,11 +73,6 @@ def shortcut_splits(model: nn.Module, block: type, shortcut: str) -> dict[str, t
             channels = model.get_submodule(layer).in_channels
             found[layer] = (channels - module.skip_channels, module.skip_channels)
     return found
-
-
-def as_activations(policy: QuantPolicy) -> tuple[QuantSpec, QuantSpec]:
-    """`ProductKind.specs` of a product whose operands are both quantized as activations are."""
-    return policy.act, policy.act
 
 
 # family -> the module whose ADAPTER describes it

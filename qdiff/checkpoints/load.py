@@ -96,7 +96,7 @@ def save_quantized(
         if site.quantizer is None or any(isinstance(part, Observer) for part in site.quantizer.modules()):
             raise ValueError(f"{site.path}.{site.name} is not calibrated")
     layers = {
-        path: Layer(tuple(module.codes.shape), model.policy.weight.bits, module.split or ())
+        path: Layer(tuple(module.codes.shape), model.policy.weight_for(path).bits, module.split or ())
         for path, module in model.layers().items()
     }
     state = model.quantized_state()
@@ -149,13 +149,17 @@ def load_rounding(model: nn.Module, path: str | Path, policy: QuantPolicy) -> Qu
     Args:
         model: the network with its full-precision weights, which it keeps; changed in place.
         path: the calibrated checkpoint, ours or the original's.
-        policy: how weights are quantized there, and how activations will be.
+        policy: how weights are quantized there, and how activations will be; rules for weights are the file's.
 
     Raises:
         UserError: as `load_quantized`.
     """
     file = _read_calibrated(path)
     file.facts.compare(path, policy.weight.bits, None, False, policy.split, policy.softmax_bits)
+    rules = file.policy.weight_rules if isinstance(file, QuantizedFile) else ()
+    if policy.weight_rules not in ((), rules):
+        raise UserError(f"'{path}' has other bits per layer than the policy: leave out its weight_rules")
+    policy = replace(policy, weight_rules=rules)
     adapter = adapter_for(model)
     state = _state_for(path, file, model, policy, adapter)
     return QuantModel.from_state(model, policy, adapter, state, keep_weights=True, activations=False)
@@ -210,9 +214,8 @@ def _state_for(
     path: str | Path, file: QuantizedFile | OriginalFile, model: nn.Module, policy: QuantPolicy, adapter: Adapter
 ) -> Mapping[str, Tensor]:
     """The file's tensors as our state, all of them checked against the network."""
-    held = replace(policy, act=QuantSpec(8) if file.facts.activations else None)
-    shapes, splits = state_shapes(model, held, adapter), splits_of(model, held, adapter)
     if isinstance(file, QuantizedFile):
+        shapes, splits = state_shapes(model, file.policy, adapter), splits_of(model, file.policy, adapter)
         compare(path, file.shapes, shapes)
         check_numbers(path, file.state)
         if file.splits != splits:
@@ -220,11 +223,13 @@ def _state_for(
                 f"'{path}' splits its shortcuts at other channels than the network: give the --config of its network"
             )
         return file.state
+    held = QuantPolicy(act=QuantSpec(8) if file.facts.activations else None, split=policy.split)
+    shapes, splits = state_shapes(model, held, adapter), splits_of(model, held, adapter)
     owners = legacy_owners(model, adapter)
     compare(path, shapes_of(file.state), original.original_shapes(shapes, splits, owners))
     check_numbers(path, file.state)
     _check_precision(path, file.state)
-    return original.from_original(file.state, shapes, policy.weight, owners)
+    return original.from_original(file.state, shapes, policy, owners)
 
 
 def _check_precision(path: str | Path, state: Mapping[str, Tensor]) -> None:
