@@ -107,7 +107,7 @@ def test_low_memory_changes_no_number_and_keeps_no_weight(files, tmp_path):
         weights = sum(layer.codes.numel() for layer in expected.layers().values())
         assert held < 1.1 * weights * files.original.case.settings.weight_bit / 8
         with pytest.raises(ValueError, match="low memory"):
-            save_quantized(tmp_path / "f", packed, config={}, provenance={})
+            save_quantized(tmp_path / "f", packed)
     assert not (tmp_path / "f").exists()
 
 
@@ -192,7 +192,7 @@ def test_activations_that_the_file_does_not_have(split_case, tmp_path):
     state = {key: x for key, x in split_case.original.state.items() if ".act_quantizer" not in key}
     torch.save(state, tmp_path / "w.pth")
     weights_only = split_case.load(tmp_path / "w.pth", act=False)
-    save_quantized(tmp_path / "w.safetensors", weights_only, config={}, provenance={})
+    save_quantized(tmp_path / "w.safetensors", weights_only)
     for path in (tmp_path / "w.pth", tmp_path / "w.safetensors"):
         assert "leave out --quant_act" in refusal(split_case.load, path, act=True)
         tensors = split_case.original.case.tensors
@@ -359,7 +359,7 @@ MIXED = QuantPolicy(
 @pytest.fixture
 def mixed(split_case, tmp_path):
     model = calibrated(split_case.original.config, MIXED)
-    save_quantized(tmp_path / "mixed", model, config={}, provenance={})
+    save_quantized(tmp_path / "mixed", model)
     return model, tmp_path / "mixed"
 
 
@@ -439,13 +439,13 @@ def test_an_unfinished_calibration_is_not_saved(split_case, tmp_path):
     for unfinished in (None, Observer(site.spec)):
         site.set(unfinished)
         with pytest.raises(ValueError, match="not calibrated"):
-            save_quantized(tmp_path / "q", model, config={}, provenance={})
+            save_quantized(tmp_path / "q", model)
     site.set(quantizer)
     layer = model.layers()["model.conv_in"]
     weight = s.weights["conv_in.weight"]
     layer.rounding = AdaRoundQuantizer(UniformAffineQuantizer.fit(weight, model.policy.weight), weight)
     with pytest.raises(ValueError, match="conv_in is still being learned"):
-        save_quantized(tmp_path / "q", model, config={}, provenance={})
+        save_quantized(tmp_path / "q", model)
     assert not list(tmp_path.iterdir())
 
 
