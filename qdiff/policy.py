@@ -1,10 +1,27 @@
-"""What is quantized how: frozen, validated descriptions without tensors."""
+"""What is quantized how: frozen, validated descriptions without tensors.
 
-from collections.abc import Mapping
+For whoever stores or exports quantized numbers:
+
+- A *code* of b bits is an integer lo..hi, the `bounds` of its spec; its value is (code - zero_point) * delta.
+- `QuantModule.codes`, files and `qdiff.packing` hold *offset codes*, code - lo, which are 0..2^b - 1 whatever lo is.
+- A *zero point* is any integer. Only the search `minmax` keeps it within lo..hi; the others may leave that range where
+  all values of a channel have the same sign. A format with zero points in the type of the codes cannot express that.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
 
+from qdiff.errors import suggestion
 from qdiff.functional import code_bounds
 from qdiff.ranges import RANGE_SEARCH
+
+WeightRule = tuple[str, int]  # pattern of paths, bits
+ActRule = tuple[str, int | None]  # pattern of paths, bits or None for floating point
+RULES = ("weight_rules", "act_rules")
+
+Bits = TypeVar("Bits")
 
 
 @dataclass(frozen=True)
@@ -47,45 +64,130 @@ class QuantSpec:
 
 @dataclass(frozen=True)
 class QuantPolicy:
-    """Which spec each tensor of a network gets.
+    """Which spec each tensor of a network gets: `weight_for` and `act_for` tell it by path.
+
+    Rules change the bits of some layers. Each is a pattern of paths, as `QuantModel.layers()` and
+    `python -m qdiff inspect` write them, with `*` for any characters (dots too), and the bits; the last one that
+    matches decides. First and last layer at 8 bits, the input of the last one in floating point:
+
+        QuantPolicy(
+            w4, a8, weight_rules=(("*.conv_in", 8), ("*.conv_out", 8)), act_rules=(("*.conv_out", None),)
+        )
 
     Args:
         weight: of every convolution and linear layer; at most 8 bits, because codes are stored as bytes.
-        act: of their inputs and of the attention operands; None leaves activations in floating point.
+        act: of their inputs and of the attention operands; None leaves all activations in floating point.
         softmax_bits: of the attention weights, 2..16.
         split: a quantizer for each of the two halves that a shortcut layer of the up path sees (Q-Diffusion, 3.3).
+        weight_rules: layers whose weights have other bits, 2..8.
+        act_rules: activations with other bits, 2..16, or None for floating point. A layer's path stands for its input,
+            that of an attention product for both operands, attention weights included; `<path>.<operand>` for one.
 
     Raises:
-        ValueError: weights with more than 8 bits, activations per channel.
+        ValueError: weights with more than 8 bits, activations per channel, rules for activations without `act`, or a
+            rule that is not a pattern and bits in range.
     """
 
     weight: QuantSpec = QuantSpec(bits=8, per_channel=True, range_search="minmax")
     act: QuantSpec | None = None
     softmax_bits: int = 8
     split: bool = False
+    weight_rules: tuple[WeightRule, ...] = ()
+    act_rules: tuple[ActRule, ...] = ()
 
     def __post_init__(self):
         if self.act and self.act.per_channel:
             raise ValueError("activations have one step size per tensor, not per channel")
-        if self.weight.bits > 8:
-            raise ValueError(f"weights take 2..8 bits, not {self.weight.bits}")
-        replace(self.weight, bits=self.softmax_bits)  # checks the number of bits
+        if self.act_rules and not self.act:
+            raise ValueError("rules for activations need `act`, the spec that they change")
+        for bits in (self.weight.bits, *_bits_of(self.weight_rules)):
+            _check_bits("weights", bits, 8)
+        for bits in (self.softmax_bits, *_bits_of(self.act_rules)):
+            if bits is not None:
+                _check_bits("activations", bits, 16)
+
+    def weight_for(self, path: str) -> QuantSpec:
+        """Return the spec of the weight of the layer at `path`."""
+        return replace(self.weight, bits=_last_match(self.weight_rules, self.weight.bits, path))
+
+    def act_for(self, path: str, operand: str | None = None, *, softmax: bool = False) -> QuantSpec | None:
+        """Return the spec of an activation; None if it stays in floating point.
+
+        Args:
+            path: of the layer whose input it is, or of the attention product.
+            operand: its name, if it is an operand of a product.
+            softmax: whether it is attention after its softmax, which has `softmax_bits` unless a rule matches.
+        """
+        if self.act is None:
+            return None
+        names = [path] if operand is None else [path, f"{path}.{operand}"]
+        bits = _last_match(self.act_rules, self.softmax_bits if softmax else self.act.bits, *names)
+        return None if bits is None else replace(self.act, bits=bits)
+
+    def check_rules(self, layers: Collection[str], operands: Collection[str]) -> None:
+        """Check that every rule matches something of a network.
+
+        Args:
+            layers: paths of its layers.
+            operands: `<path>` and `<path>.<operand>` of its attention products.
+
+        Raises:
+            ValueError: a pattern matches nothing; the message suggests one.
+        """
+        for rules, names in ((self.weight_rules, layers), (self.act_rules, [*layers, *operands])):
+            for pattern, _ in rules:
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    raise ValueError(
+                        f"the pattern '{pattern}' matches no layer of the network: {_hint(pattern, names)}"
+                    )
 
     @classmethod
-    def from_dict(cls, data: Mapping) -> "QuantPolicy":
-        """The policy that `to_dict` wrote. Raises KeyError, TypeError or ValueError where it is not one."""
+    def from_dict(cls, data: Mapping[str, Any]) -> "QuantPolicy":
+        """Rebuild the policy that `to_dict` described. Raises KeyError, TypeError or ValueError for anything else."""
         act = data["act"]
         return cls(
             weight=QuantSpec(**data["weight"]),
             act=None if act is None else QuantSpec(**act),
             softmax_bits=data["softmax_bits"],
             split=data["split"],
+            weight_rules=_rules(data.get("weight_rules", [])),
+            act_rules=_rules(data.get("act_rules", [])),
         )
 
-    def to_dict(self) -> dict:
-        """Plain JSON types."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """Describe the policy in plain JSON types, without rules if it has none."""
+        return {key: value for key, value in asdict(self).items() if value or key not in RULES}
 
     def without_activations(self) -> "QuantPolicy":
-        """The same weights, activations in floating point."""
-        return replace(self, act=None)
+        """Return the policy with the same weights, and activations in floating point."""
+        return replace(self, act=None, act_rules=())
+
+
+def _rules(pairs: Iterable[Iterable[Any]]) -> tuple[Any, ...]:
+    return tuple(tuple(pair) for pair in pairs)
+
+
+def _check_bits(what: str, bits: object, most: int) -> None:
+    if not (isinstance(bits, int) and 2 <= bits <= most):
+        raise ValueError(f"{what} take 2..{most} bits, not {bits}")
+
+
+def _bits_of(rules: Sequence[tuple[str, Bits]]) -> list[Bits]:
+    for rule in rules:
+        if not (isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str)):
+            raise ValueError(f"a rule is a pattern and its bits, as in ('model.conv_in', 8), not {rule!r}")
+    return [bits for _, bits in rules]
+
+
+def _last_match(rules: Sequence[tuple[str, Bits]], default: Bits, *names: str) -> Bits:
+    """Return the bits of the last rule that matches one of the names."""
+    matching = (bits for pattern, bits in reversed(rules) if any(fnmatchcase(name, pattern) for name in names))
+    return next(matching, default)
+
+
+def _hint(pattern: str, names: Collection[str]) -> str:
+    """Suggest a pattern that matches some of the names."""
+    for likely in (f"{pattern}.*", f"model.{pattern}", f"model.{pattern}.*"):
+        if any(fnmatchcase(name, likely) for name in names):
+            return f"did you mean {likely}?"
+    return suggestion(pattern, names) or f"its layers have paths as {next(iter(names), None)}"

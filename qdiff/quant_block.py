@@ -1,10 +1,11 @@
 """Quantized attention products, places of activations, and the blocks that are reconstructed together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from qdiff.adapters import ProductKind
 from qdiff.observers import Observer
 from qdiff.policy import QuantSpec
 from qdiff.quant_layer import Quantizer, QuantModule, SplitQuantizer
@@ -15,17 +16,15 @@ class QuantProduct(nn.Module):
 
     Args:
         product: the parameter-free module that it replaces, called with two tensors.
-        operands: their names, which name the quantizers: `act_quantizer_<name>`.
-        specs: how each is quantized, None for floating point.
+        kind: names its operands, which name the quantizers: `act_quantizer_<name>`.
     """
 
-    def __init__(self, product: nn.Module, operands: tuple[str, str], specs: Sequence[QuantSpec] | None):
+    def __init__(self, product: nn.Module, kind: ProductKind):
         super().__init__()
         self.product = product
-        self.operands = operands
-        self.specs = specs
+        self.kind = kind
         self.quantizing = True
-        for name in operands:
+        for name in kind.operands:
             setattr(self, f"act_quantizer_{name}", None)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -33,30 +32,35 @@ class QuantProduct(nn.Module):
         if self.quantizing:
             a, b = (
                 x if (q := getattr(self, f"act_quantizer_{name}")) is None else q(x)
-                for name, x in zip(self.operands, (a, b))
+                for name, x in zip(self.kind.operands, (a, b))
             )
         return self.product(a, b)
 
 
 @dataclass(frozen=True)
 class ActSite:
-    """A place where an activation is quantized: the attribute `name` of `owner` holds its quantizer or None."""
+    """A place where an activation is quantized: the attribute `name` of `owner` holds its quantizer or None.
+
+    Args:
+        path: of `owner` in the quantized model.
+        owner: a quantized layer or attention product.
+        name: `act_quantizer` of a layer, `act_quantizer_<operand>` of a product.
+        spec: how it is quantized.
+        split: channels of each slice that has its own quantizer; None without.
+        is_softmax: whether the activation is attention after its softmax.
+    """
 
     path: str
     owner: nn.Module
     name: str
     spec: QuantSpec
     split: tuple[int, ...] | None = None
+    is_softmax: bool = False
 
     @property
     def quantizer(self) -> Quantizer | None:
         """What quantizes it now."""
         return getattr(self.owner, self.name)
-
-    @property
-    def is_softmax(self) -> bool:
-        """Whether it is attention after its softmax."""
-        return self.name == "act_quantizer_w"
 
     def set(self, quantizer: nn.Module | None) -> None:
         """Quantize it with this from now on."""

@@ -30,7 +30,7 @@ class QuantModel(nn.Module):
 
     Raises:
         ValueError: a module owns parameters and is neither quantized nor listed as plain by the adapter, or stands at
-            two paths; nothing is changed then.
+            two paths, or a rule of the policy matches nothing; nothing is changed then.
     """
 
     def __init__(self, model: nn.Module, policy: QuantPolicy, adapter: Adapter, make_layer: MakeLayer | None = None):
@@ -38,22 +38,21 @@ class QuantModel(nn.Module):
         self.policy, self.adapter = policy, adapter
         self.provenance: Mapping[str, Any] = {}  # where the numbers come from, JSON values; goes into its file
         _check_leaves(model, adapter)
+        _check_rules(model, policy, adapter)
         splits = adapter.splits(model) if policy.split else {}
         make_layer = make_layer or self._round_to_nearest
         for path, module in list(model.named_modules()):
             if type(module) in OPERATIONS:
                 _replace(model, path, make_layer(path, module, splits.get(path)))
             elif type(module) in adapter.products:
-                kind = adapter.products[type(module)]
-                specs = kind.specs(policy) if policy.act else None
-                _replace(model, path, QuantProduct(module, kind.operands, specs))
+                _replace(model, path, QuantProduct(module, adapter.products[type(module)]))
         self.model = model
         self._leaves = [m for m in self.modules() if isinstance(m, QuantModule | QuantProduct)]
         self.requires_grad_(False)
         self.train(model.training)
 
     def _round_to_nearest(self, path: str, layer: nn.Module, split: tuple[int, ...] | None) -> QuantModule:
-        return QuantModule(layer, fit_quantizer(layer.weight, self.policy.weight, split))
+        return QuantModule(layer, fit_quantizer(layer.weight, self.policy.weight_for(f"model.{path}"), split))
 
     def forward(self, *args, **kwargs) -> Tensor:
         """The network's forward, quantized."""
@@ -65,7 +64,15 @@ class QuantModel(nn.Module):
 
     def sites(self) -> list[ActSite]:
         """Where activations are quantized under the policy, in definition order; none when it leaves them alone."""
-        return list(_sites(self, "", self.policy.act)) if self.policy.act else []
+        return list(self._sites(self, ""))
+
+    def _sites(self, module: nn.Module, path: str) -> Iterator[ActSite]:
+        for p, m in _named(module, path):
+            if isinstance(m, QuantModule) and (spec := self.policy.act_for(p)):
+                yield ActSite(p, m, "act_quantizer", spec, m.split)
+            for operand in m.kind.operands if isinstance(m, QuantProduct) else ():
+                if spec := m.kind.spec(self.policy, p, operand):
+                    yield ActSite(p, m, f"act_quantizer_{operand}", spec, is_softmax=operand == m.kind.softmax)
 
     def blocks(self) -> list[QuantBlock]:
         """What is reconstructed together, in definition order; a layer outside every block is one of its own."""
@@ -74,8 +81,7 @@ class QuantModel(nn.Module):
             inside = any(path.startswith(f"{b.path}.") for b in blocks[-1:])
             if not inside and (type(module) in self.adapter.blocks or isinstance(module, QuantModule)):
                 layers = {p: m for p, m in _named(module, path) if isinstance(m, QuantModule)}
-                sites = list(_sites(module, path, self.policy.act)) if self.policy.act else []
-                blocks.append(QuantBlock(path, module, layers, sites))
+                blocks.append(QuantBlock(path, module, layers, list(self._sites(module, path))))
         return blocks
 
     @contextmanager
@@ -157,7 +163,7 @@ class QuantModel(nn.Module):
 
         def restore(path: str, layer: nn.Module, split: tuple[int, ...] | None) -> QuantModule:
             prefix = f"model.{path}"
-            quantizer = quantizer_from(state, f"{prefix}.weight_quantizer", policy.weight, split)
+            quantizer = quantizer_from(state, f"{prefix}.weight_quantizer", policy.weight_for(prefix), split)
             restored = layer_type(layer, quantizer.to(device), state[f"{prefix}.codes"])
             if not keep_weights:
                 restored.forget_full_precision()
@@ -183,6 +189,13 @@ def _check_leaves(model: nn.Module, adapter: Adapter) -> None:
         seen[id(module)] = path
 
 
+def _check_rules(model: nn.Module, policy: QuantPolicy, adapter: Adapter) -> None:
+    types = {path: type(module) for path, module in model.named_modules(prefix="model")}
+    products = {path: adapter.products[t].operands for path, t in types.items() if t in adapter.products}
+    operands = [f"{path}.{operand}" for path, names in products.items() for operand in names]
+    policy.check_rules([path for path, t in types.items() if t in OPERATIONS], [*products, *operands])
+
+
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
@@ -190,15 +203,6 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
 
 def _named(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     return module.named_modules(prefix=path)
-
-
-def _sites(module: nn.Module, path: str, act: QuantSpec) -> Iterator[ActSite]:
-    for p, m in _named(module, path):
-        if isinstance(m, QuantModule):
-            yield ActSite(p, m, "act_quantizer", act, m.split)
-        elif isinstance(m, QuantProduct):
-            for name, spec in zip(m.operands, m.specs):
-                yield ActSite(p, m, f"act_quantizer_{name}", spec)
 
 
 def quantizer_from(state: Mapping[str, Tensor], prefix: str, spec: QuantSpec, split: tuple[int, ...] | None):

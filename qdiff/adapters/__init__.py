@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,41 +13,82 @@ from qdiff.errors import UserError
 from qdiff.policy import QuantPolicy, QuantSpec
 
 
+def unchanged(spec: QuantSpec) -> QuantSpec:
+    """Return the spec as it is, for attention weights that differ from other activations in nothing but their bits."""
+    return spec
+
+
+def no_splits(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return no layers, for networks that concatenate nothing in front of a layer."""
+    return {}
+
+
+def no_build(*config: object) -> nn.Module:
+    """Refuse to build a network. Raises ValueError."""
+    raise ValueError("this adapter cannot build networks: construct yours, or give the Adapter a function `build`")
+
+
 @dataclass(frozen=True)
 class ProductKind:
-    """How a parameter-free attention product is quantized.
+    """How a product of two activations is quantized; see `Adapter.products`.
 
     Args:
-        operands: names of its two arguments.
-        specs: their specs under a policy that quantizes activations.
+        operands: names of its two arguments, in order, for example ("q", "k"). They name quantizers in files and in
+            the rules of a policy.
+        softmax: the operand that holds attention weights (after the softmax), which get `QuantPolicy.softmax_bits`;
+            None if neither does.
+        softmax_spec: turns the spec of other activations, with the bits of the softmax, into that of this operand.
         legacy_owner: whether the paper's checkpoints keep its quantizers on the module that holds it.
     """
 
     operands: tuple[str, str]
-    specs: Callable[[QuantPolicy], tuple[QuantSpec, QuantSpec]]
-    legacy_owner: bool
+    softmax: str | None = None
+    softmax_spec: Callable[[QuantSpec], QuantSpec] = unchanged
+    legacy_owner: bool = False
+
+    def spec(self, policy: QuantPolicy, path: str, operand: str) -> QuantSpec | None:
+        """Return the spec of an operand of the product at `path`; None if it stays in floating point."""
+        is_softmax = operand == self.softmax
+        spec = policy.act_for(path, operand, softmax=is_softmax)
+        return self.softmax_spec(spec) if spec and is_softmax else spec
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One family of networks.
+    """What quantization must know about a family of networks.
+
+    Convolutions and linear layers are quantized wherever they are. A network of residual blocks with group
+    normalisation needs no more than
+
+        adapter = Adapter(family="mine", blocks=(ResBlock,), plain=(nn.GroupNorm,))
+        model = QuantModel(network, policy, adapter)
+        model = load_quantized(network, path, adapter=adapter)
+
+    Types are compared exactly: a subclass may compute something else, so it must be listed itself.
 
     Args:
-        family: the package that the networks come from; files name it.
-        build: a network of the family from its configuration.
-        blocks: exact types of the modules that are reconstructed as one.
-        products: the attention products, by exact type.
-        plain: exact types of modules that own parameters and stay as they are (normalisation).
-        splits: path of every shortcut layer that sees two concatenated tensors -> their channels, from below first.
-        rehearsed: scope in which attention goes through its slices once for each item that a call gives.
+        family: its name, which files of its networks hold.
+        build: makes a network from its configuration. Needed only to name networks by configuration files; the default
+            raises ValueError.
+        blocks: types of the modules that are reconstructed as one: residual, attention or transformer blocks. A layer
+            outside every block is reconstructed by itself.
+        products: modules without parameters whose forward takes two activations that are both quantized, as the query
+            and key or the attention weights and values of attention, by type. A product that is not a module of its
+            own stays in floating point.
+        plain: types of modules that own parameters and stay as they are, as normalisation and embeddings. A module
+            with parameters that is neither quantized nor listed here is an error.
+        splits: for a network in full precision, the path of every layer whose input concatenates two tensors along
+            dimension 1 -> their channels, in order. With `QuantPolicy.split` each of the two has its own quantizers.
+        rehearsed: scope in which attention goes through its slices once for each item that a call gives; only for
+            attention that computes slice by slice.
     """
 
     family: str
-    build: Callable[..., nn.Module]
-    blocks: tuple[type, ...]
-    products: Mapping[type, ProductKind]
-    plain: tuple[type, ...]
-    splits: Callable[[nn.Module], dict[str, tuple[int, int]]]
+    build: Callable[..., nn.Module] = no_build
+    blocks: tuple[type, ...] = ()
+    products: Mapping[type, ProductKind] = field(default_factory=dict)
+    plain: tuple[type, ...] = ()
+    splits: Callable[[nn.Module], dict[str, tuple[int, int]]] = no_splits
     rehearsed: Callable[[Callable[[], Iterable]], AbstractContextManager] = nullcontext
 
 
@@ -60,11 +101,6 @@ def shortcut_splits(model: nn.Module, block: type, shortcut: str) -> dict[str, t
             channels = model.get_submodule(layer).in_channels
             found[layer] = (channels - module.skip_channels, module.skip_channels)
     return found
-
-
-def as_activations(policy: QuantPolicy) -> tuple[QuantSpec, QuantSpec]:
-    """`ProductKind.specs` of a product whose operands are both quantized as activations are."""
-    return policy.act, policy.act
 
 
 # family -> the module whose ADAPTER describes it
@@ -94,8 +130,15 @@ def adapter_of(family: str) -> Adapter:
 
 
 def adapter_for(model: nn.Module) -> Adapter:
-    """The adapter of the family that `model` comes from. Raises ValueError for a network from elsewhere."""
+    """Return the adapter of the family whose package `model` comes from.
+
+    Raises:
+        ValueError: a network from elsewhere; the message says how to describe it.
+    """
     family = type(model).__module__.partition(".")[0]
     if family not in FAMILIES:
-        raise ValueError(f"{type(model).__name__} is not a network of {', '.join(FAMILIES)}: pass an Adapter for it")
+        raise ValueError(
+            f"{type(model).__name__} is not a network of {', '.join(FAMILIES)}: describe it and pass "
+            "adapter=Adapter(family=..., blocks=..., plain=...), see qdiff.adapters.Adapter"
+        )
     return adapter_of(family)

@@ -89,7 +89,7 @@ def calibrate(
     blocks = dict(enumerate(model.blocks()))
     if settings.rounding:
         job.learn("weights", blocks, LearnedRounding, settings.rounding)
-    if model.policy.act:
+    if model.sites():
         job.find_ranges()
         if settings.steps:
             stepping = {i: b for i, b in blocks.items() if any(site.spec.step_is_learned for site in b.sites)}

@@ -109,7 +109,7 @@ def make_plan(
     captured = {path_of[stop.module]: stop.captured for stop in stops}
     scale = settings.batch_size / len(batch[0])
     with _some_quantizer(model.sites()), torch.no_grad():
-        size = min(samples, settings.forward_samples(model.policy.act is not None))
+        size = min(samples, settings.forward_samples(bool(model.sites())))
         forward_bytes = batch_peak(model, model, batch, size)
     seconds = {path: block.seconds * scale for path, block in seen.items()}
     ways = _ways(seconds, [block.path for block in blocks])

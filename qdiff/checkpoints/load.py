@@ -73,15 +73,19 @@ def read_checkpoint(path: str | Path) -> QuantizedFile | OriginalFile | FullPrec
 
 
 def save_quantized(
-    path: str | Path, model: QuantModel, *, config: Mapping[str, Any], provenance: Mapping[str, Any]
+    path: str | Path,
+    model: QuantModel,
+    *,
+    config: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a quantized network to one file that needs nothing beside it, whole or not at all.
 
     Args:
         path: is replaced if it exists.
         model: with settled rounding and, where the policy quantizes activations, their step sizes.
-        config: of the network, JSON values.
-        provenance: where the numbers come from (settings, digests of weights and data), JSON values.
+        config: of the network, JSON values, from which a reader can build it; {} by default.
+        provenance: where the numbers come from (settings, digests of weights and data), JSON values; {} by default.
 
     Raises:
         ValueError: the calibration of `model` is not finished.
@@ -96,11 +100,13 @@ def save_quantized(
         if site.quantizer is None or any(isinstance(part, Observer) for part in site.quantizer.modules()):
             raise ValueError(f"{site.path}.{site.name} is not calibrated")
     layers = {
-        path: Layer(tuple(module.codes.shape), model.policy.weight.bits, module.split or ())
+        path: Layer(tuple(module.codes.shape), model.policy.weight_for(path).bits, module.split or ())
         for path, module in model.layers().items()
     }
     state = model.quantized_state()
-    write_quantized(path, QuantizedFile(model.policy, model.adapter.family, config, layers, state, provenance))
+    write_quantized(
+        path, QuantizedFile(model.policy, model.adapter.family, config or {}, layers, state, provenance or {})
+    )
 
 
 def load_quantized(
@@ -113,6 +119,7 @@ def load_quantized(
     split: bool = False,
     sm_abit: int = 8,
     low_memory: bool = False,
+    adapter: Adapter | None = None,
 ) -> QuantModel:
     """The quantized network of a file, ours or the original's; no data, no forward pass and no other file is needed.
 
@@ -123,13 +130,16 @@ def load_quantized(
         act_bit: bits of the activations, 2..16; None leaves them in floating point.
         a_sym, split, sm_abit: as the file was calibrated; `a_sym` and `sm_abit` count only with `act_bit`.
         low_memory: keep the codes packed and compute their values in every forward.
+        adapter: describes the network's family; None for the networks of `ddim` and `ldm`.
 
     Returns:
         a network on the device of `model`, in the mode it was in, without full-precision weights.
 
     Raises:
         UserError: damaged file, no calibrated file, one of another network, or one that contradicts the arguments.
+        ValueError: a network from elsewhere without an adapter.
     """
+    adapter = adapter or adapter_for(model)
     file = _read_calibrated(path)
     file.facts.compare(path, weight_bit, act_bit, a_sym, split, sm_abit)
     act = None if act_bit is None else QuantSpec(act_bit, symmetric=a_sym)
@@ -138,25 +148,31 @@ def load_quantized(
     else:
         weight = QuantSpec(file.facts.weight_bits, per_channel=True, range_search="max")
         policy = QuantPolicy(weight, act, sm_abit, split)
-    adapter = adapter_for(model)
     state = _state_for(path, file, model, policy, adapter)
     return QuantModel.from_state(model, policy, adapter, state, layer_type=PackedModule if low_memory else QuantModule)
 
 
-def load_rounding(model: nn.Module, path: str | Path, policy: QuantPolicy) -> QuantModel:
+def load_rounding(
+    model: nn.Module, path: str | Path, policy: QuantPolicy, *, adapter: Adapter | None = None
+) -> QuantModel:
     """The weight codes of a calibrated file, for a network whose activations are still to be calibrated.
 
     Args:
         model: the network with its full-precision weights, which it keeps; changed in place.
         path: the calibrated checkpoint, ours or the original's.
-        policy: how weights are quantized there, and how activations will be.
+        policy: how weights are quantized there, and how activations will be; rules for weights are the file's.
+        adapter: as for `load_quantized`.
 
     Raises:
-        UserError: as `load_quantized`.
+        UserError, ValueError: as `load_quantized`.
     """
+    adapter = adapter or adapter_for(model)
     file = _read_calibrated(path)
     file.facts.compare(path, policy.weight.bits, None, False, policy.split, policy.softmax_bits)
-    adapter = adapter_for(model)
+    rules = file.policy.weight_rules if isinstance(file, QuantizedFile) else ()
+    if policy.weight_rules not in ((), rules):
+        raise UserError(f"'{path}' has other bits per layer than the policy: leave out its weight_rules")
+    policy = replace(policy, weight_rules=rules)
     state = _state_for(path, file, model, policy, adapter)
     return QuantModel.from_state(model, policy, adapter, state, keep_weights=True, activations=False)
 
@@ -210,9 +226,8 @@ def _state_for(
     path: str | Path, file: QuantizedFile | OriginalFile, model: nn.Module, policy: QuantPolicy, adapter: Adapter
 ) -> Mapping[str, Tensor]:
     """The file's tensors as our state, all of them checked against the network."""
-    held = replace(policy, act=QuantSpec(8) if file.facts.activations else None)
-    shapes, splits = state_shapes(model, held, adapter), splits_of(model, held, adapter)
     if isinstance(file, QuantizedFile):
+        shapes, splits = state_shapes(model, file.policy, adapter), splits_of(model, file.policy, adapter)
         compare(path, file.shapes, shapes)
         check_numbers(path, file.state)
         if file.splits != splits:
@@ -220,11 +235,13 @@ def _state_for(
                 f"'{path}' splits its shortcuts at other channels than the network: give the --config of its network"
             )
         return file.state
+    held = QuantPolicy(act=QuantSpec(8) if file.facts.activations else None, split=policy.split)
+    shapes, splits = state_shapes(model, held, adapter), splits_of(model, held, adapter)
     owners = legacy_owners(model, adapter)
     compare(path, shapes_of(file.state), original.original_shapes(shapes, splits, owners))
     check_numbers(path, file.state)
     _check_precision(path, file.state)
-    return original.from_original(file.state, shapes, policy.weight, owners)
+    return original.from_original(file.state, shapes, policy, owners)
 
 
 def _check_precision(path: str | Path, state: Mapping[str, Tensor]) -> None:

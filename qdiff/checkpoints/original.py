@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qdiff.checkpoints.summary import Activations, Facts, Layer
-from qdiff.policy import QuantSpec
+from qdiff.policy import QuantPolicy, QuantSpec
 
 SLOTS = ("weight_quantizer", "weight_quantizer_0")  # channels from below, channels of the skip connection
 FIELDS = ("alpha", "delta", "zero_point")
@@ -44,6 +44,7 @@ def facts(state: State) -> Facts:
         activations=Activations(_symmetric(act)) if act else None,
         layers=layers,
         parameters=sum(x.numel() for key, x in state.items() if "_quantizer" not in key),
+        policy=None,
     )
 
 
@@ -67,21 +68,23 @@ def original_shapes(shapes: Mapping[str, Shape], splits: Mapping[str, Shape], ow
     return out
 
 
-def from_original(state: State, shapes: Mapping[str, Shape], weight: QuantSpec, owners: Mapping[str, str]) -> dict:
+def from_original(
+    state: State, shapes: Mapping[str, Shape], policy: QuantPolicy, owners: Mapping[str, str]
+) -> dict[str, Tensor]:
     """Our state of the original's, which has the keys and shapes that `original_shapes` tells.
 
     Args:
         state: as saved, with the prefix `model.`; every number finite.
         shapes: of the state that is wanted.
-        weight: bits of the weights.
+        policy: how weights are quantized.
         owners: as for `original_shapes`.
 
     Returns:
         `.codes` as uint8 in the weight's shape; everything else as saved.
     """
     return {
-        key: _codes(state, key.removesuffix(".codes"), weight)
-        if key.endswith(".codes")
+        key: _codes(state, layer, policy.weight_for(layer))
+        if (layer := key.removesuffix(".codes")) != key
         else state[_original_key(key, owners)]
         for key in shapes
     }

@@ -4,6 +4,9 @@ The header has one metadata entry, `qdiff`: JSON with `format`, `version`, `fami
 network), `policy`, `codes` (layer, bits, shape and split of every packed weight, in order), `provenance`, `versions`
 and `sha256`, the digest over all of these and over every tensor's name, type, shape and bytes. The same content gives
 the same bytes.
+
+Version 1 has the same bits in every layer. A policy with rules is written as version 2, because readers of version 1
+would overlook them.
 """
 
 import json
@@ -28,7 +31,7 @@ from qdiff.files.version import own_version
 from qdiff.packing import pack, packed_size, unpack
 from qdiff.policy import QuantPolicy
 
-FORMAT, VERSION = "qdiff-quantized", 1
+FORMAT, UNIFORM, VERSION = "qdiff-quantized", 1, 2
 HEADER = "qdiff"  # a single entry, because safetensors writes several in random order
 CODES = ".codes"
 
@@ -77,6 +80,7 @@ class QuantizedFile:
             activations=Activations(act.symmetric, act.bits, self.policy.softmax_bits) if act else None,
             layers=dict(self.layers),
             parameters=sum(math.prod(s) for key, s in shapes if not key.endswith((".delta", ".zero_point"))),
+            policy=self.policy,
         )
 
 
@@ -91,9 +95,10 @@ def write_quantized(path: str | Path, file: QuantizedFile) -> None:
     for layer, (_, bits, _) in file.layers.items():
         tensors[layer + CODES] = pack(tensors[layer + CODES], bits)
     tensors |= {key: _narrow(x) for key, x in tensors.items() if key.endswith(".zero_point")}
+    has_rules = file.policy.weight_rules or file.policy.act_rules
     header = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if has_rules else UNIFORM,
         "family": file.family,
         "config": file.config,
         "policy": file.policy.to_dict(),
@@ -162,7 +167,7 @@ def read_if_quantized(path: str | Path) -> QuantizedFile | None:
         written = header["format"], header["version"]
         if written[0] == FORMAT and isinstance(written[1], int) and written[1] > VERSION:
             raise UserError(f"'{path}' has format {written[1]}, this program reads {VERSION}: update qdiff to read it")
-        if written != (FORMAT, VERSION):
+        if written not in [(FORMAT, UNIFORM), (FORMAT, VERSION)]:
             raise ValueError(f"its format is {written[0]} {written[1]}")
         if text != _json(header) or header.pop("sha256") != _digest(header, tensors):
             raise ValueError("its sha256 does not agree")

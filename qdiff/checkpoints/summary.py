@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qdiff.errors import UserError
+from qdiff.policy import QuantPolicy
 
 
 class Layer(NamedTuple):
@@ -35,11 +36,12 @@ class Facts:
     """What is quantized how.
 
     Attributes:
-        weight_bits: 2..8.
+        weight_bits: 2..8, of the layers that no rule gives other ones.
         split: whether shortcut layers have a quantizer for each slice.
         activations: None where they stay in floating point.
         layers: the quantized layers by path, in the file's order.
         parameters: of the network in full precision.
+        policy: None where the file does not have it.
     """
 
     weight_bits: int
@@ -47,6 +49,7 @@ class Facts:
     activations: Activations | None
     layers: dict[str, Layer]
     parameters: int
+    policy: QuantPolicy | None
 
     @property
     def fp32_bytes(self) -> int:

@@ -34,11 +34,12 @@ def state_shapes(model: nn.Module, policy: QuantPolicy, adapter: Adapter) -> dic
             shape, parts = shapes.pop(f"{path}.weight"), len(splits.get(path, ()))
             shapes[f"{path}.codes"] = shape
             add(f"{path}.weight_quantizer", (shape[0], *[1] * (len(shape) - 1)), parts)
-            if policy.act:
+            if policy.act_for(path):
                 add(f"{path}.act_quantizer", (), parts)
-        elif type(module) in adapter.products and policy.act:
-            for operand in adapter.products[type(module)].operands:
-                add(f"{path}.act_quantizer_{operand}", (), 0)
+        elif kind := adapter.products.get(type(module)):
+            for operand in kind.operands:
+                if kind.spec(policy, path, operand):
+                    add(f"{path}.act_quantizer_{operand}", (), 0)
     return shapes
 
 

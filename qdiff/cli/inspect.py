@@ -1,5 +1,6 @@
 """`python -m qdiff inspect`: what a checkpoint holds, and whether it is whole."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,13 +79,16 @@ def _contents(state: "StateDict") -> str:
 
 def _about(facts: "Facts") -> list[tuple[str, str]]:
     act, split = facts.activations, [path for path, layer in facts.layers.items() if layer.split]
+    layers = Counter(layer.bits for layer in facts.layers.values())
     acts = "in floating point"
     if act:
         known = act.bits is not None
         bits = f"{act.bits} bits, {act.softmax_bits} after the softmax" if known else "bits not stored in the file"
-        acts = f"{'symmetric' if act.symmetric else 'asymmetric'}, {bits}"
+        rules = facts.policy.act_rules if facts.policy else ()
+        others = "".join(f", {pattern} {bits or 'in floating point'}" for pattern, bits in rules)
+        acts = f"{'symmetric' if act.symmetric else 'asymmetric'}, {bits}{others}"
     return [
-        ("weights", f"{facts.weight_bits} bits in {len(facts.layers)} layers"),
+        ("weights", ", ".join(f"{bits} bits in {n} layers" for bits, n in layers.most_common())),
         ("activations", acts),
         ("split", f"yes, {len(split)} layers" if facts.split else "no"),
     ]
@@ -98,11 +102,16 @@ def _pairs(lines: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"{name:12} {text}" for name, text in lines)
 
 
+def _act_bits(facts: "Facts", path: str) -> str:
+    if facts.policy is None:
+        return "?" if facts.activations else "-"
+    spec = facts.policy.act_for(path)
+    return str(spec.bits) if spec else "-"
+
+
 def _table(facts: "Facts") -> str:
-    act = facts.activations
-    act_bits = "-" if act is None else str(act.bits or "?")
     rows = [("layer", "weight", "bits", "split", "act bits")]
     for path, layer in facts.layers.items():
         split = "+".join(map(str, layer.split)) or "-"
-        rows.append((path, "x".join(map(str, layer.shape)), str(facts.weight_bits), split, act_bits))
+        rows.append((path, "x".join(map(str, layer.shape)), str(layer.bits), split, _act_bits(facts, path)))
     return aligned(rows)

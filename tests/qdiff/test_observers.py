@@ -10,6 +10,7 @@ from torch import nn
 from ldm.modules import slices
 from ldm.modules.attention import CrossAttention
 from qdiff import observers, ranges
+from qdiff.adapters import ProductKind
 from qdiff.calibration.memory import peak_bytes
 from qdiff.observers import Observer, Rehearsal, RunningObserver
 from qdiff.policy import QuantSpec
@@ -67,7 +68,7 @@ def observed(make) -> tuple[CrossAttention, dict[str, nn.Module]]:
     attention = CrossAttention(8, None, HEADS, 4)
     found = {}
     for product, operands in OPERANDS.items():
-        quantized = QuantProduct(getattr(attention, product), operands, None)
+        quantized = QuantProduct(getattr(attention, product), ProductKind(operands))
         setattr(attention, product, quantized)
         for operand in operands:
             found[operand] = make(QuantSpec(4, always_zero=operand == "w"), derived=operand == "w")

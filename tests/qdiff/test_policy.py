@@ -1,7 +1,8 @@
 """Policies hold what they say, refuse what is impossible, and survive JSON."""
 
 import json
-from dataclasses import FrozenInstanceError
+import re
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,18 @@ def specs(most: int, per_channel: st.SearchStrategy[bool]) -> st.SearchStrategy[
 
 
 WEIGHTS, ACTIVATIONS = specs(8, st.booleans()), specs(16, st.just(False))
-POLICIES = st.builds(QuantPolicy, WEIGHTS, st.none() | ACTIVATIONS, st.integers(2, 16), st.booleans())
+PATTERNS = st.sampled_from(["*", "model.*", "model.mid.*", "*.conv_in", "model.mid.attn.smv_matmul", "*.w", "other"])
+
+
+def rules(bits: st.SearchStrategy[int | None]) -> st.SearchStrategy[tuple]:
+    return st.lists(st.tuples(PATTERNS, bits), max_size=4).map(tuple)
+
+
+WEIGHT_RULES, ACT_RULES = rules(st.integers(2, 8)), rules(st.none() | st.integers(2, 16))
+REST = st.integers(2, 16), st.booleans(), WEIGHT_RULES
+POLICIES = st.builds(QuantPolicy, WEIGHTS, st.none(), *REST) | st.builds(
+    QuantPolicy, WEIGHTS, ACTIVATIONS, *REST, ACT_RULES
+)
 
 
 @pytest.mark.parametrize("bits", [-8, 0, 1, 4.5, 17, 32])
@@ -70,8 +82,105 @@ def test_json_gives_the_same_policy_back(policy):
 @given(POLICIES)
 def test_without_activations_nothing_else_changes(policy):
     weights_only = policy.without_activations()
-    assert weights_only.act is None
-    assert {**policy.to_dict(), "act": None} == weights_only.to_dict()
+    expected = {**policy.to_dict(), "act": None}
+    expected.pop("act_rules", None)
+    assert weights_only.to_dict() == expected
+    assert weights_only.act_for("model.conv_in") is None
+
+
+def test_without_rules_the_description_does_not_mention_them():
+    """So that files and journals of uniform policies are those of earlier versions."""
+    assert list(QuantPolicy(act=QuantSpec(8)).to_dict()) == ["weight", "act", "softmax_bits", "split"]
+
+
+W4, A8 = QuantSpec(4, symmetric=True, per_channel=True), QuantSpec(8, symmetric=True, range_search="max")
+
+
+def test_the_last_rule_that_matches_decides():
+    policy = QuantPolicy(W4, A8, weight_rules=(("model.mid.*", 6), ("*.conv_in", 8), ("model.mid.a.*", 3)))
+    paths = ("model.conv_in", "model.mid.b.conv_in", "model.mid.a.conv_in", "model.mid.b.conv", "model.middle")
+    assert [policy.weight_for(path).bits for path in paths] == [8, 8, 3, 6, 4]
+    assert policy.weight_for("model.conv_in") == replace(W4, bits=8), "nothing but the bits changes"
+    assert {policy.act_for(path) for path in paths} == {A8}
+
+
+def test_activations_have_rules_of_their_own():
+    policy = QuantPolicy(W4, A8, act_rules=(("model.mid.*", None), ("model.mid.a.*", 6)))
+    assert policy.act_for("model.mid.b") is None
+    assert policy.act_for("model.mid.a.conv") == replace(A8, bits=6)
+    assert policy.act_for("model.out") == A8
+    assert {policy.weight_for(path) for path in ("model.mid.b", "model.mid.a.conv")} == {W4}
+
+
+@pytest.mark.parametrize(
+    ("rules", "bits"),
+    [
+        ((), (8, 16)),
+        ((("*.product", 6),), (6, 6)),
+        ((("*.product.w", 6),), (8, 6)),
+        ((("*.product", 6), ("*.w", 12)), (6, 12)),
+        ((("*.w", 12), ("*.product", None)), (None, None)),
+        ((("model.a", 6),), (8, 16)),
+    ],
+)
+def test_a_rule_is_for_both_operands_or_for_the_one_that_it_names(rules, bits):
+    policy = QuantPolicy(W4, A8, softmax_bits=16, act_rules=rules)
+    v, w = policy.act_for("model.a.product", "v"), policy.act_for("model.a.product", "w", softmax=True)
+    assert (v and v.bits, w and w.bits) == bits
+
+
+@given(WEIGHT_RULES, st.sampled_from(["model.conv_in", "model.mid.attn.smv_matmul", "model.mid.conv"]))
+def test_later_rules_replace_earlier_ones(rules, path):
+    """The bits are found by applying the rules one after the other."""
+    bits = 4
+    for pattern, value in rules:
+        if re.fullmatch(pattern.replace(".", r"\.").replace("*", ".*"), path):
+            bits = value
+    assert QuantPolicy(W4, weight_rules=rules).weight_for(path).bits == bits
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"weight_rules": (("*", 9),)}, "weights take 2..8 bits, not 9"),
+        ({"weight_rules": (("*", None),)}, "weights take 2..8 bits, not None"),
+        ({"act_rules": (("*", 17),)}, "activations take 2..16 bits, not 17"),
+        ({"act_rules": (("*", 4.0),)}, "activations take 2..16 bits, not 4.0"),
+        ({"weight_rules": ("ab",)}, "a rule is a pattern and its bits"),
+        ({"weight_rules": (("a", 8, 9),)}, "a rule is a pattern and its bits"),
+        ({"act": None, "act_rules": (("*", 8),)}, "rules for activations need `act`"),
+    ],
+)
+def test_an_impossible_rule_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        QuantPolicy(**{"weight": W4, "act": A8, **wrong})
+
+
+LAYERS, OPERANDS = ["model.conv_in", "model.mid.conv"], ["model.mid.product", "model.mid.product.w"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "hint"),
+    [
+        (
+            {"weight_rules": (("model.mid", 8),)},
+            "'model.mid' matches no layer of the network: did you mean model.mid.*?",
+        ),
+        ({"weight_rules": (("conv_in", 8),)}, "did you mean model.conv_in?"),
+        ({"act_rules": (("mid", None),)}, "did you mean model.mid.*?"),
+        ({"weight_rules": (("model.conv_im", 8),)}, "did you mean model.conv_in?"),
+        ({"weight_rules": (("*", 4), ("xyz", 8))}, "'xyz' matches no layer of the network: its layers have paths as"),
+        ({"weight_rules": (("*.product", 8),)}, "'*.product' matches no layer"),
+    ],
+)
+def test_a_rule_that_matches_nothing_is_refused_with_a_suggestion(rules, hint):
+    with pytest.raises(ValueError, match=re.escape(hint)):
+        QuantPolicy(W4, A8, **rules).check_rules(LAYERS, OPERANDS)
+
+
+def test_rules_that_match_layers_or_operands_are_accepted():
+    act_rules = (("model.conv_in", None), ("*.product", 8), ("*.w", 8))
+    QuantPolicy(W4, A8, weight_rules=(("*.conv", 8),), act_rules=act_rules).check_rules(LAYERS, OPERANDS)
 
 
 def without(key: str) -> dict:
@@ -86,6 +195,10 @@ def without(key: str) -> dict:
         {**QuantPolicy().to_dict(), "weight": {"bits": "four"}},
         {**QuantPolicy().to_dict(), "weight": {"bits": 4, "colour": "red"}},
         {**QuantPolicy().to_dict(), "act": {}},
+        {**QuantPolicy().to_dict(), "weight_rules": [["model.conv_in", 9]]},
+        {**QuantPolicy().to_dict(), "weight_rules": ["model.conv_in"]},
+        {**QuantPolicy().to_dict(), "weight_rules": 8},
+        {**QuantPolicy().to_dict(), "act_rules": [["model.conv_in", 8]]},
     ],
 )
 def test_a_dict_that_is_no_policy_is_refused(data):

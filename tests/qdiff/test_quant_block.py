@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from qdiff.adapters import ProductKind
 from qdiff.observers import Observer, RunningObserver
 from qdiff.policy import QuantSpec
 from qdiff.quant_block import ActSite, QuantProduct
@@ -21,7 +22,7 @@ class Scaled(nn.Module):
 def test_a_product_quantizes_each_operand_with_its_own_quantizer():
     a, b = gaussian(2, 3, 4), gaussian(2, 4, 5, seed=1)
     specs = QuantSpec(4), QuantSpec(3, symmetric=True)
-    product = QuantProduct(Scaled(), ("v", "w"), specs)
+    product = QuantProduct(Scaled(), ProductKind(("v", "w")))
     assert torch.equal(product(a, b), 3 * a @ b)
     q_a, q_b = (UniformAffineQuantizer.fit(x, spec) for x, spec in zip((a, b), specs))
     product.act_quantizer_v = q_a

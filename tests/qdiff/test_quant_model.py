@@ -65,7 +65,7 @@ def test_golden_outputs(name):
         return keys, SplitQuantizer(parts, split) if split else parts[0]
 
     def learned_layer(path: str, layer: nn.Module, split: tuple[int, ...] | None) -> QuantModule:
-        keys, quantizer = published(path, "weight_quantizer", policy.weight, split)
+        keys, quantizer = published(path, "weight_quantizer", policy.weight_for(path), split)
         names = iter(keys)
         rounding = quantizer.per_slice(
             lambda q, part: AdaRoundQuantizer(q, part, golden_alpha(f"{next(names)}.alpha", part.shape)), layer.weight
@@ -135,6 +135,48 @@ def test_softmax_has_bits_of_its_own(make_ddim):
     special = {key for key, b in bits.items() if b == 16}
     assert special == {("smv_matmul", "act_quantizer_w")}
     assert set(bits.values()) == {8, 16}
+
+
+def test_rules_change_the_layers_that_they_match(make_ddim, ddim_inputs):
+    rules = (("model.mid.*", 8), ("*.conv_out", 3))
+    mixed = QuantModel(make_ddim(), replace(W4, weight_rules=rules), ADAPTER).layers()
+    uniform = {bits: uniform_layers(make_ddim(), bits) for bits in (3, 4, 8)}
+    for path, layer in mixed.items():
+        bits = 8 if path.startswith("model.mid.") else 3 if path == "model.conv_out" else 4
+        assert torch.equal(layer.codes, uniform[bits][path].codes), path
+        assert torch.equal(layer.quantized_weight(), uniform[bits][path].quantized_weight()), path
+
+
+def uniform_layers(model: nn.Module, bits: int) -> dict[str, QuantModule]:
+    return QuantModel(model, replace(W4, weight=replace(W4.weight, bits=bits)), ADAPTER).layers()
+
+
+def test_rules_change_the_activations_that_they_match(make_ddim):
+    rules = (("*.conv_out", None), ("model.mid.*", 6), ("*.smv_matmul.w", 12), ("*.qk_matmul", None))
+    quantized = QuantModel(make_ddim(), replace(W4A8, softmax_bits=16, act_rules=rules), ADAPTER)
+    bits = {f"{site.path}.{site.name}": site.spec.bits for site in quantized.sites()}
+    assert not [key for key in bits if "conv_out" in key or "qk_matmul" in key]
+    assert bits["model.conv_in.act_quantizer"] == 8
+    assert bits["model.mid.block_1.conv1.act_quantizer"] == 6
+    assert bits["model.mid.attn_1.smv_matmul.act_quantizer_v"] == 6
+    assert bits["model.mid.attn_1.smv_matmul.act_quantizer_w"] == 12
+    assert {key for key in bits if key.endswith("_w")} == {k for k, b in bits.items() if b == 12}
+    assert [s.path for block in quantized.blocks() for s in block.sites] == [s.path for s in quantized.sites()]
+
+
+def test_a_network_whose_rules_leave_out_all_activations_is_one_of_weights_alone(make_ddim, ddim_inputs):
+    quantized = calibrated(make_ddim(), ddim_inputs, replace(W4A8, act_rules=(("*", None),)))
+    alone = calibrated(make_ddim(), ddim_inputs, replace(W4A8, act=None))
+    assert quantized.sites() == []
+    assert torch.equal(run(quantized, ddim_inputs), run(alone, ddim_inputs))
+
+
+def test_a_rule_that_matches_nothing_is_refused_and_nothing_is_changed(make_ddim):
+    model = make_ddim()
+    for rules in ({"weight_rules": (("model.mid", 8),)}, {"act_rules": (("model.mid", 8),)}):
+        with pytest.raises(ValueError, match=r"'model.mid' matches no layer .* did you mean model\.mid\.\*"):
+            QuantModel(model, replace(W4A8, **rules), ADAPTER)
+    assert not [m for m in model.modules() if isinstance(m, QuantModule)]
 
 
 def test_weights_alone_have_no_sites(make_ddim):
@@ -338,15 +380,11 @@ class Toy(nn.Module):
         return self.extra(self.pairs[1](self.pairs[0](x)))
 
 
-def specs(policy):
-    return policy.act, replace(policy.act, bits=policy.softmax_bits)
-
-
 TOY = Adapter(
     "toy",
     Toy,
     (Pair,),
-    {Mixture: ProductKind(("a", "b"), specs, legacy_owner=False)},
+    {Mixture: ProductKind(("a", "b"), softmax="b")},
     (nn.LayerNorm,),
     lambda model: {},
 )
@@ -376,6 +414,7 @@ def test_nested_blocks_and_single_layers_alternate(toy):
         "pairs.1.0": pair,
         "pairs.1.1": ["model.pairs.1.1"],
     }
+    assert {site.name for site in toy.sites() if site.is_softmax} == {"act_quantizer_b"}  # as its adapter says
     assert [site.name for site in toy.blocks()[1].sites] == [
         "act_quantizer_a",
         "act_quantizer_b",
@@ -426,7 +465,7 @@ def test_a_subclass_of_a_layer_is_not_taken_for_the_layer():
 
 def test_the_adapter_comes_from_the_package_of_the_network(make_ddim):
     assert adapter_for(make_ddim()) is ADAPTER
-    with pytest.raises(ValueError, match="Toy is not a network of ddim"):
+    with pytest.raises(ValueError, match=r"Toy is not a network of ddim, ldm: .* pass adapter=Adapter\(family="):
         adapter_for(Toy())
     with pytest.raises(KeyError):
         adapter_of("unet")

@@ -12,8 +12,8 @@ from ldm.modules.diffusionmodules.blocks import AttentionBlock, ResBlock, ScoreP
 from ldm.modules.diffusionmodules.util import GroupNorm32
 from ldm.modules.slices import rehearsed
 from ldm.util import instantiate_from_config
-from qdiff.adapters import Adapter, ProductKind, as_activations, shortcut_splits
-from qdiff.policy import QuantPolicy, QuantSpec
+from qdiff.adapters import Adapter, ProductKind, shortcut_splits
+from qdiff.policy import QuantSpec
 
 
 def _build(config: Mapping) -> nn.Module:
@@ -21,13 +21,13 @@ def _build(config: Mapping) -> nn.Module:
     return instantiate_from_config(config["model"]["params"]["unet_config"])
 
 
-def _values(policy: QuantPolicy) -> tuple[QuantSpec, QuantSpec]:
-    """The softmax of attention blocks is asymmetric whatever the activations are."""
-    return policy.act, QuantSpec(policy.softmax_bits, always_zero=True)
+def _asymmetric_softmax(spec: QuantSpec) -> QuantSpec:
+    """Attention blocks quantize their softmax asymmetrically, by the error search, whatever other activations get."""
+    return QuantSpec(spec.bits, always_zero=True)
 
 
-def _cross_values(policy: QuantPolicy) -> tuple[QuantSpec, QuantSpec]:
-    return policy.act, replace(policy.act, bits=policy.softmax_bits, always_zero=True)
+def _softmax(spec: QuantSpec) -> QuantSpec:
+    return replace(spec, always_zero=True)
 
 
 ADAPTER = Adapter(
@@ -35,10 +35,10 @@ ADAPTER = Adapter(
     build=_build,
     blocks=(ResBlock, AttentionBlock, BasicTransformerBlock),
     products={
-        ScoreProduct: ProductKind(("q", "k"), as_activations, legacy_owner=False),
-        ValueProduct: ProductKind(("v", "w"), _values, legacy_owner=False),
-        CrossScoreProduct: ProductKind(("q", "k"), as_activations, legacy_owner=True),
-        CrossValueProduct: ProductKind(("v", "w"), _cross_values, legacy_owner=True),
+        ScoreProduct: ProductKind(("q", "k")),
+        ValueProduct: ProductKind(("v", "w"), softmax="w", softmax_spec=_asymmetric_softmax),
+        CrossScoreProduct: ProductKind(("q", "k"), legacy_owner=True),
+        CrossValueProduct: ProductKind(("v", "w"), softmax="w", softmax_spec=_softmax, legacy_owner=True),
     },
     plain=(nn.GroupNorm, GroupNorm32, nn.LayerNorm, nn.Embedding),
     splits=partial(shortcut_splits, block=ResBlock, shortcut="skip_connection"),

@@ -1,12 +1,15 @@
 """Files into networks: golden outputs through both layouts, and every file that does not fit."""
 
+import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from ddim.models.diffusion import Model
 from qdiff import quant_layer
@@ -18,6 +21,7 @@ from qdiff.checkpoints.quantized_file import read_quantized
 from qdiff.checkpoints.validate import state_shapes
 from qdiff.errors import UserError
 from qdiff.observers import Observer
+from qdiff.packing import packed_size
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_layer import UniformAffineQuantizer
 from qdiff.quant_model import QuantModel
@@ -103,7 +107,7 @@ def test_low_memory_changes_no_number_and_keeps_no_weight(files, tmp_path):
         weights = sum(layer.codes.numel() for layer in expected.layers().values())
         assert held < 1.1 * weights * files.original.case.settings.weight_bit / 8
         with pytest.raises(ValueError, match="low memory"):
-            save_quantized(tmp_path / "f", packed, config={}, provenance={})
+            save_quantized(tmp_path / "f", packed)
     assert not (tmp_path / "f").exists()
 
 
@@ -188,7 +192,7 @@ def test_activations_that_the_file_does_not_have(split_case, tmp_path):
     state = {key: x for key, x in split_case.original.state.items() if ".act_quantizer" not in key}
     torch.save(state, tmp_path / "w.pth")
     weights_only = split_case.load(tmp_path / "w.pth", act=False)
-    save_quantized(tmp_path / "w.safetensors", weights_only, config={}, provenance={})
+    save_quantized(tmp_path / "w.safetensors", weights_only)
     for path in (tmp_path / "w.pth", tmp_path / "w.safetensors"):
         assert "leave out --quant_act" in refusal(split_case.load, path, act=True)
         tensors = split_case.original.case.tensors
@@ -342,6 +346,79 @@ def test_the_shapes_that_are_checked_are_those_that_are_saved(split_case, act, s
     assert expected == {key: tuple(x.shape) for key, x in state.items()}
 
 
+MIXED = QuantPolicy(
+    QuantSpec(4, symmetric=True, per_channel=True, range_search="minmax"),
+    QuantSpec(8, range_search="minmax"),
+    softmax_bits=16,
+    split=True,
+    weight_rules=(("model.mid.*", 8), ("*.conv_out", 3), ("model.up.*.nin_shortcut", 2)),
+    act_rules=(("*.conv_out", None), ("model.mid.*", 6), ("*.smv_matmul.w", 12)),
+)
+
+
+@pytest.fixture
+def mixed(split_case, tmp_path):
+    model = calibrated(split_case.original.config, MIXED)
+    save_quantized(tmp_path / "mixed", model)
+    return model, tmp_path / "mixed"
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_bits_per_layer_are_read_as_they_were_written(split_case, mixed, low_memory):
+    model, path = mixed
+    tensors, flags = split_case.original.case.tensors, {"act_bit": 8, "sm_abit": 16, "split": True}
+    again = load_quantized(split_case.original.network(), path, low_memory=low_memory, **flags)
+    assert again.policy == MIXED
+    assert torch.equal(output(again, tensors), output(model, tensors))
+    assert [(s.path, s.name, s.spec) for s in again.sites()] == [(s.path, s.name, s.spec) for s in model.sites()]
+    for layer, expected in zip(again.layers().values(), model.layers().values()):
+        assert torch.equal(layer.codes, expected.codes)
+    weights = load_quantized(split_case.original.network(), path, split=True, low_memory=low_memory)
+    for site in model.sites():
+        site.set(None)
+    assert torch.equal(output(weights, tensors), output(model, tensors))
+
+
+def test_a_file_with_bits_per_layer_tells_them(mixed):
+    model, path = mixed
+    facts, packed = read_checkpoint(path).facts, load_file(path)
+    assert {name: layer.bits for name, layer in facts.layers.items()} == {
+        name: 8
+        if ".mid." in name
+        else 3
+        if "conv_out" in name
+        else 2
+        if "nin_shortcut" in name and ".up." in name
+        else 4
+        for name in model.layers()
+    }
+    for name, layer in model.layers().items():
+        assert packed[f"{name}.codes"].numel() == packed_size(layer.codes.numel(), facts.layers[name].bits)
+    assert (facts.weight_bits, facts.activations.bits, facts.activations.softmax_bits) == (4, 8, 16)
+    assert facts.policy == MIXED
+
+
+def version(path: Path) -> int:
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["qdiff"])["version"]
+
+
+def test_only_a_file_with_rules_has_a_version_that_older_readers_refuse(split_case, mixed):
+    assert (version(split_case.ours), version(mixed[1])) == (1, 2)
+
+
+def test_rounding_takes_the_bits_of_the_file(split_case, mixed):
+    model, path = mixed
+    policy = replace(MIXED, weight_rules=(), act_rules=(("*.conv_in", None),))
+    again = load_rounding(split_case.original.network(), path, policy)
+    assert again.policy == replace(policy, weight_rules=MIXED.weight_rules)
+    for layer, expected in zip(again.layers().values(), model.layers().values()):
+        assert torch.equal(layer.quantized_weight(), expected.quantized_weight())
+    for other in (mixed[1], split_case.pth):
+        policy = QuantPolicy(MIXED.weight, split=True, weight_rules=(("*", 5),))
+        assert "leave out its weight_rules" in refusal(load_rounding, split_case.original.network(), other, policy)
+
+
 @pytest.mark.parametrize(("bits", "most"), [(2, 0.08), (4, 0.14), (8, 0.27)])
 def test_the_file_is_small(tmp_path, bits, most):
     config = OmegaConf.load(CONFIGS / "emoji32.yml")
@@ -362,13 +439,13 @@ def test_an_unfinished_calibration_is_not_saved(split_case, tmp_path):
     for unfinished in (None, Observer(site.spec)):
         site.set(unfinished)
         with pytest.raises(ValueError, match="not calibrated"):
-            save_quantized(tmp_path / "q", model, config={}, provenance={})
+            save_quantized(tmp_path / "q", model)
     site.set(quantizer)
     layer = model.layers()["model.conv_in"]
     weight = s.weights["conv_in.weight"]
     layer.rounding = AdaRoundQuantizer(UniformAffineQuantizer.fit(weight, model.policy.weight), weight)
     with pytest.raises(ValueError, match="conv_in is still being learned"):
-        save_quantized(tmp_path / "q", model, config={}, provenance={})
+        save_quantized(tmp_path / "q", model)
     assert not list(tmp_path.iterdir())
 
 

@@ -32,7 +32,7 @@ def converted(original, state=None):
     shapes, owners = state_shapes(model, policy, adapter), legacy_owners(model, adapter)
     wanted = original_shapes(shapes, splits_of(model, policy, adapter), owners)
     assert wanted == {key: tuple(x.shape) for key, x in original.state.items()}
-    return from_original(state or original.state, shapes, weight, owners)
+    return from_original(state or original.state, shapes, policy, owners)
 
 
 def test_keys_and_shapes_are_those_of_the_published_checkpoint():

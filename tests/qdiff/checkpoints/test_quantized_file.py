@@ -183,7 +183,7 @@ def test_every_change_by_hand_is_noticed(tmp_path, change):
 
 
 def test_a_later_version_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(quantized_file, "VERSION", 2)
+    monkeypatch.setattr(quantized_file, "UNIFORM", 3)
     write_quantized(tmp_path / "q", example())
     monkeypatch.undo()
     assert "update qdiff" in refusal(tmp_path / "q")

@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from qdiff.checkpoints.load import load_quantized, save_quantized
+from qdiff.checkpoints.quantized_file import read_quantized, write_quantized
 from tests.command_line import qdiff, refusal
 from tests.original_checkpoints import SPLITS, W4A8_SPLIT, original_checkpoint
 
@@ -86,6 +88,20 @@ def test_without_activations(original, pth):
     head, table = inspected(path)
     assert head["activations"] == "in floating point"
     check_table(table, original, "-")
+
+
+def test_bits_per_layer(ours, tmp_path):
+    file = read_quantized(ours)
+    policy = replace(file.policy, act_rules=(("*.conv_out", None), ("model.mid.*", 6)))
+    layers = {p: x._replace(bits=8 if p.startswith("model.mid.") else 4) for p, x in file.layers.items()}
+    write_quantized(tmp_path / "mixed", replace(file, policy=policy, layers=layers))
+    head, table = inspected(tmp_path / "mixed")
+    mid = [path for path in layers if path.startswith("model.mid.")]
+    assert head["weights"] == f"4 bits in {51 - len(mid)} layers, 8 bits in {len(mid)} layers"
+    rules = "*.conv_out in floating point, model.mid.* 6"
+    assert head["activations"] == f"symmetric, 8 bits, 8 after the softmax, {rules}"
+    rows = {row[0]: (row[2], row[4]) for row in table[1:]}
+    assert (rows["model.conv_out"], rows[mid[0]], rows["model.conv_in"]) == (("4", "-"), ("8", "6"), ("4", "8"))
 
 
 @pytest.mark.parametrize("save", [torch.save, save_file])
