@@ -41,11 +41,8 @@ measure(lambda: load_weights(model, sys.argv[1]) if sys.argv[3] == "fp" else loa
 ))
 """
 LOAD_LATENT = f"""{MEMORY}
-from qdiff.cli.ldm_flags import ldm_parser
-from qdiff.cli.parser import parse
-from qdiff.pipelines.class_conditional import ClassPipeline
-args = parse(ldm_parser(), ["-r", sys.argv[1], "--config", sys.argv[2], "--seed", "0"])
-measure(lambda: ClassPipeline(args).load())
+import qdiff
+measure(lambda: qdiff.load_pipeline(sys.argv[1], config=sys.argv[2]))
 """
 
 

@@ -129,7 +129,7 @@ def write_folder(folder: Path, latent: nn.Module, config: DictConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.safetensors") as partial:
         save_file(state, partial)
-    published = {key: config[key] for key in ("model", "classes") if key in config}
+    published = {key: config[key] for key in ("model", "classes", "sampling") if key in config}
     with replacing(folder / "config.yaml") as partial:
         OmegaConf.save(OmegaConf.create(published), partial)
 

@@ -14,7 +14,7 @@ from qdiff.calibration import measure
 from qdiff.checkpoints.load import read_checkpoint
 from qdiff.errors import UserError
 from qdiff.evaluation import experiments
-from scripts import demo
+from scripts import demo_full as demo
 from tests.command_line import script
 from tests.ldm.tiny import CLASSES, write_latent
 from tests.ldm.tiny_text import write_text_model
@@ -46,7 +46,7 @@ def run_demo(words: list, command) -> str:
 
     with (
         mock.patch.object(experiments, "subprocess", SimpleNamespace(run=carry_out)),
-        mock.patch.object(sys, "argv", ["demo.py", *map(str, words)]),
+        mock.patch.object(sys, "argv", ["demo_full.py", *map(str, words)]),
         contextlib.redirect_stdout(io.StringIO()) as out,
     ):
         demo.main()

@@ -1,0 +1,166 @@
+#!/usr/bin/env python
+"""Sample the bundled models in full precision and quantized in several ways, and compare; the same command goes on."""
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository before PYTHONPATH
+
+from qdiff.cli.parser import Parser, number, parse, run
+from qdiff.evaluation.experiments import FP, Experiment
+from qdiff.files.prompts import read_prompts
+
+ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
+FEATURES = ROOT / "models/features/emoji32"
+TITLE = "Diffusion models in 4 and 8 bits"
+LR_W = 4e-3  # four times the default, because the iterations are few; with more, roundings shift the colours
+ETA = 0.5  # noise on the way mends what a network that was trained for a short time gets wrong
+SCALE = 3
+CATEGORIES = 9
+TURNS = 2  # pictures of each prompt
+
+
+def demo_parser() -> Parser:
+    """The flags; those that the sampling scripts have too mean the same."""
+    parser = Parser(prog="demo_full.py", usage="python scripts/%(prog)s [flags]", description=__doc__)
+    add = parser.group("demo")
+    add("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder of the results")
+    add("--config", type=Path, default=ROOT / "configs/emoji32.yml", metavar="FILE", help="the pixel-space model")
+    add("--latent", type=Path, default=ROOT / "models/ldm/emoji64", metavar="DIR", help="the latent model")
+    add("--text", type=Path, default=ROOT / "models/ldm/emoji64-txt2img", metavar="DIR", help="the text-to-image model")
+    add("--max_images", default=36, help="images of each method, but two of each prompt", **number(int, 2))
+    add("--timesteps", default=30, help="sampling steps", **number(int, 1))
+    add("--cali_st", default=10, help="how many of the sampling steps give calibration data", **number(int, 1))
+    add("--cali_n", default=6, help="samples taken at each of these steps", **number(int, 1))
+    add("--cali_iters", default=60, help="iterations a block, rounding of the weights", **number(int, 1))
+    add("--cali_iters_a", default=10, help="iterations a block, activation step sizes", **number(int, 1))
+    return parser
+
+
+def quantization(args: argparse.Namespace, weight_bit: int, *words, cali_n: int | None = None) -> list:
+    """Words of a quantized run."""
+    data = ["--cali_st", args.cali_st, "--cali_n", cali_n or args.cali_n, "--cali_batch_size", 8]
+    return ["--ptq", "--weight_bit", weight_bit, "--quant_act", "--act_bit", 8, *data, *words]
+
+
+def guided_quantization(args: argparse.Namespace) -> Callable[..., list]:
+    """`quantization` from half of the samples, because guidance makes two of one."""
+    return partial(quantization, args, cali_n=max(1, args.cali_n // 2))
+
+
+def learning(args: argparse.Namespace, data: Path) -> list:
+    """Words of a run that learns, from the data that another one has collected."""
+    schedule = ["--cali_iters", args.cali_iters, "--cali_lr_w", LR_W, "--cali_iters_a", args.cali_iters_a]
+    return ["--cali_data_path", data / "calibration_data.safetensors", *schedule]
+
+
+def pixel_space(args: argparse.Namespace) -> Experiment:
+    """The effect of split shortcuts."""
+    out = args.out / "pixel"
+    learned = learning(args, out / "linear")
+    sampling = ["--config", args.config, "--skip_type", "quad", "--timesteps", args.timesteps, "--eta", ETA]
+    return Experiment(
+        "pixel",
+        "A pixel-space model, 32 x 32",
+        ROOT / "scripts/sample_diffusion_ddim.py",
+        [*sampling, "--max_images", args.max_images],
+        {
+            FP: (out / "fp", []),
+            "linear W4A8": (out / "linear", quantization(args, 4, "--quant_mode", "linear")),
+            "Q-Diffusion W4A8, no split": (out / "qdiff", quantization(args, 4, *learned)),
+            "Q-Diffusion W4A8, split": (out / "qdiff_split", quantization(args, 4, "--split", *learned)),
+        },
+        args.max_images,
+        FEATURES / "reference.safetensors",
+    )
+
+
+def latent(args: argparse.Namespace) -> Experiment:
+    """The effect of the bits, on a class-conditional model with guidance: a column of pictures for each category."""
+    out = args.out / "latent"
+    learned = learning(args, out / "linear_w4a8")
+    sampling = ["-r", args.latent, "--seed", 41, "-c", args.timesteps, "-e", 1, "--batch_size", 9, "--scale", SCALE]
+    quantized = guided_quantization(args)
+    kept = ["--quant_mode", "linear", "--cali_data_path", out / "linear_w4a8" / "calibration_data.safetensors"]
+    return Experiment(
+        "latent",
+        "A class-conditional latent model, 64 x 64",
+        ROOT / "scripts/sample_diffusion_ldm.py",
+        [*sampling, "--classes", ",".join(map(str, range(CATEGORIES))), "-n", args.max_images],
+        {
+            FP: (out / "fp", []),
+            "linear W4A8": (out / "linear_w4a8", quantized(4, "--quant_mode", "linear")),
+            "Q-Diffusion W4A8": (out / "qdiff_w4a8", quantized(4, "--split", *learned)),
+            "linear W8A8": (out / "linear_w8a8", quantized(8, *kept)),
+            "Q-Diffusion W8A8": (out / "qdiff_w8a8", quantized(8, "--split", *learned)),
+        },
+        args.max_images,
+        FEATURES / "reference_all.safetensors",
+        CATEGORIES,
+    )
+
+
+def text_to_image(args: argparse.Namespace) -> Experiment:
+    """The effect of the bits on what prompts show: a column of pictures for each prompt of a file."""
+    out, file = args.out / "text", args.text / "prompts.txt"
+    prompts = read_prompts(file, "--text")
+    learned = learning(args, out / "linear_w4a8")
+    model = ["--config", args.text / "config.yaml", "--ckpt", args.text / "model.safetensors", "--from-file", file]
+    model += ["--precision", "full"]  # on a GPU too, as in the other parts
+    sampling = ["--n_samples", len(prompts), "--n_iter", TURNS, "--scale", SCALE, "--ddim_steps", args.timesteps]
+    quantized = guided_quantization(args)
+    linear = ["--quant_mode", "linear", "--cali_prompts", args.text / "cali_prompts.txt"]
+    return Experiment(
+        "text",
+        "A text-to-image model, 64 x 64",
+        ROOT / "scripts/txt2img.py",
+        [*model, *sampling, "--ddim_eta", 1, "--seed", 41],
+        {
+            FP: (out / "fp", []),
+            "linear W4A8": (out / "linear_w4a8", quantized(4, *linear)),
+            "Q-Diffusion W4A8": (out / "qdiff_w4a8", quantized(4, "--split", *learned)),
+            "Q-Diffusion W8A8": (out / "qdiff_w8a8", quantized(8, "--split", *learned)),
+        },
+        TURNS * len(prompts),
+        FEATURES / "reference_all.safetensors",
+        shown=prompts,
+        folder_flag="--outdir",
+    )
+
+
+def settings(args: argparse.Namespace) -> dict[str, str]:
+    """What the numbers depend on beside the commands."""
+    import torch
+
+    packages = ("qdiff", "torch", "torchvision", "numpy")
+    return {
+        "versions": ", ".join([f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in packages)]),
+        "machine": f"{platform.platform()}, {os.cpu_count()} processors, torch uses {torch.get_num_threads()} threads",
+    }
+
+
+def main() -> None:
+    """Run the commands, then write the report."""
+    args = parse(demo_parser())
+    experiments = [pixel_space(args), latent(args), text_to_image(args)]
+    for experiment in experiments:
+        for method in experiment.runs:
+            method.carry_out()
+
+    from qdiff.evaluation.report import text_table, write_report
+
+    sections = [experiment.section(FEATURES / "classifier.safetensors") for experiment in experiments]
+    files = write_report(args.out, TITLE, sections, settings(args))
+    for section in sections:
+        print(f"\n{section.title}\n{text_table(section)}")
+    print(f"\nwritten: {', '.join(map(str, files))}")
+
+
+if __name__ == "__main__":
+    run(main)
