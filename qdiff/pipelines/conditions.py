@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qdiff.adapters.ldm.models import ClassEmbedder, FrozenCLIPEmbedder, LatentDiffusion
+from qdiff.adapters.ldm.models import ClassConditioner, LatentDiffusion, class_conditioner_of, text_conditioner_of
 from qdiff.errors import UserError
 
 WIDEST = 16  # columns of an overview
@@ -69,7 +69,7 @@ class Classes(Conditions):
 
     def __init__(self, latent: LatentDiffusion, chosen: Sequence[int] | None, seed: int):
         self.latent, self.seed = latent, seed
-        self.embedder: ClassEmbedder = latent.cond_stage_model
+        self.embedder: ClassConditioner = latent.cond_stage_model
         last = self.embedder.embedding.num_embeddings - 1
         for i in chosen or ():
             if i > last:
@@ -115,14 +115,14 @@ def conditions_of(latent: LatentDiffusion, chosen: Sequence[int] | None, scale: 
         UserError: the model takes other conditions than classes, or none where the flags ask for them.
     """
     conditioner = latent.cond_stage_model
-    if isinstance(conditioner, ClassEmbedder):
-        if scale != 1 and conditioner.null_class is None:
+    if embedder := class_conditioner_of(latent):
+        if scale != 1 and embedder.null_class is None:
             raise UserError(
                 f"--scale {scale} needs a class that stands for none, which this model does not have: leave it out, or "
                 f"say which one it is with {NULL_CLASS}=NUMBER"
             )
         return Classes(latent, chosen, seed)
-    if isinstance(conditioner, FrozenCLIPEmbedder):
+    if text_conditioner_of(latent):
         raise UserError("a model with texts as conditions: sample it with scripts/txt2img.py")
     if conditioner is not None:
         kind = type(conditioner).__name__

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion.steps import Sampler
-from qdiff.adapters.ldm.models import FrozenCLIPEmbedder
+from qdiff.adapters.ldm.models import TextConditioner, text_conditioner_of
 from qdiff.adapters.ldm.samplers import DDIM, PLMS, DPMSolver
 from qdiff.config.latent import find_checkpoint
 from qdiff.errors import UserError
@@ -74,8 +74,8 @@ class TextPipeline(LatentPipeline):
         self.batch_size = args.n_samples
         self.columns = args.n_rows or args.n_samples
         self.shape = self._shape()
-        encoder = self.latent.cond_stage_model
-        if not isinstance(encoder, FrozenCLIPEmbedder):
+        encoder = text_conditioner_of(self.latent)
+        if encoder is None:
             raise UserError(f"the model of {args.config} takes no text: sample it with scripts/sample_diffusion_ldm.py")
         encoder.tokenizer = self._tokenizer(encoder)
         self.conditions = Prompts(self.latent, prompts, cali_prompts)
@@ -104,7 +104,7 @@ class TextPipeline(LatentPipeline):
         own = self.latent.image_size
         return channels, a.H // f if a.H else own, a.W // f if a.W else own
 
-    def _tokenizer(self, encoder: FrozenCLIPEmbedder) -> Tokenizer | PlaceholderTokenizer:
+    def _tokenizer(self, encoder: TextConditioner) -> Tokenizer | PlaceholderTokenizer:
         ckpt = self.checkpoint or self.args.ckpt
         beside = ckpt if ckpt.is_dir() else ckpt.parent
         folder = self.args.clip_path or (beside if has_tokenizer(beside) else None)

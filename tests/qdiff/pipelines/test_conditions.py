@@ -4,8 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ldm.modules.encoders.modules import ClassEmbedder
-from qdiff.adapters.ldm.models import FrozenCLIPEmbedder
+from ldm.modules.encoders.modules import ClassEmbedder, FrozenCLIPEmbedder
 from qdiff.errors import UserError
 from qdiff.pipelines.conditions import Classes, Unconditional, conditions_of
 from tests.ldm.tiny_text import ENCODER, TOKENS
