@@ -192,8 +192,10 @@ def dpm_solver(
         ValueError: an argument is outside its range; at the first step.
     """
     schedule = VPSchedule(alphas_cumprod)
-    lams, plan = _plan(schedule, steps, order, method=method, skip_type=skip_type, lower_order_final=lower_order_final)
-    times, lams = schedule.time(lams).tolist(), lams.tolist()
+    points, plan = _plan(
+        schedule, steps, order, method=method, skip_type=skip_type, lower_order_final=lower_order_final
+    )
+    times, lams = schedule.time(points).tolist(), points.tolist()
     recent: deque[_State] = deque(maxlen=order)  # newest first
     x = x_T
     for i, used in enumerate(plan):

@@ -142,11 +142,13 @@ def plms(
         i = next(calls)
         return i, correct(i, t, predict(model, x_t, t))[0]
 
-    x, recent = x_T, deque(maxlen=len(ADAMS_BASHFORTH))  # newest first
+    x = x_T
+    recent: deque[Tensor] = deque(maxlen=len(ADAMS_BASHFORTH))  # newest first
     for (t, abar_t, abar_prev), t_prev in zip(steps, ends):
         i, eps = call(x, t)
         recent.appendleft(eps)
-        slope = sum(weight * e for weight, e in zip(ADAMS_BASHFORTH[len(recent) - 1], recent))
+        weights = ADAMS_BASHFORTH[len(recent) - 1]
+        slope = sum((weight * e for weight, e in zip(weights, recent)), torch.zeros_like(eps))
         x_prev = _transfer(x, slope, abar_t, abar_prev)
         yield Step(i, t, x, eps, implied_image(x, eps, abar_t), x_prev)
         if i == 0:

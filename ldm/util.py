@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
@@ -74,9 +73,7 @@ def parameter_types(target: object) -> dict[str, object]:
     """The parameters of the class that a `target` names, with their annotations; none unless it is one of ours."""
     if not isinstance(target, str) or target not in TARGETS:
         return {}
-    cls = _class_of(target)
-    hints = typing.get_type_hints(cls.__init__)
-    return {name: hints[name] for name in _parameters(cls)}
+    return {name: parameter.annotation for name, parameter in _parameters(_class_of(target)).items()}
 
 
 def _class_of(target: str) -> type:

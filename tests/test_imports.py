@@ -136,6 +136,14 @@ def test_networks_know_nothing_of_quantization_and_only_adapters_know_networks(m
         assert not imported & NETWORKS
 
 
+@pytest.mark.parametrize("module", [m for m in QDIFF if not m.startswith("qdiff.adapters")])
+def test_adapters_alone_know_the_classes_of_networks(module):
+    """Others may annotate with the names that adapters give them, but ask adapters what an object is."""
+    adapters = {i.rpartition(".")[2] for i in imports(MODULES[module]) if i.startswith("qdiff.adapters.")}
+    asked = [call.args[1] for name, call in calls(MODULES[module]) if name in {"isinstance", "issubclass"}]
+    assert not adapters & {dotted(node).rpartition(".")[2] for kinds in asked for node in ast.walk(kinds)}
+
+
 @pytest.mark.parametrize("module", QDIFF)
 def test_arrows_point_from_the_job_down_to_the_mathematics(module):
     line = {name: i for i, names in enumerate(FLOW) for name in names}

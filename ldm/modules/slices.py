@@ -9,40 +9,45 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-SCORES = 2**25  # elements of the scores of a slice of more than one entry, 128 MiB in float32
+SCORES = 2**25  # largest number of scores in a slice of more than one entry, 128 MiB in float32
 
-Times = Callable[[], Iterable[None]]
+Passes = Callable[[], Iterable[None]]
+"""`passes()` yields once for each pass over the slices, at least once."""
 
-_times: ContextVar[Times] = ContextVar("times", default=lambda: (None,))
+_passes: ContextVar[Passes] = ContextVar("passes", default=lambda: (None,))
 
 
 @contextmanager
-def rehearsed(times: Times) -> Iterator[None]:
-    """Inside, slices are gone through as often as `times()` has items, of which the last time counts.
+def repeat_slices(passes: Passes) -> Iterator[None]:
+    """Within the context, compute the slices once per item of `passes()`; the last pass gives the output.
 
-    For who must have seen all slices before the first one is right. What is not sliced is computed once.
+    For observers that need every slice before the first output is valid. Attention that fits in one slice is computed
+    once, without asking for `passes()`.
     """
-    before = _times.set(times)
+    token = _passes.set(passes)
     try:
         yield
     finally:
-        _times.reset(before)
+        _passes.reset(token)
 
 
 def in_slices(attend: Callable[..., Tensor], *operands: Tensor, scores: int) -> Tensor:
-    """`attend(*operands)`, a few entries of dimension 0 at a time; for gradients, each slice is computed again.
+    """Return `attend(*operands)`, computed for a few entries of dimension 0 at a time.
+
+    With gradients, each slice is computed again in the backward pass instead of being kept.
 
     Args:
-        attend: treats the entries of dimension 0 each by itself.
+        attend: attention that treats the entries of dimension 0 independently.
         operands: each (B, ...).
-        scores: elements of the scores of one entry.
+        scores: number of attention scores of one entry.
     """
     size = max(1, SCORES // scores)
     if size >= len(operands[0]):
         return attend(*operands)
-    again = partial(checkpoint, attend, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
-    run = again if torch.is_grad_enabled() else attend
-    for _ in _times.get()():
-        found = []  # before the next time's, or both would be there at once
-        found.extend(run(*parts) for parts in zip(*(x.split(size) for x in operands)))
-    return torch.cat(found)
+    recomputed = partial(checkpoint, attend, use_reentrant=False, preserve_rng_state=False)  # nothing is random
+    run = recomputed if torch.is_grad_enabled() else attend
+    outputs: list[Tensor] = []
+    for _ in _passes.get()():
+        outputs.clear()  # before the next pass, or the outputs of two would be in memory at once
+        outputs.extend(run(*parts) for parts in zip(*(x.split(size) for x in operands)))
+    return torch.cat(outputs)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qdiff.adapters.ldm.models import ClassEmbedder, FrozenCLIPEmbedder, LatentDiffusion
+from qdiff.adapters.ldm.models import ClassConditioner, LatentDiffusion, class_conditioner_of, text_conditioner_of
 from qdiff.errors import UserError
 
 MAX_COLUMNS = 16  # of a grid with one column per class
@@ -60,6 +60,7 @@ class Classes(Conditions):
 
     Args:
         latent: the model.
+        embedder: of its classes.
         chosen: numbers of classes; None for all but the null class.
         seed: of the draw.
 
@@ -67,9 +68,10 @@ class Classes(Conditions):
         UserError: a class that the model does not have.
     """
 
-    def __init__(self, latent: LatentDiffusion, chosen: Sequence[int] | None, seed: int):
-        self.latent, self.seed = latent, seed
-        self.embedder: ClassEmbedder = latent.cond_stage_model
+    def __init__(
+        self, latent: LatentDiffusion, embedder: ClassConditioner, chosen: Sequence[int] | None, seed: int
+    ):
+        self.latent, self.embedder, self.seed = latent, embedder, seed
         last = self.embedder.embedding.num_embeddings - 1
         for i in chosen or ():
             if i > last:
@@ -117,14 +119,14 @@ def conditions_of(latent: LatentDiffusion, chosen: Sequence[int] | None, scale: 
         UserError: the model takes other conditions than classes, or none where the flags ask for them.
     """
     conditioner = latent.cond_stage_model
-    if isinstance(conditioner, ClassEmbedder):
-        if scale != 1 and conditioner.null_class is None:
+    if embedder := class_conditioner_of(latent):
+        if scale != 1 and embedder.null_class is None:
             raise UserError(
                 f"--scale {scale} needs a null class, which this model does not have: leave it out, or name the class "
                 f"with {NULL_CLASS}=NUMBER"
             )
-        return Classes(latent, chosen, seed)
-    if isinstance(conditioner, FrozenCLIPEmbedder):
+        return Classes(latent, embedder, chosen, seed)
+    if text_conditioner_of(latent):
         raise UserError("this is a text-to-image model: sample it with scripts/txt2img.py")
     if conditioner is not None:
         kind = type(conditioner).__name__

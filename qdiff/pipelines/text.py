@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qdiff.adapters.ldm.models import FrozenCLIPEmbedder
+from qdiff.adapters.ldm.models import TextConditioner, text_conditioner_of
 from qdiff.errors import UserError
 from qdiff.files.digest import tensors_digest
 from qdiff.files.images import Shape
@@ -56,10 +56,15 @@ class TextPipeline(LatentPipeline[TextSampling]):
                 raise UserError(f"{flag} {size} is not a multiple of {unit}, as the model needs it: make it {near}")
 
     def _conditions(self) -> Prompts:
-        encoder = self.latent.cond_stage_model
-        if not isinstance(encoder, FrozenCLIPEmbedder):
+        calibrating = self.sampling.calibration_prompts or default_prompts()
+        return Prompts(self.latent, self._encoder, self.sampling.prompts, calibrating)
+
+    @property
+    def _encoder(self) -> TextConditioner:
+        encoder = text_conditioner_of(self.latent)
+        if encoder is None:
             raise UserError(f"the model of {self.source} takes no text: sample it with scripts/sample_diffusion_ldm.py")
-        return Prompts(self.latent, self.sampling.prompts, self.sampling.calibration_prompts or default_prompts())
+        return encoder
 
     @property
     def _factor(self) -> int:
@@ -73,12 +78,12 @@ class TextPipeline(LatentPipeline[TextSampling]):
         return channels, height, width
 
     def load(self, *, network: bool = True) -> Mapping[str, Tensor]:
-        encoder = self.latent.cond_stage_model  # first, because a missing tokenizer is known sooner than weights
+        encoder = self._encoder  # first, because a missing tokenizer is known sooner than weights
         encoder.tokenizer = load_tokenizer(self._tokenizer_folder(), encoder.max_length, encoder.vocab_size)
         return super().load(network=network)
 
     def init_random(self) -> None:
-        encoder, folder = self.latent.cond_stage_model, self._tokenizer_folder()
+        encoder, folder = self._encoder, self._tokenizer_folder()
         if folder is None:  # a plan downloads nothing
             encoder.tokenizer = PlaceholderTokenizer(encoder.max_length)
         else:

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from qdiff.adapters.ldm.models import LatentDiffusion
+from qdiff.adapters.ldm.models import LatentDiffusion, TextConditioner
 from qdiff.errors import UserError
 from qdiff.files.tokenizer import Tokenizer
 from qdiff.pipelines.conditions import Conditions
@@ -20,13 +20,17 @@ class Prompts(Conditions):
     The empty prompt is the null condition.
 
     Args:
-        latent: the model; its text encoder has a tokenizer.
+        latent: the model.
+        encoder: its text encoder, which has a tokenizer by the time that conditions are asked for.
         turns: prompts of the images.
         calibrating: prompts of calibration images.
     """
 
-    def __init__(self, latent: LatentDiffusion, turns: Sequence[str], calibrating: Sequence[str]):
-        self.latent, self.turns, self.calibrating = latent, turns, calibrating
+    def __init__(
+        self, latent: LatentDiffusion, encoder: TextConditioner, turns: Sequence[str], calibrating: Sequence[str]
+    ):
+        self.latent, self.encoder = latent, encoder
+        self.turns, self.calibrating = turns, calibrating
 
     def of(self, indices: Sequence[int]) -> Tensor:
         if not self.turns:
@@ -69,7 +73,7 @@ class Prompts(Conditions):
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the model's text encoder."""
-        return self.latent.cond_stage_model.tokenizer
+        return self.encoder.tokenizer
 
     @cached_property
     def _empty(self) -> Tensor:

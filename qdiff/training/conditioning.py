@@ -9,7 +9,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from qdiff.adapters.ldm.models import ClassEmbedder, FrozenCLIPEmbedder, LatentDiffusion
+from qdiff.adapters.ldm.models import (
+    ClassConditioner,
+    LatentDiffusion,
+    TextConditioner,
+    class_conditioner_of,
+    text_conditioner_of,
+)
 from qdiff.checkpoints.load import load_weights
 from qdiff.errors import UserError
 from qdiff.files.tokenizer import VOCABULARY, has_vocabulary, load_tokenizer
@@ -55,7 +61,7 @@ class Categories(TrainingCondition):
 
     mirrored = True
 
-    def __init__(self, conditioner: ClassEmbedder, config: DictConfig, path: Path):
+    def __init__(self, conditioner: ClassConditioner, config: DictConfig, path: Path):
         self.conditioner, self.classes = conditioner, classes_of(config, path)
         known = conditioner.embedding.num_embeddings
         if not self.classes:
@@ -95,7 +101,7 @@ class Names(TrainingCondition):
 
     mirrored = False
 
-    def __init__(self, conditioner: FrozenCLIPEmbedder, dataset: ImageDataset, folder: Path, init: Path | None):
+    def __init__(self, conditioner: TextConditioner, dataset: ImageDataset, folder: Path, init: Path | None):
         if init and has_vocabulary(init.parent):
             load_weights(conditioner, init)
             folder.mkdir(parents=True, exist_ok=True)
@@ -129,11 +135,10 @@ def condition_of(
     Raises:
         UserError: another kind of conditioner, or what the kinds raise.
     """
-    conditioner = latent.cond_stage_model
-    if isinstance(conditioner, ClassEmbedder):
-        return Categories(conditioner, config, path)
-    if isinstance(conditioner, FrozenCLIPEmbedder):
-        return Names(conditioner, dataset, run_dir / "tokenizer", init)
+    if embedder := class_conditioner_of(latent):
+        return Categories(embedder, config, path)
+    if encoder := text_conditioner_of(latent):
+        return Names(encoder, dataset, run_dir / "tokenizer", init)
     raise UserError(
         f"{path} describes no model that can be trained here: its conditioner must be a ClassEmbedder or a "
         "FrozenCLIPEmbedder"

@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from qdiff.adapters.ldm.models import AutoencoderKL
+from qdiff.adapters.ldm.models import kl_first_stage_of
 from qdiff.checkpoints.load import load_weights
 from qdiff.config.latent import build_latent, load_latent_config
 from qdiff.errors import UserError
@@ -83,8 +83,8 @@ def train(
     part = config.get("first_stage")
     training, optim = training_sections(part, FirstStageTraining, config_path, REMEDY, "first_stage.")
     seed_process(seed)
-    first_stage = build_latent(config, config_path).first_stage_model
-    if not isinstance(first_stage, AutoencoderKL):
+    first_stage = kl_first_stage_of(build_latent(config, config_path))
+    if first_stage is None:
         raise UserError(f"{config_path}: only a first stage of the class AutoencoderKL can be trained")
     data = ImageDataset(data_path, side_of(config, config_path), classes_of(config, config_path), flip=True)
     if init:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from qdiff.adapters.ldm.models import AutoencoderKL, LatentDiffusion
+from qdiff.adapters.ldm.models import LatentDiffusion, kl_first_stage_of
 from qdiff.checkpoints.load import load_weights
 from qdiff.config.latent import build_latent, load_latent_config
 from qdiff.errors import UserError
@@ -110,10 +110,10 @@ def train(
         shutil.copyfile(file, out / file.name)
 
 
-def _check_kind(latent: nn.Module, path: Path) -> None:
+def _check_kind(latent: LatentDiffusion, path: Path) -> None:
     """Raises UserError for a model that cannot be trained here."""
     wrong = {
-        "its first stage must be an AutoencoderKL": not isinstance(latent.first_stage_model, AutoencoderKL),
+        "its first stage must be an AutoencoderKL": kl_first_stage_of(latent) is None,
         "model.params.scale_by_std must be true": "scale_factor" not in latent.state_dict(),
         "model.params.use_ema must be false, for the averages are written as the weights": latent.model_ema is not None,
     }

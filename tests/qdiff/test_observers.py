@@ -86,7 +86,7 @@ def test_slices_have_the_ranges_of_all_scores(kind, entries, monkeypatch):
     in_slices, found = observed(partial(kind, rehearsal=rehearsal))
     monkeypatch.setattr(slices, "SCORES", entries * TOKENS**2)
     for x in batches:
-        with torch.no_grad(), slices.rehearsed(rehearsal):
+        with torch.no_grad(), slices.repeat_slices(rehearsal):
             output = in_slices(x)
         with torch.no_grad(), monkeypatch.context() as patch:
             patch.setattr(slices, "SCORES", 2**25)
@@ -103,13 +103,13 @@ def test_slices_are_gone_through_for_the_operands_then_for_the_weights_and_once_
     attention, _ = observed(partial(Observer, rehearsal=rehearsal))
     attention.qk_matmul.register_forward_hook(lambda *_: calls.append(1))
     for expected in (3, 4):  # the second time all are known
-        with torch.no_grad(), slices.rehearsed(rehearsal):
+        with torch.no_grad(), slices.repeat_slices(rehearsal):
             attention(gaussian(1, TOKENS, 8))
         assert len(calls) == HEADS * expected
     monkeypatch.setattr(slices, "SCORES", HEADS * TOKENS**2)
     attention, _ = observed(partial(Observer, rehearsal=rehearsal))
     attention.qk_matmul.register_forward_hook(lambda *_: calls.append(1))
-    with torch.no_grad(), slices.rehearsed(rehearsal):
+    with torch.no_grad(), slices.repeat_slices(rehearsal):
         attention(gaussian(1, TOKENS, 8))
     assert len(calls) == HEADS * 4 + 1, "what is not sliced needs no rehearsal"
 
@@ -135,6 +135,6 @@ def test_memory_of_a_rehearsal_is_that_of_a_few_slices(monkeypatch):
     rehearsal = Rehearsal()
     attention, _ = observed(partial(Observer, rehearsal=rehearsal))
     x = gaussian(16, tokens, 8)  # 32 entries
-    with torch.no_grad(), slices.rehearsed(rehearsal):
+    with torch.no_grad(), slices.repeat_slices(rehearsal):
         peak = peak_bytes(lambda: attention(x))
     assert one < peak < 8 * one

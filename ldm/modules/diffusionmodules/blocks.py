@@ -9,8 +9,8 @@ from ldm.modules.diffusionmodules.util import normalization, zero_module
 from ldm.modules.slices import in_slices
 
 
-class TimestepEmbedSequential(nn.Sequential):
-    """Layers in sequence; beside its input, each gets those of `emb` and `context` that its class lists in `takes`."""
+class TimestepEmbedSequential(nn.ModuleList):
+    """Layers in sequence; besides its input, each gets those of `emb` and `context` that its class lists in `takes`."""
 
     def forward(self, h: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         """h: (B, C, H, W), emb: (B, E), context: (B, M, D) where a layer takes it."""

@@ -1,9 +1,11 @@
 """Residual and attention blocks of the first stages, with the published state-dict names."""
 
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion.blocks import normalize, shortcut
+from diffusion.blocks import Downsample, Upsample, normalize, shortcut
 
 
 class ResnetBlock(nn.Module):
@@ -46,17 +48,43 @@ class AttnBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: residual blocks, attention after each of them or none, and a change of resolution."""
+    """Residual blocks at one resolution, with attention after each of them or after none."""
 
-    def __init__(self, blocks: list[nn.Module], attn: list[nn.Module]):
+    def __init__(self, blocks: Iterable[ResnetBlock], attn: Iterable[AttnBlock]):
         super().__init__()
         self.block = nn.ModuleList(blocks)
         self.attn = nn.ModuleList(attn)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Everything but the change of resolution."""
+        """h: (B, C, H, W) -> (B, C', H, W)."""
         for i, block in enumerate(self.block):
             h = block(h)
             if len(self.attn):
                 h = self.attn[i](h)
         return h
+
+
+class DownLevel(Level):
+    """A level of the encoder; the last one has no downsampling."""
+
+    def __init__(self, blocks: Iterable[ResnetBlock], attn: Iterable[AttnBlock], downsample: Downsample | None):
+        super().__init__(blocks, attn)
+        self.downsample = downsample
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h: (B, C, H, W) -> (B, C', H / 2, W / 2), or (B, C', H, W) without downsampling."""
+        h = super().forward(h)
+        return h if self.downsample is None else self.downsample(h)
+
+
+class UpLevel(Level):
+    """A level of the decoder; the last one has no upsampling."""
+
+    def __init__(self, blocks: Iterable[ResnetBlock], attn: Iterable[AttnBlock], upsample: Upsample | None):
+        super().__init__(blocks, attn)
+        self.upsample = upsample
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h: (B, C, H, W) -> (B, C', 2 H, 2 W), or (B, C', H, W) without upsampling."""
+        h = super().forward(h)
+        return h if self.upsample is None else self.upsample(h)

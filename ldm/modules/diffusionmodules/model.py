@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.blocks import Downsample, Upsample, normalize
-from ldm.modules.diffusionmodules.first_stage_blocks import AttnBlock, Level, ResnetBlock
+from ldm.modules.diffusionmodules.first_stage_blocks import AttnBlock, DownLevel, ResnetBlock, UpLevel
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class AutoencoderSettings:
         """Pixels of an image for each pixel of its latent, along an edge."""
         return 2 ** (len(self.ch_mult) - 1)
 
-    def level(self, i: int, cin: int, num_blocks: int) -> Level:
-        """Level `i`, which is entered with `cin` channels."""
+    def blocks(self, i: int, cin: int, num_blocks: int) -> tuple[list[ResnetBlock], list[AttnBlock]]:
+        """Make the residual blocks of level `i`, entered with `cin` channels, and the attention after each or none."""
         width = self.widths[i]
         blocks = [ResnetBlock(width if j else cin, width, self.dropout) for j in range(num_blocks)]
         attends = self.resolution // 2**i in self.attn_resolutions
-        return Level(blocks, [AttnBlock(width) for _ in blocks] if attends else [])
+        return blocks, [AttnBlock(width) for _ in blocks] if attends else []
 
     def middle(self) -> nn.Sequential:
         """The layers at the coarsest level between the two directions."""
@@ -78,9 +78,8 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(s.in_channels, s.ch, 3, padding=1)
         self.down = nn.ModuleList()
         for i, cin in enumerate([s.ch, *widths[:-1]]):
-            self.down.append(s.level(i, cin, s.num_res_blocks))
-            if i + 1 < len(widths):
-                self.down[i].downsample = Downsample(widths[i], s.resamp_with_conv)
+            blocks, last = s.blocks(i, cin, s.num_res_blocks), i + 1 == len(widths)
+            self.down.append(DownLevel(*blocks, None if last else Downsample(widths[i], s.resamp_with_conv)))
         self.mid = s.middle()
         self.norm_out = normalize(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 2 * s.z_channels if s.double_z else s.z_channels, 3, padding=1)
@@ -90,8 +89,6 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
@@ -105,9 +102,8 @@ class Decoder(nn.Module):
         self.mid = s.middle()
         self.up = nn.ModuleList()
         for i, cin in enumerate([*widths[1:], widths[-1]]):
-            self.up.append(s.level(i, cin, s.num_res_blocks + 1))
-            if i:
-                self.up[i].upsample = Upsample(widths[i], s.resamp_with_conv)
+            blocks = s.blocks(i, cin, s.num_res_blocks + 1)
+            self.up.append(UpLevel(*blocks, Upsample(widths[i], s.resamp_with_conv) if i else None))
         self.norm_out = normalize(widths[0])
         self.conv_out = nn.Conv2d(widths[0], s.out_ch, 3, padding=1)
 
@@ -116,6 +112,4 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
         return self.conv_out(F.silu(self.norm_out(h)))

@@ -91,9 +91,9 @@ class UNetModel(nn.Module):
             if level + 1 < len(widths):
                 down.append([make.resample(Downsample, ch)])
                 skips.append(ch)
-        self.input_blocks = nn.ModuleList(TimestepEmbedSequential(*layers) for layers in down)
+        self.input_blocks = nn.ModuleList(TimestepEmbedSequential(layers) for layers in down)
 
-        self.middle_block = TimestepEmbedSequential(make.res(ch, ch), make.attention(ch), make.res(ch, ch))
+        self.middle_block = TimestepEmbedSequential([make.res(ch, ch), make.attention(ch), make.res(ch, ch)])
 
         up: list[list[nn.Module]] = []
         for level, width in reversed(list(enumerate(widths))):
@@ -103,7 +103,7 @@ class UNetModel(nn.Module):
                 ch = width
             if level:
                 up[-1].append(make.resample(Upsample, ch))
-        self.output_blocks = nn.ModuleList(TimestepEmbedSequential(*layers) for layers in up)
+        self.output_blocks = nn.ModuleList(TimestepEmbedSequential(layers) for layers in up)
 
         self.out = nn.Sequential(normalization(ch), nn.SiLU(), zero_module(nn.Conv2d(ch, out_channels, 3, padding=1)))
 
@@ -124,7 +124,7 @@ class UNetModel(nn.Module):
         """
         self._check(x, context, y)
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
-        if y is not None:
+        if self.label_emb is not None:
             emb = emb + self.label_emb(y)
         skips = []
         h = x

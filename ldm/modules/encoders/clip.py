@@ -1,6 +1,7 @@
 """The text encoder of Stable Diffusion v1: CLIP's (Radford et al. 2021)."""
 
 from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ VERSIONS: dict[str, dict[str, int | float | str]] = {
         "pad_token_id": 49407,
     }
 }
+POSITIONS = "embeddings.position_ids"
 
 
 class FrozenCLIPEmbedder(nn.Module):
@@ -62,21 +64,13 @@ class FrozenCLIPEmbedder(nn.Module):
         if not 2 <= max_length <= positions:
             raise ValueError(f"max_length {max_length} is outside 2..{positions}, the positions of the text encoder")
         text_model.embeddings.register_buffer("position_ids", torch.arange(positions)[None], persistent=True)
-        self.max_length = max_length
+        self.max_length: int = max_length
+        self.vocab_size: int = text_model.config.vocab_size
+        self.context_shape: tuple[int, int] = (max_length, text_model.config.hidden_size)
         self.tokenizer: Callable[[list[str]], Tensor] | None = None
         self.transformer = nn.ModuleDict({"text_model": text_model})
         self.transformer.register_load_state_dict_pre_hook(to_published)
         self.requires_grad_(False)
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens that it knows."""
-        return self.transformer["text_model"].config.vocab_size
-
-    @property
-    def context_shape(self) -> tuple[int, int]:
-        """What a prompt becomes: (max_length, hidden_size)."""
-        return self.max_length, self.transformer["text_model"].config.hidden_size
 
     def forward(self, prompts: list[str]) -> Tensor:
         """B prompts -> (B, max_length, hidden_size). Raises ValueError without a tokenizer, or with another model's."""
@@ -103,11 +97,11 @@ class FrozenCLIPEmbedder(nn.Module):
             raise ValueError(
                 f"tokens go beyond the text encoder's {self.vocab_size}: they come from another model's tokenizer"
             )
-        return text_model(input_ids=tokens.to(text_model.embeddings.position_ids.device)).last_hidden_state
+        return text_model(input_ids=tokens.to(text_model.get_buffer(POSITIONS).device)).last_hidden_state
 
 
-def _text_model(config: Mapping) -> nn.Module:
-    """The text transformer, which transformers 4 wraps once more and transformers 5 does not."""
+def _text_model(config: Mapping) -> Any:
+    """Return the text transformer, a class of transformers; version 4 wraps it once more than version 5."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -124,6 +118,6 @@ def to_published(transformer: nn.ModuleDict, state: MutableMapping[str, Tensor],
     if not any(key.startswith(level) for key in state):
         for key in list(state):
             state[level + key.removeprefix(prefix)] = state.pop(key)
-    own = transformer["text_model"].embeddings.position_ids
+    own = transformer.get_buffer(f"text_model.{POSITIONS}")
     device = next(iter(state.values()), own).device  # `own` may be on the meta device
-    state[f"{level}embeddings.position_ids"] = torch.arange(own.shape[1], device=device)[None]
+    state[level + POSITIONS] = torch.arange(own.shape[1], device=device)[None]

@@ -14,7 +14,7 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.util import diffusion_coefficients, make_beta_schedule
 from ldm.modules.ema import LitEma
 from ldm.modules.encoders.clip import to_published
-from ldm.modules.encoders.modules import FrozenCLIPEmbedder
+from qdiff.adapters.ldm.models import text_conditioner_of
 from qdiff.errors import UserError, first_of
 from qdiff.files.state_dicts import StateDict
 
@@ -90,9 +90,9 @@ class PublishedKeys:
 
     def _name_text_encoder(self, state: dict[str, Tensor]) -> None:
         """A newer transformers names its parameters otherwise, and has no positions."""
-        if isinstance(self.latent.cond_stage_model, FrozenCLIPEmbedder):
+        if conditioner := text_conditioner_of(self.latent):
             encoder = {key: state.pop(key) for key in list(state) if key.startswith(TEXT_ENCODER)}
-            to_published(self.latent.cond_stage_model.transformer, encoder, TEXT_ENCODER)
+            to_published(conditioner.transformer, encoder, TEXT_ENCODER)
             state |= encoder
 
     def _schedule(self, path: str | Path, state: dict[str, Tensor]) -> Notes:

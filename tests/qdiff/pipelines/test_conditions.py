@@ -4,8 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ldm.modules.encoders.modules import ClassEmbedder
-from qdiff.adapters.ldm.models import FrozenCLIPEmbedder
+from ldm.modules.encoders.modules import ClassEmbedder, FrozenCLIPEmbedder
 from qdiff.errors import UserError
 from qdiff.pipelines.conditions import Classes, Unconditional, conditions_of
 from tests.ldm.tiny_text import ENCODER, TOKENS
@@ -15,15 +14,20 @@ def classes(**params) -> SimpleNamespace:
     return SimpleNamespace(cond_stage_model=ClassEmbedder(4, **params))
 
 
-def test_classes_of_pictures():
-    assert Classes(classes(n_classes=3, null_class=1), None, 0).text(range(3)) == {"class": "0, 2, 0"}
-    assert Classes(classes(n_classes=3, null_class=1), [1, 2], 0).text([0]) == {"class": "1"}
-    assert Classes(classes(n_classes=3), None, 0).text(range(4)) == {"class": "0, 1, 2, 0"}
+def made(chosen: list[int] | None = None, **params) -> Classes:
+    latent = classes(**params)
+    return Classes(latent, latent.cond_stage_model, chosen, 0)
+
+
+def test_classes_of_images():
+    assert made(n_classes=3, null_class=1).text(range(3)) == {"class": "0, 2, 0"}
+    assert made([1, 2], n_classes=3, null_class=1).text([0]) == {"class": "1"}
+    assert made(n_classes=3).text(range(4)) == {"class": "0, 1, 2, 0"}
 
 
 def test_the_published_models_of_1000_and_1001_classes():
-    assert list(Classes(classes(), None, 0).turns) == list(range(1000))
-    assert list(Classes(classes(n_classes=1001), None, 0).turns) == list(range(1000))
+    assert list(made().turns) == list(range(1000))
+    assert list(made(n_classes=1001).turns) == list(range(1000))
     assert isinstance(conditions_of(classes(n_classes=1001), None, 3.0, 0), Classes)
     with pytest.raises(UserError, match=r"--scale 3.0 needs a null class.*null_class=NUMBER"):
         conditions_of(classes(), None, 3.0, 0)

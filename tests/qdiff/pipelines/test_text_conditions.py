@@ -16,7 +16,7 @@ class Words:
 
 
 def prompts(*turns: str, calibration: tuple[str, ...] = ()) -> Prompts:
-    return Prompts(SimpleNamespace(cond_stage_model=SimpleNamespace(tokenizer=Words())), turns, calibration)
+    return Prompts(SimpleNamespace(), SimpleNamespace(tokenizer=Words()), turns, calibration)
 
 
 def test_texts_of_pictures():
