@@ -153,7 +153,8 @@ def main() -> None:
         for method in experiment.runs:
             method.carry_out()
 
-    from qdiff.evaluation.report import text_table, write_report
+    from qdiff.evaluation.report import write_report
+    from qdiff.evaluation.results import text_table
 
     sections = [experiment.section(FEATURES / "classifier.safetensors") for experiment in experiments]
     files = write_report(args.out, TITLE, sections, settings(args))
