@@ -76,8 +76,26 @@ def words(settings: dict[str, Any]) -> str:
 
 
 def main() -> None:
+<<<<<<< HEAD
     """Run the comparison."""
     compare(parse(demo_parser()))
+=======
+    """Run the commands, then write the report."""
+    args = parse(demo_parser())
+    experiments = [pixel_space(args), latent(args), text_to_image(args)]
+    for experiment in experiments:
+        for method in experiment.runs:
+            method.carry_out()
+
+    from qdiff.evaluation.report import write_report
+    from qdiff.evaluation.results import text_table
+
+    sections = [experiment.section(FEATURES / "classifier.safetensors") for experiment in experiments]
+    files = write_report(args.out, TITLE, sections, settings(args))
+    for section in sections:
+        print(f"\n{section.title}\n{text_table(section)}")
+    print(f"\nwritten: {', '.join(map(str, files))}")
+>>>>>>> bd149da2857eb97f171a2cbd317e0e95fa142a7b
 
 
 if __name__ == "__main__":

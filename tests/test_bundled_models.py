@@ -7,8 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from qdiff.checkpoints.load import load_weights
-from qdiff.evaluation.features import FeatureNet
+from qdiff.evaluation.features import load_feature_net
 from qdiff.files.images import read_images
 from qdiff.files.prompts import read_prompts
 from tests.command_line import script
@@ -33,9 +32,8 @@ def test_images_look_like_their_category(tmp_path):
     """With guidance, to a classifier that names 73 % of the real images right; chance is 11 %."""
     line = f"-r {LATENT} -l {tmp_path} --seed 7 -c 20 --scale 3 -n 18 --batch_size 18"
     assert script("sample_diffusion_ldm.py", *line.split()).status == 0
-    net = FeatureNet().eval()
-    load_weights(net, ROOT / "models" / "features" / "emoji32" / "classifier.safetensors")
-    images = FeatureNet.fit_size(read_images(sorted((tmp_path / "img").iterdir())))
+    net = load_feature_net(ROOT / "models" / "features" / "emoji32" / "classifier.safetensors")
+    images = read_images(sorted((tmp_path / "img").iterdir()))
     assert net.recognised(images, torch.arange(18) % 9) >= 0.5
 
 

@@ -1,4 +1,4 @@
-"""Several methods on one model: their command lines, carried out one after the other, and what came out."""
+"""Comparisons of several methods on one model: their command lines, run one after the other, and their metrics."""
 
 import shlex
 import subprocess
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from qdiff.errors import UserError
 
 if TYPE_CHECKING:
-    from qdiff.evaluation.report import Section
+    from qdiff.evaluation.results import Section
 
 FP = "FP"
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of a comparison: its name, the folder of its run, and the words of its command line."""
+    """A row of a comparison: its name, the folder of its run, and the arguments of `python`."""
 
     name: str
     folder: Path
@@ -27,41 +27,41 @@ class Method:
 
     @property
     def command(self) -> str:
-        """As one would type it."""
+        """The command line, as typed."""
         return shlex.join(["python", *self.words])
 
     @property
     def file(self) -> Path:
-        """The quantized network."""
+        """Path of the quantized network."""
         return self.folder / "quantized.safetensors"
 
     def carry_out(self) -> None:
-        """Run the command, showing it. Raises UserError if it fails."""
+        """Print and run the command. Raises UserError if it fails."""
         print(f"\n{self.name}\n  {self.command}", flush=True)
         start = time.perf_counter()
         status = subprocess.run([sys.executable, *self.words], check=False).returncode
         if status:
             raise UserError(
-                f"'{self.name}' ended with status {status}; to begin afresh, give another folder with --out"
+                f"'{self.name}' ended with status {status}: see its output above; to start afresh, give another --out"
             )
         print(f"  {time.perf_counter() - start:.0f} s", flush=True)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A model, and the methods that are compared on it.
+    """A comparison of methods on one model.
 
     Attributes:
-        name: of its files.
-        title: of its part of the report.
-        script: what samples it.
-        sampling: words that every method has.
-        methods: name -> folder and further words; the first one is in full precision.
-        num_images: images of each method.
-        reference: statistics of its training images.
-        categories: how many take turns among the images; 0 where they have none.
-        shown: what the columns of its images show, where that does not say itself.
-        folder_flag: of the script, for the folder of a run.
+        name: for file names.
+        title: heading in the report.
+        script: the sampling script.
+        sampling: arguments that all methods share.
+        methods: name -> folder of the run and further arguments; the first one is in full precision.
+        num_images: images per method.
+        reference: file with the feature statistics of the training images.
+        categories: number of categories, which alternate from image to image; 0 without categories.
+        shown: what the columns of the overview show, from the left; empty if that is obvious.
+        folder_flag: the script's flag for the folder of a run.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Experiment:
 
     @property
     def runs(self) -> list[Method]:
-        """The methods with their command lines."""
+        """The methods with their complete command lines."""
         return [
             Method(
                 name, folder, [str(word) for word in (self.script, *self.sampling, *words, self.folder_flag, folder)]
@@ -86,37 +86,33 @@ class Experiment:
         ]
 
     def section(self, classifier: Path) -> "Section":
-        """The numbers of every run; its images are in place. `classifier` are the weights of a `FeatureNet`."""
+        """Compute the metrics of every run, whose images must exist; `classifier` holds the weights of a `FeatureNet`.
+
+        Raises:
+            UserError: an image, a quantized network, the statistics or the classifier cannot be read.
+        """
         import torch
 
-        from qdiff.checkpoints.load import load_weights, read_checkpoint
-        from qdiff.evaluation.features import FeatureNet
-        from qdiff.evaluation.metrics import frechet_distance, mean_absolute_error, psnr, statistics
-        from qdiff.evaluation.report import Result, Section
+        from qdiff.checkpoints.quantized_file import read_quantized
+        from qdiff.evaluation.features import load_feature_net
+        from qdiff.evaluation.registry import MAE, PSNR, Samples, evaluate, frechet, recognised
+        from qdiff.evaluation.results import Result, Section
         from qdiff.evaluation.statistics_file import read_statistics
         from qdiff.files.images import image_path, read_images
 
-        net, training = FeatureNet().eval(), read_statistics(self.reference)
-        load_weights(net, classifier)
-        fp32_size = read_checkpoint(self.runs[-1].file).facts.fp32_bytes
+        net = load_feature_net(classifier)
+        metrics = [PSNR, MAE, frechet(net, read_statistics(self.reference)), recognised(net)]
+        runs = self.runs
+        fp32_bytes = read_quantized(runs[-1].file).facts.fp32_bytes
         labels = torch.arange(self.num_images) % self.categories if self.categories else None
-        results, fp = [], None
-        for method in self.runs:
+        results: list[Result] = []
+        fp = None
+        for method in runs:
             images = read_images([image_path(method.folder / "img", i) for i in range(self.num_images)])
             fp = images if fp is None else fp
-            small = FeatureNet.fit_size(images)
-            results.append(
-                Result(
-                    method.name,
-                    method.command,
-                    psnr=psnr(images, fp),
-                    mae=mean_absolute_error(images, fp),
-                    frechet=frechet_distance(statistics(net.features(small)), training),
-                    size=fp32_size if method.name == FP else method.file.stat().st_size,
-                    fp32_size=fp32_size,
-                    recognised=None if labels is None else net.recognised(small, labels),
-                )
-            )
-        grids = {method.name: method.folder / "grid.png" for method in self.runs}
-        title = f"{self.title}: {self.num_images} images of each method, seeds alike"
-        return Section(self.name, title, results, grids, self.shown)
+            values = evaluate(metrics, Samples(images, fp, labels))
+            file_bytes = fp32_bytes if method.name == FP else method.file.stat().st_size
+            results.append(Result(method.name, method.command, values, file_bytes, fp32_bytes))
+        grids = {method.name: method.folder / "grid.png" for method in runs}
+        title = f"{self.title}: {self.num_images} images per method, same seeds"
+        return Section(self.name, title, metrics, results, grids, self.shown)

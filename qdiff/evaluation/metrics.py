@@ -1,4 +1,4 @@
-"""How far sampled images are from others: pixel by pixel, or as distributions. Pure functions on tensors."""
+"""Distances between sets of images: pixel by pixel, or as distributions. Pure functions on tensors."""
 
 from typing import NamedTuple
 
@@ -24,31 +24,41 @@ class Statistics(NamedTuple):
 
 
 def psnr(images: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB: 10 log10(255^2 / mean squared error) of each image, averaged over the set.
+    """Compute the peak signal-to-noise ratio: 10 log10(255^2 / mean squared error) per image, averaged over images.
 
     Args:
         images, reference: (N, C, H, W), uint8; image i is compared with reference i.
 
     Returns:
-        at least 0; infinite if an image equals its reference.
+        dB, at least 0; infinite if an image equals its reference.
 
     Raises:
-        ValueError: other shapes or dtypes.
+        ValueError: the shapes or dtypes are others, or there is no image.
     """
     squared = _difference(images, reference).square().flatten(1).mean(1)
     return (10 * torch.log10(LEVELS**2 / squared)).mean().item()
 
 
 def mean_absolute_error(images: Tensor, reference: Tensor) -> float:
-    """Mean of |image - reference| over all pixels and channels, in levels of 8 bits, 0..255; arguments as `psnr`."""
+    """Compute the mean of |image - reference| over all images, channels and pixels.
+
+    Args:
+        images, reference: as for `psnr`.
+
+    Returns:
+        0..255.
+
+    Raises:
+        ValueError: as `psnr`.
+    """
     return _difference(images, reference).abs().mean().item()
 
 
 def statistics(features: Tensor) -> Statistics:
-    """Mean and covariance of feature vectors.
+    """Fit a Gaussian to feature vectors.
 
     Args:
-        features: (N, D); N >= 2.
+        features: (N, D), any floating-point dtype, on the CPU; N >= 2.
 
     Raises:
         ValueError: fewer than two vectors.
@@ -60,13 +70,13 @@ def statistics(features: Tensor) -> Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|mu_a - mu_b|^2 + tr(sigma_a + sigma_b - 2 (sigma_a sigma_b)^(1/2)): Heusel et al. 2017 (1706.08500), equation 6.
+    """Compute |mu_a - mu_b|^2 + tr(sigma_a + sigma_b - 2 (sigma_a sigma_b)^(1/2)).
 
-    The unit is that of the squared features, so values compare only among equal features. With few images it is too
-    large (the bias falls as 1 / n): compare only sets of equal size.
+    See equation 6 of Heusel et al. 2017 (arXiv 1706.08500). Its unit is that of the squared features, so only values
+    on the same features compare. It is biased upwards by about 1 / n: compare only sets of equal size.
 
     Returns:
-        at least 0, up to rounding.
+        at least 0, up to rounding errors.
     """
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 

@@ -15,14 +15,14 @@ KEYS = {"mu", "sigma", "n"}
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Write as safetensors, whole or not at all."""
+    """Write statistics as safetensors, whole or not at all."""
     mu, sigma, n = statistics
     with replacing(path) as partial:
         save_file({"mu": mu, "sigma": sigma.contiguous(), "n": torch.tensor(n)}, partial)
 
 
 def read_statistics(path: Path) -> Statistics:
-    """What `write_statistics` wrote. Raises UserError if it is missing, damaged or another file."""
+    """Read what `write_statistics` wrote. Raises UserError if the file is missing, damaged or of another kind."""
     remedy = "give a file of feature statistics"
     try:
         with utf8_name(path) as name:
@@ -32,5 +32,5 @@ def read_statistics(path: Path) -> Statistics:
     except SafetensorError as e:
         raise UserError(f"'{path}' cannot be read as safetensors ({e}): {remedy}") from e
     if found.keys() != KEYS or found["sigma"].shape != (*found["mu"].shape, *found["mu"].shape):
-        raise UserError(f"'{path}' holds no feature statistics: {remedy}")
+        raise UserError(f"'{path}' does not hold feature statistics: {remedy}")
     return Statistics(found["mu"], found["sigma"], int(found["n"]))

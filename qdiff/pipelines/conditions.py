@@ -68,9 +68,7 @@ class Classes(Conditions):
         UserError: a class that the model does not have.
     """
 
-    def __init__(
-        self, latent: LatentDiffusion, embedder: ClassConditioner, chosen: Sequence[int] | None, seed: int
-    ):
+    def __init__(self, latent: LatentDiffusion, embedder: ClassConditioner, chosen: Sequence[int] | None, seed: int):
         self.latent, self.embedder, self.seed = latent, embedder, seed
         last = self.embedder.embedding.num_embeddings - 1
         for i in chosen or ():

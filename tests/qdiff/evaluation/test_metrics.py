@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
-from qdiff.evaluation.features import DIMENSION, FeatureNet
 from qdiff.evaluation.metrics import Statistics, frechet_distance, mean_absolute_error, psnr, statistics
 
 SHAPE = (3, 3, 4, 5)
@@ -93,14 +92,3 @@ def test_frechet_distance_of_fewer_vectors_than_dimensions():
     """Singular covariances, whose square root an eigenvalue below zero by rounding must not spoil."""
     x = torch.from_numpy(np.random.default_rng(1).normal(size=(5, 20)))
     assert frechet_distance(statistics(x), statistics(x + 3)) == pytest.approx(20 * 9, abs=1e-4)
-
-
-def test_features_are_the_input_of_the_last_layers():
-    torch.manual_seed(0)
-    net = FeatureNet(categories=4, width=8).eval()
-    images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
-    features = net.features(images, batch_size=2)
-    assert (features.shape, features.dtype) == ((5, DIMENSION), torch.float64)
-    logits = net(images / 127.5 - 1)
-    torch.testing.assert_close(net.head(features.float()), logits)
-    assert logits.std(0).min() > 1e-4, "images must not look all alike"

@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from qdiff.checkpoints.load import load_weights
-from qdiff.errors import UserError
 from qdiff.evaluation.features import DIMENSION, FeatureNet
-from qdiff.evaluation.metrics import Statistics, statistics
-from qdiff.evaluation.statistics_file import read_statistics, write_statistics
+from qdiff.evaluation.metrics import statistics
+from qdiff.evaluation.statistics_file import read_statistics
 from qdiff.training.classifier import accuracy, hold_out, train
 
 BUNDLED = Path(__file__).parents[3] / "models" / "features" / "emoji32"
@@ -67,18 +66,3 @@ def test_the_bundled_classifier_tells_images_apart():
     noise = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     distance = statistics(net.features(noise)).mu - mu
     assert distance @ torch.linalg.solve(sigma, distance) > 5**2, "noise is five standard deviations from images"
-
-
-def test_statistics_survive_their_file(tmp_path):
-    path = tmp_path / "reference.safetensors"
-    kept = Statistics(torch.rand(3).double(), torch.rand(3, 3).double(), 7)
-    write_statistics(path, kept)
-    mu, sigma, n = read_statistics(path)
-    assert torch.equal(mu, kept.mu) and torch.equal(sigma, kept.sigma) and n == 7
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"reference\.safetensors' cannot be read as safetensors"):
-        read_statistics(path)
-    with pytest.raises(UserError, match="cannot read"):
-        read_statistics(tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="holds no feature statistics"):
-        read_statistics(BUNDLED / "classifier.safetensors")
