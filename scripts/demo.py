@@ -5,12 +5,18 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository before PYTHONPATH
 
 from qdiff.cli.parser import Parser, number, parse, run
+from qdiff.files.version import environment
+
+if TYPE_CHECKING:
+    from qdiff.evaluation.results import Section
+    from qdiff.pipelines.pipeline import Pipeline
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
 TITLE = "A diffusion model with 4-bit weights and 8-bit activations"
@@ -34,68 +40,58 @@ def demo_parser() -> Parser:
     return parser
 
 
-def compare(args: argparse.Namespace) -> None:
-    """Sample in full precision and with each method, then write the report."""
+def quantized(pipe: "Pipeline", args: argparse.Namespace) -> Iterator[tuple[str, str, "Pipeline"]]:
+    """Yield the name, the call and the pipeline of each method."""
+    import qdiff
+
+    yield FP, f"load_pipeline('{args.config}', steps={args.steps})", pipe
+    data: dict[str, Any] = {"timesteps": args.timesteps, "samples": args.samples, "batch_size": 8}
+    for name, method in METHODS.items():
+        settings = BITS | method | data
+        call = f"quantize(pipe, {', '.join(f'{key}={value!r}' for key, value in settings.items())})"
+        print(f"{name}: {call}", flush=True)
+        yield name, f"{call}", qdiff.quantize(pipe, **settings, folder=folder(args, name), progress=True)
+        data["data"] = str(folder(args, "linear W4A8") / "calibration_data.safetensors")  # collected once
+
+
+def folder(args: argparse.Namespace, name: str) -> Path:
+    """Return the folder of a method."""
+    return args.out / name.lower().replace(" ", "_")
+
+
+def compare(args: argparse.Namespace) -> "Section":
+    """Sample in full precision and with each method, from the same seeds."""
     import qdiff
     from qdiff.evaluation.registry import MAE, PSNR, Samples, evaluate
-    from qdiff.evaluation.report import write_report
-    from qdiff.evaluation.results import Result, Section, text_table
+    from qdiff.evaluation.results import Result, Section
     from qdiff.files.grid import grid_of
     from qdiff.files.images import write_image
 
-    start, out = time.perf_counter(), args.out
-    out.mkdir(parents=True, exist_ok=True)
     pipe = qdiff.load_pipeline(args.config, steps=args.steps)
-    data = {"timesteps": args.timesteps, "samples": args.samples, "batch_size": 8}
-    pipelines, calls, files = {FP: pipe}, {FP: f"qdiff.load_pipeline({str(args.config)!r}, steps={args.steps})"}, {}
-    for name, settings in METHODS.items():
-        settings = {**BITS, **settings, **data}
-        print(f"{name}: quantize(pipe, {words(settings)})", flush=True)
-        folder = out / name.lower().replace(" ", "_")
-        pipelines[name] = qdiff.quantize(pipe, **settings, folder=folder, progress=True)
-        calls[name], files[name] = f"qdiff.quantize(pipe, {words(settings)})", folder / "quantized.safetensors"
-        data["data"] = out / "linear_w4a8" / "calibration_data.safetensors"
     fp32_bytes = sum(4 * x.numel() for x in pipe.network.parameters())
     metrics, results, grids, reference = [PSNR, MAE], [], {}, None
-    for name, pipeline in pipelines.items():
+    for name, call, pipeline in quantized(pipe, args):
         images = pipeline.sample(args.images, seed=0, progress=True).tensor
         reference = images if reference is None else reference
-        grids[name] = out / f"{name.lower().replace(' ', '_')}.png"
+        place = folder(args, name)
+        place.mkdir(parents=True, exist_ok=True)
+        grids[name] = place / "grid.png"
         write_image(grids[name], grid_of(images))
-        file_bytes = files[name].stat().st_size if name in files else fp32_bytes
-        values = evaluate(metrics, Samples(images, reference))
-        results.append(Result(name, calls[name], values, file_bytes, fp32_bytes))
-    section = Section("pixel", f"{args.images} images per method, same seeds", metrics, results, grids)
-    written = write_report(out, TITLE, [section], {})
-    print(f"\n{text_table(section)}\n\nwritten in {time.perf_counter() - start:.0f} s: {', '.join(map(str, written))}")
-
-
-def words(settings: dict[str, Any]) -> str:
-    """Write keyword arguments as in Python."""
-    return ", ".join(f"{name}={str(value) if isinstance(value, Path) else value!r}" for name, value in settings.items())
+        size = (place / "quantized.safetensors").stat().st_size if pipeline.is_quantized else fp32_bytes
+        results.append(Result(name, call, evaluate(metrics, Samples(images, reference)), size, fp32_bytes))
+    return Section("pixel", f"{args.images} images per method, same seeds", metrics, results, grids)
 
 
 def main() -> None:
-<<<<<<< HEAD
-    """Run the comparison."""
-    compare(parse(demo_parser()))
-=======
-    """Run the commands, then write the report."""
-    args = parse(demo_parser())
-    experiments = [pixel_space(args), latent(args), text_to_image(args)]
-    for experiment in experiments:
-        for method in experiment.runs:
-            method.carry_out()
+    """Compare, then write the report."""
+    start, args = time.perf_counter(), parse(demo_parser())
+    section = compare(args)
 
     from qdiff.evaluation.report import write_report
     from qdiff.evaluation.results import text_table
 
-    sections = [experiment.section(FEATURES / "classifier.safetensors") for experiment in experiments]
-    files = write_report(args.out, TITLE, sections, settings(args))
-    for section in sections:
-        print(f"\n{section.title}\n{text_table(section)}")
-    print(f"\nwritten: {', '.join(map(str, files))}")
->>>>>>> bd149da2857eb97f171a2cbd317e0e95fa142a7b
+    files = write_report(args.out, TITLE, [section], environment())
+    print(f"\n{text_table(section)}\n\nin {time.perf_counter() - start:.0f} s: {', '.join(map(str, files))}")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,9 @@
 
 import argparse
 import os
-import platform
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository before PYTHONPATH
@@ -15,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository 
 from qdiff.cli.parser import Parser, number, parse, run
 from qdiff.evaluation.experiments import FP, Experiment
 from qdiff.files.prompts import read_prompts
+from qdiff.files.version import environment
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
 FEATURES = ROOT / "models/features/emoji32"
@@ -134,17 +133,6 @@ def text_to_image(args: argparse.Namespace) -> Experiment:
     )
 
 
-def settings(args: argparse.Namespace) -> dict[str, str]:
-    """What the numbers depend on beside the commands."""
-    import torch
-
-    packages = ("qdiff", "torch", "torchvision", "numpy")
-    return {
-        "versions": ", ".join([f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in packages)]),
-        "machine": f"{platform.platform()}, {os.cpu_count()} processors, torch uses {torch.get_num_threads()} threads",
-    }
-
-
 def main() -> None:
     """Run the commands, then write the report."""
     args = parse(demo_parser())
@@ -153,10 +141,11 @@ def main() -> None:
         for method in experiment.runs:
             method.carry_out()
 
-    from qdiff.evaluation.report import text_table, write_report
+    from qdiff.evaluation.report import write_report
+    from qdiff.evaluation.results import text_table
 
     sections = [experiment.section(FEATURES / "classifier.safetensors") for experiment in experiments]
-    files = write_report(args.out, TITLE, sections, settings(args))
+    files = write_report(args.out, TITLE, sections, environment())
     for section in sections:
         print(f"\n{section.title}\n{text_table(section)}")
     print(f"\nwritten: {', '.join(map(str, files))}")

@@ -149,7 +149,10 @@ def load_quantized(
         weight = QuantSpec(file.facts.weight_bits, per_channel=True, range_search="max")
         policy = QuantPolicy(weight, act, sm_abit, split)
     state = _state_for(path, file, model, policy, adapter)
-    return QuantModel.from_state(model, policy, adapter, state, layer_type=PackedModule if low_memory else QuantModule)
+    layer_type = PackedModule if low_memory else QuantModule
+    quantized = QuantModel.from_state(model, policy, adapter, state, layer_type=layer_type)
+    quantized.provenance = file.provenance if isinstance(file, QuantizedFile) else {}
+    return quantized
 
 
 def load_rounding(

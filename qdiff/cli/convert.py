@@ -47,12 +47,10 @@ def main(argv: Sequence[str]) -> None:
     if args.out.exists() and not args.force:
         raise UserError(f"'{args.out}' exists: choose another --out, or add --force to replace it")
 
-    from omegaconf import OmegaConf
-
     from qdiff.checkpoints.load import load_quantized, read_checkpoint, save_quantized
     from qdiff.checkpoints.quantized_file import is_quantized
     from qdiff.cli.inspect import describe
-    from qdiff.config.networks import load_network
+    from qdiff.config.networks import load_network, plain
     from qdiff.files.digest import file_digest
     from qdiff.files.formats import format_of
 
@@ -69,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
         sm_abit=args.sm_abit,
     )
     provenance = {"converted from": args.file.name, "its sha256": file_digest(args.file)}
-    save_quantized(args.out, model, config=OmegaConf.to_container(config, resolve=True), provenance=provenance)
+    save_quantized(args.out, model, config=plain(config), provenance=provenance)
     print(describe(args.out, read_checkpoint(args.out)))
     if not args.quant_act:
         print("\nweights only: add --quant_act to keep the activation step sizes that the file may have")

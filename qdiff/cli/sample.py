@@ -2,32 +2,36 @@
 
 from argparse import Namespace
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-from qdiff.block_recon import Schedule
-from qdiff.calibration.job import CalibrationSettings
-from qdiff.calibration.plan import GIB
-from qdiff.pipelines.calibrate import Calibrate, DataSettings
-from qdiff.pipelines.output import Output
-from qdiff.pipelines.pipeline import Pipeline
-from qdiff.pipelines.quantization import LoadQuantized, Quantization
-from qdiff.pipelines.run import Record, Run
-from qdiff.policy import QuantPolicy, QuantSpec
+if TYPE_CHECKING:
+    from qdiff.calibration.job import CalibrationSettings
+    from qdiff.pipelines.output import Output
+    from qdiff.pipelines.pipeline import Pipeline
+    from qdiff.pipelines.quantization import Quantization
+    from qdiff.pipelines.run import Record
+    from qdiff.policy import QuantPolicy
 
 # Flags that change no image: a run may be continued with others
 FILES = ("cali_ckpt", "cali_data_path")
 FREE = (*FILES, "device", "verbose", "dry_run", "cali_memory", "low_memory", "logdir", "cond")
 
 
-def policy_of(args: Namespace) -> QuantPolicy:
+def policy_of(args: Namespace) -> "QuantPolicy":
     """Return what the flags quantize; `linear` takes activation ranges from the extremes, `qdiff` searches them."""
+    from qdiff.policy import QuantPolicy, QuantSpec
+
     search = "minmax" if args.quant_mode == "linear" or args.a_min_max else "mse"
     act = QuantSpec(args.act_bit, symmetric=args.a_sym, range_search=search) if args.quant_act else None
     weight = QuantSpec(args.weight_bit, per_channel=True, range_search="minmax")
     return QuantPolicy(weight, act, args.sm_abit, args.split)
 
 
-def learning_of(args: Namespace) -> CalibrationSettings:
+def learning_of(args: Namespace) -> "CalibrationSettings":
     """Return what the flags learn; `linear` learns nothing, `--resume_w` no rounding."""
+    from qdiff.block_recon import Schedule
+    from qdiff.calibration.job import CalibrationSettings
+
     learns = args.quant_mode == "qdiff"
     return CalibrationSettings(
         batch_size=args.cali_batch_size,
@@ -41,8 +45,12 @@ def learning_of(args: Namespace) -> CalibrationSettings:
     )
 
 
-def quantization_of(args: Namespace) -> Quantization | None:
+def quantization_of(args: Namespace) -> "Quantization | None":
     """Return how the flags quantize; None for full precision."""
+    from qdiff.calibration.plan import GIB
+    from qdiff.pipelines.calibrate import Calibrate, DataSettings
+    from qdiff.pipelines.quantization import LoadQuantized
+
     a = args
     if not a.ptq:
         return None
@@ -54,7 +62,7 @@ def quantization_of(args: Namespace) -> Quantization | None:
     return Calibrate(policy_of(a), learning_of(a), data, memory, a.cali_ckpt if a.resume_w else None)
 
 
-def record_of(args: Namespace, free: Collection[str], files: Collection[str] = ()) -> Record:
+def record_of(args: Namespace, free: Collection[str], files: Collection[str] = ()) -> "Record":
     """Return the record of the flags.
 
     Args:
@@ -62,6 +70,8 @@ def record_of(args: Namespace, free: Collection[str], files: Collection[str] = (
         free: those of this script that change no image.
         files: those of this script that name files whose contents decide the images.
     """
+    from qdiff.pipelines.run import Record
+
     given, files = vars(args), (*FILES, *files)
     free = [*FREE, *free, *files[len(FILES) :]]
     return Record(
@@ -71,8 +81,12 @@ def record_of(args: Namespace, free: Collection[str], files: Collection[str] = (
     )
 
 
-def run_pipeline(pipeline: Pipeline, args: Namespace, output: Output, record: Record, folder_flag: str = "-l") -> None:
+def run_pipeline(
+    pipeline: "Pipeline", args: Namespace, output: "Output", record: "Record", folder_flag: str = "-l"
+) -> None:
     """Do what the flags say with a pipeline. Raises UserError for whatever the user can fix."""
+    from qdiff.pipelines.run import Run
+
     run = Run(pipeline, quantization_of(args), output, args.logdir, record, folder_flag)
     if args.dry_run:
         run.dry_run()

@@ -1,19 +1,21 @@
 """`scripts/sample_diffusion_ddim.py`: pixel-space models."""
 
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
-from diffusion.steps import Sampler
-from qdiff.adapters.ddim.samplers import DDIM, DDPM, DPMSolver
 from qdiff.cli.sample import record_of, run_pipeline
-from qdiff.pipelines.output import Output
-from qdiff.pipelines.pixel import PixelPipeline
-from qdiff.pipelines.settings import PixelModel, Sampling
+
+if TYPE_CHECKING:
+    from diffusion.steps import Sampler
+    from qdiff.pipelines.pixel import PixelPipeline
 
 FREE = ("max_images", "batch_size", "config", "ckpt", "use_pretrained")
 
 
-def sampler_of(args: Namespace) -> Sampler:
+def sampler_of(args: Namespace) -> "Sampler":
     """Return the sampler that the flags name."""
+    from qdiff.adapters.ddim.samplers import DDIM, DDPM, DPMSolver
+
     if args.sample_type == "dpm_solver":
         return DPMSolver(args.timesteps, args.dpm_order, args.dpm_method, args.skip_type)
     if args.sample_type == "ddpm_noisy":
@@ -21,13 +23,18 @@ def sampler_of(args: Namespace) -> Sampler:
     return DDIM(args.timesteps, args.skip_type, args.eta)
 
 
-def pipeline_of(args: Namespace) -> PixelPipeline:
+def pipeline_of(args: Namespace) -> "PixelPipeline":
     """Return the pipeline that the flags describe. Raises UserError if it is impossible."""
+    from qdiff.pipelines.pixel import PixelPipeline
+    from qdiff.pipelines.settings import PixelModel, Sampling
+
     model = PixelModel(args.config, args.ckpt, args.use_pretrained, args.device)
     return PixelPipeline(model, Sampling(sampler_of(args), args.batch_size, args.seed))
 
 
 def sample(args: Namespace) -> None:
     """Run the script with its flags. Raises UserError for whatever the user can fix."""
+    from qdiff.pipelines.output import Output
+
     output = Output(args.max_images, sequence=args.sequence)
     run_pipeline(pipeline_of(args), args, output, record_of(args, FREE))

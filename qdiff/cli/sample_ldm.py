@@ -1,27 +1,32 @@
 """`scripts/sample_diffusion_ldm.py`: latent models, unconditional and class-conditional."""
 
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
-from diffusion.steps import Sampler
-from qdiff.adapters.ldm.samplers import DDIM, DDPM, DPMSolver
 from qdiff.cli.sample import record_of, run_pipeline
 from qdiff.config.latent import find_checkpoint, find_config
-from qdiff.pipelines.class_conditional import ClassPipeline
-from qdiff.pipelines.output import Output
-from qdiff.pipelines.settings import ClassSampling, LatentModel
+
+if TYPE_CHECKING:
+    from diffusion.steps import Sampler
+    from qdiff.pipelines.class_conditional import ClassPipeline
 
 FREE = ("n_samples", "batch_size", "n_samples_per_class", "resume_base", "config", "overrides")
 
 
-def sampler_of(args: Namespace) -> Sampler:
+def sampler_of(args: Namespace) -> "Sampler":
     """Return the sampler that the flags name."""
+    from qdiff.adapters.ldm.samplers import DDIM, DDPM, DPMSolver
+
     if args.dpm:
         return DPMSolver(args.custom_steps)
     return DDPM() if args.vanilla_sample else DDIM(args.custom_steps, args.eta)
 
 
-def pipeline_of(args: Namespace) -> ClassPipeline:
+def pipeline_of(args: Namespace) -> "ClassPipeline":
     """Return the pipeline that the flags describe. Raises UserError if it is impossible."""
+    from qdiff.pipelines.class_conditional import ClassPipeline
+    from qdiff.pipelines.settings import ClassSampling, LatentModel
+
     weights = args.resume_base if args.dry_run else find_checkpoint(args.resume_base, "-r")
     model = LatentModel(find_config(args.resume_base, args.config), weights, tuple(args.overrides), args.device)
     classes = tuple(args.classes) if args.classes else None
@@ -30,4 +35,6 @@ def pipeline_of(args: Namespace) -> ClassPipeline:
 
 def sample(args: Namespace) -> None:
     """Run the script with its flags. Raises UserError for whatever the user can fix."""
+    from qdiff.pipelines.output import Output
+
     run_pipeline(pipeline_of(args), args, Output(args.n_samples, array=True), record_of(args, FREE))

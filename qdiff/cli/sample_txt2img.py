@@ -1,28 +1,33 @@
 """`scripts/txt2img.py`: text-to-image latent models."""
 
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
-from diffusion.steps import Sampler
-from qdiff.adapters.ldm.samplers import DDIM, PLMS, DPMSolver
 from qdiff.cli.sample import record_of, run_pipeline
 from qdiff.config.latent import find_checkpoint
 from qdiff.files.prompts import as_text, read_prompts
-from qdiff.pipelines.output import Output
-from qdiff.pipelines.settings import LatentModel, TextSampling
-from qdiff.pipelines.text import TextPipeline
+
+if TYPE_CHECKING:
+    from diffusion.steps import Sampler
+    from qdiff.pipelines.text import TextPipeline
 
 FREE = ("config", "ckpt", "clip_path", "skip_grid", "no_grad_ckpt")
 
 
-def sampler_of(args: Namespace) -> Sampler:
+def sampler_of(args: Namespace) -> "Sampler":
     """Return the sampler that the flags name."""
+    from qdiff.adapters.ldm.samplers import DDIM, PLMS, DPMSolver
+
     if args.plms:
         return PLMS(args.ddim_steps)
     return DPMSolver(args.ddim_steps) if args.dpm else DDIM(args.ddim_steps, args.ddim_eta)
 
 
-def pipeline_of(args: Namespace) -> TextPipeline:
+def pipeline_of(args: Namespace) -> "TextPipeline":
     """Return the pipeline that the flags describe. Raises UserError if it is impossible."""
+    from qdiff.pipelines.settings import LatentModel, TextSampling
+    from qdiff.pipelines.text import TextPipeline
+
     a = args
     prompts = read_prompts(a.from_file, "--from-file") if a.from_file else [as_text(a.prompt)]
     cali_prompts = read_prompts(a.cali_prompts, "--cali_prompts") if a.cali_prompts else ()
@@ -53,6 +58,8 @@ def free_flags(args: Namespace) -> tuple[str, ...]:
 
 def sample(args: Namespace) -> None:
     """Run the script with its flags. Raises UserError for whatever the user can fix."""
+    from qdiff.pipelines.output import Output
+
     pipeline = pipeline_of(args)
     prompts = len(pipeline.sampling.prompts) if args.from_file else args.n_samples
     output = Output(

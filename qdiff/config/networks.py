@@ -1,9 +1,9 @@
 """The network that predicts the noise, from the configuration of a pixel-space or of a latent model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from qdiff.config.latent import build_unet, load_latent_config
 from qdiff.config.pixel import build_network, load_config
@@ -26,3 +26,8 @@ def load_network(path: Path) -> tuple[DictConfig, "nn.Module"]:
         return config, build_unet(config, path)
     config = load_config(path)
     return config, build_network(config, path)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Return a configuration as plain JSON values, as quantized files keep it."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from qdiff.files.images import read_images, write_image
 
 
@@ -21,8 +23,12 @@ def write_grid(
     Raises:
         UserError: as `read_images`; nothing is written.
     """
+    write_image(path, grid_of(read_images(images), columns), text)
+
+
+def grid_of(images: Tensor, columns: int | None = None) -> Tensor:
+    """Join images, uint8 of shape (N, 1 or 3, H, W), row by row into one image; see `write_grid`."""
     from torchvision.utils import make_grid  # slow to import and used only here
 
-    pixels = read_images(images)
-    grid = make_grid(pixels, nrow=columns or math.ceil(len(images) ** 0.5))
-    write_image(path, grid[: pixels.shape[1]], text)  # make_grid repeats a grey channel three times
+    grid = make_grid(images, nrow=columns or math.ceil(len(images) ** 0.5))
+    return grid[: images.shape[1]]  # make_grid repeats a grey channel three times

@@ -1,5 +1,7 @@
 """The version of this program, for the files that it writes."""
 
+import os
+import platform
 from importlib.metadata import PackageNotFoundError, version
 
 
@@ -9,3 +11,15 @@ def own_version() -> str | None:
         return version("qdiff")
     except PackageNotFoundError:
         return None
+
+
+def environment() -> dict[str, str]:
+    """Return the versions and the machine that numbers depend on."""
+    import torch
+
+    packages = ("torch", "torchvision", "numpy")
+    versions = [f"Python {platform.python_version()}", f"qdiff {own_version() or 'not installed'}"]
+    return {
+        "versions": ", ".join([*versions, *(f"{package} {version(package)}" for package in packages)]),
+        "machine": f"{platform.platform()}, {os.cpu_count()} processors, torch uses {torch.get_num_threads()} threads",
+    }

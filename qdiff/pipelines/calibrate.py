@@ -180,7 +180,7 @@ class Calibrate:
         plan = make_plan(model, example, len(data), self.learning, self.memory_bytes)
         log.info("plan\n%s", plan.table())
         plan.check(folder, free_memory(pipeline.device))
-        with CalibrationBar(plan, progress) as bar:
+        with CalibrationBar(plan, progress if plan.units else False) as bar:
             calibrate(model, data, self.learning, journal, memory=plan.budget, reporter=bar)
 
 

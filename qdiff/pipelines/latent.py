@@ -3,14 +3,14 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, cast
 
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from diffusion.steps import Model
 from qdiff.adapters.ldm.checkpoints import PublishedKeys
-from qdiff.adapters.ldm.models import build, decode, guided, image_shape
+from qdiff.adapters.ldm.models import Condition, build, decode, guided, image_shape
 from qdiff.adapters.ldm.samplers import DDIM, DDPM, PLMS, DPMSolver
 from qdiff.checkpoints.load import load_weights
 from qdiff.config.latent import build_latent, load_latent_config
@@ -53,7 +53,7 @@ class LatentPipeline(Pipeline[GuidedT]):
         self.model, self.source = model, model.config
         self.config = load_latent_config(self.source, model.overrides)
         self.latent = build_latent(self.config, self.source, empty=True).eval().requires_grad_(False)
-        self.stride = self.network.stride
+        self.stride = cast(int, self.network.stride)
         self._configure(sampling)
         self.precision = resolved(model.precision, self.device)
         self._context = precision_of(self.precision, self.device)
@@ -80,7 +80,7 @@ class LatentPipeline(Pipeline[GuidedT]):
 
     @property
     def abar(self) -> Tensor:
-        return self.latent.alphas_cumprod
+        return cast(Tensor, self.latent.alphas_cumprod)
 
     @property
     def latent_shape(self) -> Shape:
@@ -110,7 +110,7 @@ class LatentPipeline(Pipeline[GuidedT]):
         self.latent.adopt_ema()
         unet = self.network
         if not network:
-            self.latent.model.diffusion_model = None
+            self.latent.model.diffusion_model = nn.Identity()
         self.latent.to(self.device)
         self.latent.model.diffusion_model = unet
 
@@ -124,7 +124,7 @@ class LatentPipeline(Pipeline[GuidedT]):
         uc = self.conditions.null(count) if self.cfg_copies > 1 else None
         return guided(self.apply_model, c, uc, self.sampling.scale)
 
-    def apply_model(self, x: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
+    def apply_model(self, x: Tensor, t: Tensor, c: Condition) -> Tensor:
         """Predict the noise without guidance; see `LatentDiffusion.apply_model`."""
         with self._context:
             return self.latent.apply_model(x, t, c).float()

@@ -5,16 +5,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from diffusion.steps import Correction, Model, Noise, Sampler, Step, uncorrected
 from qdiff.checkpoints.load import save_quantized
+from qdiff.config.networks import plain
 from qdiff.errors import UserError, suggestion
 from qdiff.files.images import Shape, to_uint8
 from qdiff.pipelines.device import find_device
@@ -68,7 +69,7 @@ class Pipeline(ABC, Generic[SamplingT]):
     @property
     def config_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values."""
-        return cast(dict[str, Any], OmegaConf.to_container(self.config))
+        return plain(self.config)
 
     @property
     def is_quantized(self) -> bool:

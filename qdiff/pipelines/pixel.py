@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from diffusion.steps import Model, check_schedule
-from qdiff.adapters.ddim.samplers import DDIM, DDPM, DPMSolver, schedule, to_images
+from qdiff.adapters.ddim.samplers import DDIM, DDPM, DPMSolver, clips, schedule, to_images
 from qdiff.checkpoints.load import load_weights
 from qdiff.config.pixel import build_network, load_config
 from qdiff.errors import UserError
@@ -49,7 +49,7 @@ class PixelPipeline(Pipeline[Sampling]):
             check_schedule(sampling.sampler, self.abar)
         except ValueError as error:
             raise UserError(f"{self.source}, section 'diffusion': {error}") from None
-        if isinstance(sampling.sampler, DDPM) and self.config.data.logit_transform:
+        if clips(sampling.sampler) and self.config.data.logit_transform:
             raise UserError(
                 f"--sample_type ddpm_noisy clips x to -1..1, the training of {self.source} did not "
                 "(data.logit_transform): use another sampler"

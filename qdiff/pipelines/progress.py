@@ -44,6 +44,7 @@ class CalibrationBar(Reporter):
         """Name the block."""
         schedule = self.plan.settings.rounding if stage == "weights" else self.plan.settings.steps
         self.cost = self.plan.block_seconds(self.position[block], stage)
+        assert schedule is not None, "a stage without a schedule has no blocks"
         self.per_iteration = self.cost / schedule.iterations
         self.bar.set_description_str(f"{stage} {block}")
 

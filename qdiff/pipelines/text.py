@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class TextPipeline(LatentPipeline[TextSampling]):
 
     @property
     def _factor(self) -> int:
-        return self.latent.first_stage_model.factor
+        return cast(int, self.latent.first_stage_model.factor)
 
     @property
     def latent_shape(self) -> Shape:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ class Prompts(Conditions):
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the model's text encoder."""
-        return self.encoder.tokenizer
+        return cast(Tokenizer, self.encoder.tokenizer)
 
     @cached_property
     def _empty(self) -> Tensor:

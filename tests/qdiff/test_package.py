@@ -44,6 +44,12 @@ def test_help_needs_no_torch(words):
     assert "torch" not in modules_after(code + "except SystemExit as end: assert not end.code")
 
 
+def test_the_command_line_loads_no_torch():
+    modules = [f"qdiff.cli.{path.stem}" for path in (ROOT / "qdiff" / "cli").glob("*.py")]
+    assert len(modules) > 8
+    assert "torch" not in modules_after(f"import {', '.join(modules)}")
+
+
 def test_verbs():
     assert "did you mean inspect" in refusal("insect")
     assert "required" in refusal()

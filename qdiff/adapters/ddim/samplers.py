@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from diffusion.dpm_solver import dpm_solver
 from diffusion.samplers import ddpm_noisy, generalized, timestep_sequence
 from diffusion.schedules import alphas_cumprod, beta_schedule
-from diffusion.steps import Correction, Model, Noise, Step, uncorrected
+from diffusion.steps import Correction, Model, Noise, Sampler, Step, uncorrected
 
 DPM_SPACING = {"uniform": "time_uniform", "quad": "time_quadratic"}  # --skip_type in the terms of DPM-Solver
 
@@ -98,6 +98,11 @@ class DDPM:
     ) -> Iterator[Step]:
         timesteps = timestep_sequence(len(abar), self.num_steps, self.skip_type)
         return ddpm_noisy(model, x_T, timesteps, abar, noise=noise, correct=correct)
+
+
+def clips(sampler: Sampler) -> bool:
+    """Whether a sampler clips x0 to [-1, 1], which suits only models that were trained on such images."""
+    return isinstance(sampler, DDPM)
 
 
 @dataclass(frozen=True)

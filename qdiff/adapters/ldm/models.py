@@ -6,7 +6,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ldm.guidance import guided
+from ldm.guidance import Condition, guided
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.encoders.modules import ClassEmbedder, FrozenCLIPEmbedder
@@ -15,6 +15,7 @@ from qdiff.files.images import WRITTEN
 
 __all__ = [
     "ClassConditioner",
+    "Condition",
     "LatentDiffusion",
     "NotAvailable",
     "TextConditioner",
