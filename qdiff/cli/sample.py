@@ -48,7 +48,8 @@ def learning_of(args: Namespace) -> "CalibrationSettings":
 def quantization_of(args: Namespace) -> "Quantization | None":
     """Return how the flags quantize; None for full precision."""
     from qdiff.calibration.plan import GIB
-    from qdiff.pipelines.calibrate import Calibrate, DataSettings
+    from qdiff.pipelines.calibrate import Calibrate
+    from qdiff.pipelines.calibration_set import DataSettings
     from qdiff.pipelines.quantization import LoadQuantized
 
     a = args

@@ -12,7 +12,8 @@ from qdiff.cli import sample_ddim
 from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import parse
 from qdiff.cli.sample import learning_of, policy_of, quantization_of, record_of
-from qdiff.pipelines.calibrate import Calibrate, DataSettings
+from qdiff.pipelines.calibrate import Calibrate
+from qdiff.pipelines.calibration_set import DataSettings
 from qdiff.pipelines.quantization import LoadQuantized
 from qdiff.policy import QuantPolicy, QuantSpec
 

@@ -26,7 +26,7 @@ from qdiff.cli.sample import learning_of, quantization_of
 from qdiff.errors import UserError
 from qdiff.files.digest import tensors_digest
 from qdiff.files.journal import Journal
-from qdiff.pipelines import calibrate
+from qdiff.pipelines import calibrate, calibration_set
 from qdiff.quant_model import QuantModel
 from tests.tiny import tiny_network
 
@@ -81,7 +81,7 @@ class Job:
 
     def run(self) -> QuantModel:
         self.folder.mkdir(exist_ok=True)
-        with mock.patch.object(calibrate, "collect", self.collect):
+        with mock.patch.object(calibration_set, "collect", self.collect):
             return self.quantization.run(self.model, self.folder)
 
 
