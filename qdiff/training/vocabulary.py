@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
-from qdiff.files.tokenizer import VOCABULARY
+from qdiff.files.tokenizer import VOCABULARY, clip_tokenizer
 
 END_OF_WORD = "</w>"
 SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
@@ -42,11 +42,9 @@ def write_vocabulary(texts: Sequence[str], size: int, folder: Path) -> None:
 
 def _merges(texts: Sequence[str], size: int, letters: list[str]) -> list[str]:
     """Pairs by falling frequency, split and normalised as CLIP does it, as many as would make `size` tokens."""
-    from transformers import CLIPTokenizerFast
-
     with TemporaryDirectory() as scratch:
         _write(Path(scratch), letters, [])
-        bytewise = CLIPTokenizerFast.from_pretrained(scratch, local_files_only=True)
+        bytewise = clip_tokenizer(Path(scratch))
         # Pairs that are as frequent follow their letters' numbers, which only special tokens have from the beginning.
         trained = bytewise.train_new_from_iterator([texts], size, new_special_tokens=letters, show_progress=False)
         trained.backend_tokenizer.model.save(scratch)

@@ -33,7 +33,7 @@ def of(number: int, *files: str) -> str:
         (errno.ENXIO, "its disk"),
         (errno.ENOTCONN, "its disk"),
         (errno.ETIMEDOUT, "its disk"),
-        (errno.ENOENT, "see that it is there"),
+        (errno.ENOENT, "check that it exists"),
         (errno.ENOLCK, "another folder with --outdir, on another disk"),
         (errno.ENOSYS, "another folder with --outdir, on another disk"),
         (errno.EMFILE, "ulimit -n"),
