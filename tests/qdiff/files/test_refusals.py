@@ -9,7 +9,7 @@ from qdiff.files.refusals import explaining
 
 
 def said(error: OSError) -> str:
-    """The one line that comes of an error."""
+    """Return the one line made of an error."""
     with pytest.raises(UserError) as caught, explaining(Path("run"), "--outdir"):
         raise error
     assert "\n" not in str(caught.value) and "{" not in str(caught.value)

@@ -32,7 +32,7 @@ NO_CLASS = 2
 
 
 def write_inputs(folder: Path) -> Path:
-    """Images of two categories, and a small latent model of three classes, the last of which is none."""
+    """Write images of two categories, and a small latent model of three classes, the last being the null class."""
     config = load_case("ldm_class_w4a8").settings.config
     params = config.model.params
     params.image_size, params.scale_by_std = 8, True
@@ -62,7 +62,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """The same with a first stage and a model that the scripts have trained."""
+    """Train a first stage and a model with the scripts, in a folder of inputs."""
     folder = write_inputs(tmp_path_factory.mktemp("trained"))
     first = folder / "first.safetensors"
     start(folder, "train_first_stage.py", "--out", first)
@@ -189,7 +189,7 @@ def test_vocabularies_that_are_refused(size, said, tmp_path):
 
 
 def text_inputs(folder: Path, size: int = 517) -> tuple[Path, Path]:
-    """The model with a text encoder instead of classes, and its data."""
+    """Write inputs for a model with a text encoder instead of classes."""
     write_inputs(folder)
     config = OmegaConf.load(folder / "c.yaml")
     width = config.model.params.unet_config.params.context_dim
