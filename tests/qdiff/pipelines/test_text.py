@@ -330,9 +330,9 @@ def test_a_configuration_whose_parts_do_not_fit(override, model, tmp_path):
 
 def test_files_without_prompts(model, tmp_path):
     (tmp_path / "p.txt").write_text("\n \r\n")
-    assert "holds no prompt" in refusal(model, tmp_path / "run", f"--from-file {tmp_path / 'p.txt'}")
+    assert "contains no prompts" in refusal(model, tmp_path / "run", f"--from-file {tmp_path / 'p.txt'}")
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00")
-    assert "give a text file in UTF-8" in refusal(model, tmp_path / "run", f"--from-file {tmp_path / 'p.txt'}")
+    assert "give a UTF-8 text file" in refusal(model, tmp_path / "run", f"--from-file {tmp_path / 'p.txt'}")
 
 
 def test_a_model_without_text(tmp_path):
