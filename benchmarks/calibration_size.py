@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion.samplers import Step
+from diffusion.steps import Step
 from qdiff.checkpoints.load import load_quantized
 from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import parse

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from diffusion.samplers import Model
+from diffusion.steps import Model
 
 Condition = Tensor | list | tuple | dict | None
 """A tensor with one row per image, or lists, tuples and dicts of such, nested at will; None without a condition."""

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from diffusion.steps import Step
 from ldm.models.diffusion.sampler import LatentSampler, Start
-from ldm.samplers import Step, ddim, latent_timesteps
+from ldm.samplers import ddim, latent_timesteps
 
 
 class DDIMSampler(LatentSampler):

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from diffusion.steps import Step
 from ldm.models.diffusion.sampler import LatentSampler, Start
-from ldm.samplers import Step, latent_timesteps, plms
+from ldm.samplers import latent_timesteps, plms
 
 
 class PLMSSampler(LatentSampler):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion.steps import Correction, Model, Noise, Step, uncorrected
 from ldm.guidance import Condition, batch_sizes, guided
-from ldm.samplers import Correction, Model, Noise, Step, uncorrected
 
 
 class LatentModel(Protocol):
