@@ -190,7 +190,7 @@ def test_deterministic_samplers_refuse_eta(sampler):
         ({"conditioning": C, "unconditional_conditioning": UC[:1]}, r"a condition has \[1\] rows"),
         (
             {"conditioning": C, "unconditional_conditioning": [UC], "unconditional_guidance_scale": 2.0},
-            "differ in their shapes",
+            "differ in shape",
         ),
         ({"skip_type": "cosine"}, "skip_type 'cosine'"),
     ],

@@ -1,4 +1,4 @@
-"""`DDIMSampler`."""
+"""`DDIMSampler` under its published path."""
 
 from collections.abc import Iterator
 
@@ -10,8 +10,8 @@ from ldm.samplers import ddim, latent_timesteps
 class DDIMSampler(LatentSampler):
     """DDIM, see `ldm.samplers.ddim`.
 
-    Option of `sample`: `skip_type`, "uniform" or "quad", see `latent_timesteps`. "uniform" takes more than S steps
-    where S does not divide T.
+    Option of `sample`: `skip_type`, "uniform" or "quad", see `latent_timesteps`. "uniform" takes more than S steps if S
+    does not divide T.
     """
 
     def _steps(self, start: Start, S: int, *, skip_type: str = "uniform") -> tuple[int, Iterator[Step]]:

@@ -1,4 +1,4 @@
-"""`DPMSolverSampler`."""
+"""`DPMSolverSampler` under its published path."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""`PLMSSampler`."""
+"""`PLMSSampler` under its published path."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from ldm.samplers import latent_timesteps, plms
 
 
 class PLMSSampler(LatentSampler):
-    """Pseudo linear multistep, see `ldm.samplers.plms`; with one network call more than steps.
+    """Pseudo linear multistep, see `ldm.samplers.plms`; it takes one network call more than steps.
 
     Option of `sample`: `skip_type`, "uniform" or "quad", see `latent_timesteps`.
     """
