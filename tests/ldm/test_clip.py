@@ -235,7 +235,7 @@ def test_tokens_of_another_model_are_refused(network, tokens):
         with pytest.raises(ValueError, match=rf"must be in 0\.\.{VOCABULARY - 1}, .*own tokenizer"):
             network.encode_tokens(bad)
     for shape in (tokens[:, :-1], tokens[0]):
-        with pytest.raises(ValueError, match=rf"instead of \(B, {LENGTH}\)"):
+        with pytest.raises(ValueError, match=rf"not \(B, {LENGTH}\)"):
             network.encode_tokens(shape)
 
 
