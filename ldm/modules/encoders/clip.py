@@ -77,7 +77,7 @@ class FrozenCLIPEmbedder(nn.Module):
         """Encode B prompts, shape (B, max_length, hidden_size).
 
         Raises:
-            ValueError: there is no tokenizer, or it belongs to another model.
+            ValueError: there is no tokenizer, or it is that of another model.
         """
         if self.tokenizer is None:
             raise ValueError("the text encoder has no tokenizer: set its attribute `tokenizer`, or use `encode_tokens`")
