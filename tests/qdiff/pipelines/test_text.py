@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from diffusion.dpm_solver import dpm_solver
 from ldm.guidance import guided
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.samplers import ddim, dpm_solver, latent_timesteps, plms
+from ldm.samplers import ddim, latent_timesteps, plms
 from qdiff.checkpoints.load import load_quantized
 from qdiff.cli.parser import parse
 from qdiff.cli.txt2img_flags import txt2img_parser
@@ -302,7 +303,7 @@ REFUSED = [
     ("--prompt a --from-file x", "exclude each other"),
     ("--from-file missing.txt", "cannot read --from-file missing.txt"),
     ("--prompt a --clip_path nowhere", "no tokenizer in 'nowhere'"),
-    ("--prompt a --ddim_steps 9", "--ddim_steps 9: steps=9 leads to timestep 1000, the last one is 999: take 8 or 10"),
+    ("--prompt a --ddim_steps 9", "--ddim_steps 9: steps=9 leads to timestep 1000, but the last is 999: use 8 or 10"),
     ("--prompt a --cali_prompts x", "--cali_prompts needs --ptq"),
     ("--prompt a --ckpt nowhere/model.ckpt", "no model in --ckpt nowhere/model.ckpt"),
 ]
