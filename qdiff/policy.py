@@ -100,11 +100,11 @@ class QuantPolicy:
             raise ValueError("activations have one step size per tensor, not per channel")
         if self.act_rules and not self.act:
             raise ValueError("rules for activations need `act`, the spec that they change")
-        for bits in (self.weight.bits, *_bits_of(self.weight_rules)):
-            _check_bits("weights", bits, 8)
-        for bits in (self.softmax_bits, *_bits_of(self.act_rules)):
-            if bits is not None:
-                _check_bits("activations", bits, 16)
+        for weight_bits in (self.weight.bits, *_bits_of(self.weight_rules)):
+            _check_bits("weights", weight_bits, 8)
+        for act_bits in (self.softmax_bits, *_bits_of(self.act_rules)):
+            if act_bits is not None:
+                _check_bits("activations", act_bits, 16)
 
     def weight_for(self, path: str) -> QuantSpec:
         """Return the spec of the weight of the layer at `path`."""

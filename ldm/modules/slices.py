@@ -17,10 +17,10 @@ _times: ContextVar[Times] = ContextVar("times", default=lambda: (None,))
 
 
 @contextmanager
-def rehearsed(times: Times) -> Iterator[None]:
-    """Inside, slices are gone through as often as `times()` has items, of which the last time counts.
+def repeat_slices(times: Times) -> Iterator[None]:
+    """Repeat the slices of attention, inside the context, once for each item of `times()`; the last pass counts.
 
-    For who must have seen all slices before the first one is right. What is not sliced is computed once.
+    For observers that need every slice before the first output is valid. What is not sliced is computed once.
     """
     before = _times.set(times)
     try:

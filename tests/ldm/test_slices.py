@@ -7,7 +7,7 @@ from torch import Tensor
 from ldm.modules import slices
 from ldm.modules.attention import CrossAttention
 from ldm.modules.diffusionmodules.blocks import AttentionBlock
-from ldm.modules.slices import SCORES, in_slices, rehearsed
+from ldm.modules.slices import SCORES, in_slices, repeat_slices
 
 BATCH, TOKENS, WIDTH = 3, 16, 32
 
@@ -76,7 +76,7 @@ def test_slices_are_gone_through_again_and_the_last_time_counts():
         return q + len(calls)
 
     q = torch.zeros(2, 1)
-    with pytest.raises(ZeroDivisionError), rehearsed(lambda: range(3)):
+    with pytest.raises(ZeroDivisionError), repeat_slices(lambda: range(3)):
         assert in_slices(attend, q, scores=SCORES).tolist() == [[5], [6]]
         raise ZeroDivisionError
     assert in_slices(attend, q, scores=1).tolist() == [[7], [7]]

@@ -38,13 +38,13 @@ def site(split: tuple[int, ...] | None = None) -> ActSite:
     return ActSite("model.conv", nn.Module(), "act_quantizer", SPEC, split)
 
 
-def test_a_site_settles_on_what_was_observed():
+def test_a_site_gets_the_quantizer_of_its_observer():
     place, x = site(), gaussian(2, 8)
     place.set(None)
     assert place.quantizer is None
     place.observe(Observer)
     place.quantizer(x)
-    place.settle()
+    place.freeze()
     assert type(place.quantizer) is UniformAffineQuantizer
     assert torch.equal(place.quantizer(x), UniformAffineQuantizer.fit(x, SPEC)(x))
 
@@ -55,7 +55,7 @@ def test_a_split_site_observes_each_slice_by_itself(observer):
     x = torch.cat([gaussian(4, 3), 50 * gaussian(4, 5, seed=1)], dim=1)
     place.observe(observer)
     seen = place.quantizer(x)
-    place.settle()
+    place.freeze()
     assert type(place.quantizer) is SplitQuantizer
     assert torch.equal(place.quantizer(x), seen)
     small, large = (q.delta.item() for q in place.quantizer.quantizers())
@@ -64,8 +64,8 @@ def test_a_split_site_observes_each_slice_by_itself(observer):
 
 
 @pytest.mark.parametrize("split", [None, (3, 5)])
-def test_a_site_that_no_input_reached_is_named(split):
+def test_a_site_that_was_never_computed_is_named(split):
     place = site(split)
     place.observe(Observer)
-    with pytest.raises(RuntimeError, match=r"model\.conv\.act_quantizer was never reached"):
-        place.settle()
+    with pytest.raises(RuntimeError, match=r"model\.conv\.act_quantizer was never computed"):
+        place.freeze()

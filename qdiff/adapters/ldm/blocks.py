@@ -10,7 +10,7 @@ from diffusion.blocks import ValueProduct
 from ldm.modules.attention import BasicTransformerBlock, CrossScoreProduct, CrossValueProduct
 from ldm.modules.diffusionmodules.blocks import AttentionBlock, ResBlock, ScoreProduct
 from ldm.modules.diffusionmodules.util import GroupNorm32
-from ldm.modules.slices import rehearsed
+from ldm.modules.slices import repeat_slices
 from ldm.util import instantiate_from_config
 from qdiff.adapters import Adapter, ProductKind, shortcut_splits
 from qdiff.policy import QuantSpec
@@ -42,5 +42,5 @@ ADAPTER = Adapter(
     },
     plain=(nn.GroupNorm, GroupNorm32, nn.LayerNorm, nn.Embedding),
     splits=partial(shortcut_splits, block=ResBlock, shortcut="skip_connection"),
-    rehearsed=rehearsed,
+    repeat_slices=repeat_slices,
 )

@@ -331,7 +331,7 @@ def calibrated(config, policy):
         site.observe(Observer)
         for part in site.quantizer.parts if site.split else [site.quantizer]:
             part(torch.linspace(-1, 1, 5))
-        site.settle()
+        site.freeze()
     return model
 
 
