@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 from qdiff.evaluation.features import FeatureNet
 from qdiff.files.pictures import read_pictures
 from qdiff.files.prompts import read_prompts

@@ -51,8 +51,9 @@ def main(argv: Sequence[str]) -> None:
 
     from omegaconf import OmegaConf
 
-    from qdiff.checkpoints.load import load_quantized, read_checkpoint, save_quantized
+    from qdiff.checkpoints.load import load_quantized, save_quantized
     from qdiff.checkpoints.quantized_file import is_quantized
+    from qdiff.checkpoints.read import read_checkpoint
     from qdiff.cli.inspect import describe
     from qdiff.config.networks import load_network
     from qdiff.files.formats import format_of

@@ -89,7 +89,8 @@ class Experiment:
         """The numbers of every run; its pictures are in place. `classifier` are the weights of a `FeatureNet`."""
         import torch
 
-        from qdiff.checkpoints.load import load_weights, read_checkpoint
+        from qdiff.checkpoints.read import read_calibrated
+        from qdiff.checkpoints.weights import load_weights
         from qdiff.evaluation.features import FeatureNet
         from qdiff.evaluation.metrics import frechet_distance, mean_absolute_error, psnr, statistics
         from qdiff.evaluation.report import Result, Section
@@ -99,7 +100,7 @@ class Experiment:
 
         net, training = FeatureNet().eval(), read_statistics(self.reference)
         load_weights(net, classifier)
-        fp32_size = read_checkpoint(self.runs[-1].file).facts.fp32_bytes
+        fp32_size = read_calibrated(self.runs[-1].file).summary.fp32_bytes
         labels = torch.arange(self.images) % self.categories if self.categories else None
         results, fp = [], None
         for method in self.runs:

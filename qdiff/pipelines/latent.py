@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from qdiff.adapters.ldm.checkpoints import PublishedKeys
 from qdiff.adapters.ldm.models import build, decode, guided, image_shape
 from qdiff.adapters.ldm.samplers import Sampler
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 from qdiff.config.latent import build_latent, load_latent_config
 from qdiff.errors import UserError
 from qdiff.files.pictures import Shape

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from qdiff.adapters.ddim.samplers import PixelSampler, to_images
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 from qdiff.config.pixel import build_network, load_config
 from qdiff.errors import UserError
 from qdiff.files.download import fetch, name_for

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from qdiff.adapters.ldm.models import ClassEmbedder, FrozenCLIPEmbedder, LatentDiffusion
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 from qdiff.errors import UserError
 from qdiff.files.tokenizer import VOCABULARY, has_vocabulary, load_tokenizer
 from qdiff.training.pictures import Pictures

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from qdiff.adapters.ddim.samplers import schedule
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 from qdiff.config.pixel import build_network, load_config
 from qdiff.errors import UserError
 from qdiff.training.denoiser import Denoiser

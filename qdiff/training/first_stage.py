@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from qdiff.adapters.ldm.models import AutoencoderKL
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 from qdiff.config.latent import build_latent, load_latent_config
 from qdiff.errors import UserError
 from qdiff.training.optimizer import warm_cosine

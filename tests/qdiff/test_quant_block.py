@@ -8,7 +8,7 @@ from qdiff.adapters import ProductKind
 from qdiff.observers import Observer, RunningObserver
 from qdiff.policy import QuantSpec
 from qdiff.quant_block import ActSite, QuantProduct
-from qdiff.quant_layer import SplitQuantizer, UniformAffineQuantizer
+from qdiff.quant_layer import PerSlice, SplitQuantizer, UniformAffineQuantizer
 from tests.qdiff.loops import gaussian
 
 SPEC = QuantSpec(8)
@@ -61,6 +61,17 @@ def test_a_split_site_observes_each_slice_by_itself(observer):
     small, large = (q.delta.item() for q in place.quantizer.quantizers())
     assert large > 10 * small
     assert not [m for m in place.quantizer.modules() if isinstance(m, Observer)]
+
+
+def test_only_a_quantizer_counts_as_calibrated():
+    for quantizer in (UniformAffineQuantizer.fit(gaussian(8), SPEC), SplitQuantizer.fit(gaussian(2, 8), SPEC, (3, 5))):
+        place = site()
+        for missing in (None, Observer(SPEC), PerSlice([Observer(SPEC), Observer(SPEC)], (3, 5))):
+            place.set(missing)
+            with pytest.raises(ValueError, match=r"model\.conv\.act_quantizer is not calibrated"):
+                _ = place.calibrated
+        place.set(quantizer)
+        assert place.calibrated is quantizer
 
 
 @pytest.mark.parametrize("split", [None, (3, 5)])
