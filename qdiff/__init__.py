@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from qdiff.block_recon import Schedule, block_reconstruction
     from qdiff.calibration.data import CalibrationSet
     from qdiff.calibration.job import CalibrationSettings, calibrate
-    from qdiff.checkpoints.load import load_quantized, save_quantized
+    from qdiff.checkpoints.load import load_as_written, load_quantized, save_quantized
     from qdiff.errors import UserError
     from qdiff.files.journal import Journal
     from qdiff.pipelines.load import load_pipeline
@@ -37,6 +37,7 @@ _HOME = {
     "UserError": "qdiff.errors",
     "block_reconstruction": "qdiff.block_recon",
     "calibrate": "qdiff.calibration.job",
+    "load_as_written": "qdiff.checkpoints.load",
     "load_pipeline": "qdiff.pipelines.load",
     "load_quantized": "qdiff.checkpoints.load",
     "quantize": "qdiff.pipelines.quantize",
@@ -59,6 +60,7 @@ __all__ = [
     "UserError",
     "block_reconstruction",
     "calibrate",
+    "load_as_written",
     "load_pipeline",
     "load_quantized",
     "quantize",

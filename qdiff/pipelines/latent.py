@@ -12,7 +12,7 @@ from diffusion.steps import Model
 from qdiff.adapters.ldm.checkpoints import PublishedKeys
 from qdiff.adapters.ldm.models import Condition, build, decode, guided, image_shape
 from qdiff.adapters.ldm.samplers import DDIM, DDPM, PLMS, DPMSolver
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 from qdiff.config.latent import build_latent, load_latent_config
 from qdiff.files.images import Shape
 from qdiff.pipelines.conditions import Conditions

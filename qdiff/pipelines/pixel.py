@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from diffusion.steps import Model, check_schedule
 from qdiff.adapters.ddim.samplers import DDIM, DDPM, DPMSolver, clips, schedule, to_images
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 from qdiff.config.pixel import build_network, load_config
 from qdiff.errors import UserError
 from qdiff.files.download import fetch, name_for

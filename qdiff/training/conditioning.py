@@ -16,7 +16,7 @@ from qdiff.adapters.ldm.models import (
     class_conditioner_of,
     text_conditioner_of,
 )
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 from qdiff.errors import UserError
 from qdiff.files.tokenizer import VOCABULARY, has_vocabulary, load_tokenizer
 from qdiff.training.images import ImageDataset

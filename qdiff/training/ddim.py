@@ -1,7 +1,7 @@
 """Training of a pixel-space model."""
 
 from qdiff.adapters.ddim.samplers import schedule
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 from qdiff.config.pixel import build_network, load_config
 from qdiff.config.schema import checked_section
 from qdiff.errors import UserError

@@ -42,5 +42,5 @@ ADAPTER = Adapter(
     },
     plain=(nn.GroupNorm, GroupNorm32, nn.LayerNorm, nn.Embedding),
     splits=partial(shortcut_splits, block=ResBlock, shortcut="skip_connection"),
-    rehearsed=repeat_slices,
+    repeat_slices=repeat_slices,
 )

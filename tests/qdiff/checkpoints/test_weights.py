@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from ddim.models.diffusion import Model
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 from qdiff.errors import UserError
 from tests.tiny import tiny_config, tiny_network
 
