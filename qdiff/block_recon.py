@@ -6,12 +6,15 @@ BRECQ (Li et al. 2021, arXiv 2102.05426), with the roundings of AdaRound and the
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from functools import reduce
+from operator import add
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from qdiff.adaptive_rounding import REGULARIZER_WEIGHT, AdaRoundQuantizer, beta_at
+from qdiff.calls import Call, Samples
 from qdiff.errors import UserError
 from qdiff.functional import LOSS_P, lp_loss
 from qdiff.quant_block import QuantBlock
@@ -22,10 +25,15 @@ CHECK_EVERY = 50  # iterations between two looks at the loss, which cost a synch
 
 @dataclass(frozen=True)
 class Captured:
-    """What reconstruction of a block learns from: its inputs, one tensor (N, ...) per argument, and its FP output."""
+    """What a block is reconstructed from.
 
-    inputs: tuple[Tensor, ...]
-    target: Tensor
+    Args:
+        inputs: its arguments for N samples, from the network quantized so far.
+        target: its full-precision outputs for them.
+    """
+
+    inputs: Call
+    target: Samples
 
     def __len__(self) -> int:
         return len(self.target)
@@ -186,16 +194,36 @@ class LearnedSteps:
                 delta.copy_(state[name])
 
 
+def output_loss(output: Any, target: Samples, p: float) -> Tensor:
+    """Return the sum of `lp_loss` over the floating-point tensors of a block's output; scalar.
+
+    Args:
+        output: what the block returns, a tree like that of `target`.
+        target: what it should return.
+        p: exponent.
+
+    Raises:
+        ValueError: there is no such tensor.
+    """
+    pairs = zip(target.select(output), target.tensors)
+    losses = [lp_loss(_channels(x), _channels(y), p) for x, y in pairs if y.is_floating_point()]
+    if not losses:
+        raise ValueError(f"a block without floating-point outputs cannot be reconstructed: {target}")
+    return reduce(add, losses)
+
+
+def _channels(x: Tensor) -> Tensor:
+    return x if x.ndim > 1 else x[:, None]
+
+
 def block_loss(block: nn.Module, captured: Captured, p: float, batch_size: int) -> float:
-    """Mean over all captured samples of the loss that reconstruction minimises, without regulariser."""
+    """Return the mean over all captured samples of the loss that reconstruction minimises, without regulariser."""
     device = next(block.parameters()).device
     total = 0.0
     with torch.no_grad():
-        for start in range(0, len(captured), batch_size):
-            chosen = slice(start, start + batch_size)
-            target = captured.target[chosen].to(device)
-            output = block(*(x[chosen].to(device) for x in captured.inputs))
-            total += lp_loss(output, target, p).item() * len(target)
+        for inputs, target in zip(captured.inputs.batches(batch_size), captured.target.batches(batch_size)):
+            output = inputs.to(device, copy=True)(block)  # a copy, because a block may change its input in place
+            total += output_loss(output, target.to(device), p).item() * len(target)
     return total / len(captured)
 
 
@@ -230,8 +258,8 @@ def block_reconstruction(
         adam = torch.optim.Adam(objective.parameters(), lr=schedule.lr)
         for i in range(schedule.iterations):
             chosen = torch.randint(len(captured), (batch_size,), generator=generator)
-            output = module(*(x[chosen].to(device) for x in captured.inputs))
-            error = lp_loss(output, captured.target[chosen].to(device), objective.p)
+            output = captured.inputs[chosen].to(device)(module)
+            error = output_loss(output, captured.target[chosen].to(device), objective.p)
             loss = error + objective.penalty(i, schedule.iterations)
             adam.zero_grad(set_to_none=True)
             loss.backward()

@@ -10,7 +10,7 @@ import torch
 from qdiff.block_recon import LearnedRounding, LearnedSteps, Objective, Outcome, Schedule, block_reconstruction
 from qdiff.calibration.capture import Store, capture
 from qdiff.calibration.data import CalibrationSet
-from qdiff.calibration.prefix_cache import Replay
+from qdiff.calibration.prefix_cache import PrefixCache
 from qdiff.errors import UserError
 from qdiff.files.journal import Journal
 from qdiff.observers import Observer, RunningObserver
@@ -110,7 +110,7 @@ class _Job:
     ) -> None:
         """A stage of the job: the blocks by their numbers, one after the other."""
         modules = [block.module for block in blocks.values()]
-        replay = Replay(self.model, modules, self.data, self.settings.batch_size, self.memory)
+        cache = PrefixCache(self.model, modules, self.data, self.settings.batch_size, self.memory)
         for i, block in blocks.items():
             self.reporter.start(block.path, stage)
             unit, objective = f"{stage}-{i:03d}", make(block)
@@ -120,15 +120,15 @@ class _Job:
                 objective.load(tensors)
                 outcome = Outcome(**info)
             else:
-                outcome = self._reconstruct(unit, block, objective, schedule, replay)
+                outcome = self._reconstruct(unit, block, objective, schedule, cache)
                 self.journal.write(unit, objective.state(), {"before": outcome.before, "after": outcome.after})
-            replay.settle(block.module)
+            cache.mark_done(block.module)
             self.reporter.finish(block.path, stage, outcome, resumed=found is not None)
 
     def _reconstruct(
-        self, unit: str, block: QuantBlock, objective: Objective, schedule: Schedule, replay: Replay
+        self, unit: str, block: QuantBlock, objective: Objective, schedule: Schedule, cache: PrefixCache
     ) -> Outcome:
-        captured = capture(replay, block.module, Store(self.memory - replay.bytes, self.journal.folder))
+        captured = capture(cache, block.module, Store(self.memory - cache.max_bytes, self.journal.folder))
         generator, size = self._generator(unit), self.settings.batch_size
         return block_reconstruction(block, captured, objective, schedule, size, generator, self.reporter.advance)
 
@@ -158,7 +158,7 @@ class _Job:
         try:
             with self.model.observing(observer, sites):
                 for inputs in self.data.drawn(samples, self._generator("ranges"), batch_size):
-                    self.model(*(x.to(device) for x in inputs))
+                    inputs.to(device)(self.model)
         except ValueError as error:
             raise UserError(
                 f"cannot find the ranges of the activations ({error}): check the weights and --cali_data_path for "

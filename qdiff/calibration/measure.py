@@ -3,17 +3,18 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qdiff.block_recon import LearnedRounding, LearnedSteps, Objective
+from qdiff.block_recon import LearnedRounding, LearnedSteps, Objective, output_loss
+from qdiff.calibration.block_graph import BlockNode, cache_bytes_per_sample, cached_samples, trace_blocks
 from qdiff.calibration.job import CalibrationSettings
 from qdiff.calibration.memory import batch_peak
 from qdiff.calibration.plan import BlockPlan, Plan, default_budget
-from qdiff.calibration.prefix_cache import kept_bytes, replayed_samples, route
-from qdiff.functional import lp_loss
+from qdiff.calls import Call
 from qdiff.observers import minmax
 from qdiff.quant_block import ActSite, QuantBlock
 from qdiff.quant_layer import fit_quantizer
@@ -27,47 +28,39 @@ def now(x: Tensor) -> float:
     return time.perf_counter()
 
 
-def forward_seconds(model: nn.Module, inputs: Sequence[Tensor]) -> float:
-    """Seconds of one forward; an unmeasured one before it prepares kernels."""
+def forward_seconds(model: nn.Module, call: Call) -> float:
+    """Return the seconds of one forward; an unmeasured one before it prepares kernels."""
     with torch.no_grad():
-        model(*inputs)
-        start = now(inputs[0])
-        model(*inputs)
-        return now(inputs[0]) - start
+        call(model)
+        start = now(call.tensors[0])
+        call(model)
+        return now(call.tensors[0]) - start
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """A block in one forward: its inputs, without values, and seconds."""
-
-    inputs: tuple[Tensor, ...]
-    seconds: float
-
-
-def _look(model: QuantModel, blocks: Iterable[QuantBlock], batch: Sequence[Tensor]) -> dict[str, _Seen]:
+def _block_seconds(model: QuantModel, blocks: Iterable[QuantBlock], batch: Call) -> dict[str, float]:
+    """Return the seconds of each block's forward, in the order in which they are called."""
     started: dict[str, float] = {}
-    seen: dict[str, _Seen] = {}
+    spent: dict[str, float] = {}
 
     def before(path: str):
         def hook(module, args):
-            started[path] = now(args[0])
+            started[path] = now(batch.tensors[0])
 
         return hook
 
     def after(path: str):
         def hook(module, args, output):
-            seconds = now(output) - started[path]
-            seen[path] = _Seen(tuple(torch.empty_like(x[:1], device="meta") for x in args), seconds)
+            spent[path] = now(batch.tensors[0]) - started[path]
 
         return hook
 
     with ExitStack() as hooks, torch.no_grad():
-        model(*batch)  # the first forward also prepares kernels
+        batch(model)  # the first forward also prepares kernels
         for block in blocks:
             hooks.callback(block.module.register_forward_pre_hook(before(block.path)).remove)
             hooks.callback(block.module.register_forward_hook(after(block.path)).remove)
-        model(*batch)
-    return seen
+        batch(model)
+    return spent
 
 
 @contextmanager
@@ -85,7 +78,7 @@ def _some_quantizer(sites: Sequence[ActSite]):
 
 def make_plan(
     model: QuantModel,
-    batch: Sequence[Tensor],
+    batch: Call,
     samples: int,
     settings: CalibrationSettings,
     memory: int | None,
@@ -103,35 +96,34 @@ def make_plan(
         data_in_memory: whether what is free is so with the calibration set in memory; if not, it takes its part of it.
     """
     blocks = model.blocks()
-    stops = route(model, [block.module for block in blocks], [x[:1] for x in batch])
-    seen = _look(model, blocks, batch)
-    path_of = {block.module: block.path for block in blocks}
-    captured = {path_of[stop.module]: stop.captured for stop in stops}
-    scale = settings.batch_size / len(batch[0])
+    nodes = trace_blocks(model, [block.module for block in blocks], batch[:1])
+    node_of = {node.module: node for node in nodes}
+    scale = settings.batch_size / len(batch)
     with _some_quantizer(model.sites()), torch.no_grad():
         size = min(samples, settings.forward_samples(model.policy.act is not None))
         forward_bytes = batch_peak(model, model, batch, size)
-    seconds = {path: block.seconds * scale for path, block in seen.items()}
+    seconds = {path: spent * scale for path, spent in _block_seconds(model, blocks, batch).items()}
     ways = _ways(seconds, [block.path for block in blocks])
     plans = [
         BlockPlan(
             path=block.path,
             weights=sum(layer.codes.numel() for layer in block.layers.values()),
             sites=sum(site.spec.step_is_learned for site in block.sites),
-            sample_bytes=captured[block.path],
-            iteration_bytes=_iteration_bytes(block, seen[block.path].inputs, settings),
+            sample_bytes=node_of[block.module].captured_bytes,
+            iteration_bytes=_iteration_bytes(block, node_of[block.module], settings),
             seconds=seconds[block.path],
             way=ways[block.path][0],
             short_way=ways[block.path][1],
         )
         for block in blocks
     ]
-    data_bytes = samples * sum(x[0].numel() * x.element_size() for x in batch)
+    data_bytes = samples * batch.sample_bytes
     plan = Plan(plans, samples, settings, forward_bytes, data_bytes=data_bytes)
     if memory is None:
-        memory = default_budget((0 if batch[0].is_cuda else plan.working) + (0 if data_in_memory else data_bytes))
-    replayed = replayed_samples(stops, samples, settings.batch_size, memory)
-    return replace(plan, budget=memory, replayed=replayed, replayed_bytes=replayed * kept_bytes(stops))
+        computing = 0 if batch.tensors[0].is_cuda else plan.working
+        memory = default_budget(computing + (0 if data_in_memory else data_bytes))
+    cached = cached_samples(nodes, samples, settings.batch_size, memory)
+    return replace(plan, budget=memory, cached_samples=cached, cached_bytes=cached * cache_bytes_per_sample(nodes))
 
 
 def _ways(seconds: Mapping[str, float], learned: Sequence[str]) -> dict[str, tuple[float, float]]:
@@ -151,23 +143,24 @@ def _ways(seconds: Mapping[str, float], learned: Sequence[str]) -> dict[str, tup
     return found
 
 
-def _iteration_bytes(block: QuantBlock, inputs: Sequence[Tensor], settings: CalibrationSettings) -> int:
-    """Of the larger of the two stages."""
+def _iteration_bytes(block: QuantBlock, node: BlockNode, settings: CalibrationSettings) -> int:
+    """Return the peak bytes of an iteration, of the larger of the two stages."""
     found = [0]
     if settings.rounding:
-        found.append(_learning_peak(block, LearnedRounding(block), inputs, settings.batch_size))
+        found.append(_learning_peak(block, LearnedRounding(block), node, settings.batch_size))
     if settings.steps:
         with _some_quantizer(block.sites):
             if any(site.spec.step_is_learned for site in block.sites):
-                found.append(_learning_peak(block, LearnedSteps(block), inputs, settings.batch_size))
+                found.append(_learning_peak(block, LearnedSteps(block), node, settings.batch_size))
     return max(found)
 
 
-def _learning_peak(block: QuantBlock, objective: Objective, inputs: Sequence[Tensor], size: int) -> int:
-    def iteration(*inputs: Tensor) -> None:
-        output, learned = block.module(*inputs), [x for x in block.module.parameters() if x.requires_grad]
-        loss = lp_loss(output, torch.zeros_like(output), objective.p) + objective.penalty(1, 2)
+def _learning_peak(block: QuantBlock, objective: Objective, node: BlockNode, size: int) -> int:
+    def iteration(*args: Any, **kwargs: Any) -> None:
+        output, learned = block.module(*args, **kwargs), [x for x in block.module.parameters() if x.requires_grad]
+        samples = len(node.output.select(output)[0])
+        loss = output_loss(output, node.output.empty(samples), objective.p) + objective.penalty(1, 2)
         torch.autograd.grad(loss, learned)
 
     with objective:
-        return batch_peak(block.module, iteration, inputs, size)
+        return batch_peak(block.module, iteration, node.call, size)

@@ -1,13 +1,15 @@
 """Memory that computing takes, counted in tensors: while it runs, or beforehand without any values."""
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from qdiff.calls import Call
 
 COUNTED = 32  # samples of the largest batch that is gone through
 
@@ -47,25 +49,23 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return live.peak
 
 
-def batch_peak(module: nn.Module, run: Callable[..., object], inputs: Sequence[Tensor], size: int) -> int:
-    """`peak_bytes` of `run` on a batch of `size`, without computing it: tensors have shapes and no values.
+def batch_peak(module: nn.Module, run: Callable[..., object], call: Call, size: int) -> int:
+    """Return `peak_bytes` of `run` on a batch, without computing it: tensors have shapes and no values.
 
     Args:
         module: what `run` computes with.
-        run: called with a batch; it must not look at values.
-        inputs: (B, ...), of which the shapes beyond the first dimension count.
+        run: called with the arguments of `call` for a batch; it must not look at values.
+        call: arguments for any number of samples.
         size: of the batch, which is counted too.
 
     Returns:
-        bytes. Beyond 32 samples, 32 in proportion: more than it takes where a part does not grow with the batch, or
-        comes in slices.
+        Bytes. Beyond 32 samples, 32 in proportion: an upper bound where a part does not grow with the batch, or comes
+        in slices.
     """
     counted = min(size, COUNTED)
+    shapes = call.to("meta")
     with without_values(module):
-        shapes = [(counted, *x.shape[1:]) for x in inputs]
-        peak = peak_bytes(
-            lambda: run(*(torch.empty(shape, dtype=x.dtype, device="meta") for shape, x in zip(shapes, inputs)))
-        )
+        peak = peak_bytes(lambda: shapes.empty(counted)(run))
     return peak * size // counted
 
 

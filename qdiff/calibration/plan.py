@@ -50,8 +50,8 @@ class Plan:
         settings: of the calibration.
         forward_bytes: tensors alive at the peak of the network's largest forward.
         budget: bytes of memory for captured activations; files take what exceeds it.
-        replayed: samples of which the outputs of finished blocks are kept (see `qdiff.calibration.prefix_cache`).
-        replayed_bytes: what is kept, at its peak.
+        cached_samples: samples of which the outputs of finished blocks are kept (see `qdiff.calibration.prefix_cache`).
+        cached_bytes: what is kept, at its peak.
         data_bytes: of the calibration set, which is in memory before the calibration starts.
     """
 
@@ -60,8 +60,8 @@ class Plan:
     settings: CalibrationSettings
     forward_bytes: int
     budget: int = 0
-    replayed: int = 0
-    replayed_bytes: int = 0
+    cached_samples: int = 0
+    cached_bytes: int = 0
     data_bytes: int = 0
 
     @property
@@ -96,7 +96,7 @@ class Plan:
         """
         schedule = self.settings.rounding if stage == "weights" else self.settings.steps
         size, block = self.settings.batch_size, self.blocks[index]
-        whole, short = -(-(self.samples - self.replayed) // size), -(-self.replayed // size)
+        whole, short = -(-(self.samples - self.cached_samples) // size), -(-self.cached_samples // size)
         capture = 2 * (whole * block.way + short * block.short_way)
         return capture + (1 + BACKWARD) * schedule.iterations * block.seconds
 
@@ -122,7 +122,7 @@ class Plan:
         Raises:
             UserError: too little memory or disk, with the flag to change.
         """
-        free, needed = psutil.virtual_memory().available, self.in_memory + self.replayed_bytes
+        free, needed = psutil.virtual_memory().available, self.in_memory + self.cached_bytes
         if free_on_gpu is None:
             needed += self.working
         else:
@@ -150,8 +150,8 @@ class Plan:
                 f"memory for calibration data: {self.data_bytes / GIB:.2f} GiB",
                 f"memory for captured activations: {self.in_memory / GIB:.2f} GiB, "
                 f"on disk up to {self.on_disk / GIB:.2f} GiB; for computing {self.working / GIB:.2f} GiB",
-                f"memory for outputs of finished blocks: {self.replayed_bytes / GIB:.2f} GiB, those of {self.replayed} "
-                "samples",
+                f"memory for outputs of finished blocks: {self.cached_bytes / GIB:.2f} GiB, "
+                f"those of {self.cached_samples} samples",
                 f"estimated time: {clock(self.seconds)}",
             ]
         )

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -39,12 +40,12 @@ class Journal:
     def _file(self, unit: str) -> Path:
         return self.folder / f"{unit}.safetensors"
 
-    def write(self, unit: str, tensors: Mapping[str, Tensor], info: Mapping[str, float] | None = None) -> None:
+    def write(self, unit: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> None:
         """Record a finished unit."""
         with replacing(self._file(unit)) as partial:
             save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"info": json.dumps(info or {})})
 
-    def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, float]] | None:
+    def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """A recorded unit's tensors and info, None if it is not there or its file is damaged: then do it again."""
         try:
             with utf8_name(self._file(unit)) as file, safe_open(file, "pt") as stored:

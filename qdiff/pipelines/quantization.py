@@ -17,6 +17,7 @@ from qdiff.calibration.data import CalibrationSet, read_calibration_data
 from qdiff.calibration.job import CalibrationSettings, calibrate
 from qdiff.calibration.measure import make_plan
 from qdiff.calibration.plan import GIB, Plan
+from qdiff.calls import Call
 from qdiff.checkpoints.load import load_quantized, load_rounding, save_quantized
 from qdiff.errors import UserError
 from qdiff.files.journal import Journal
@@ -125,7 +126,7 @@ class Quantization:
         if not (settings.rounding or settings.steps):
             return None
         budget = memory_budget(self.args)
-        return make_plan(model, self.example, self.samples, settings, budget, data_in_memory=False)
+        return make_plan(model, Call(self.example), self.samples, settings, budget, data_in_memory=False)
 
     def run(self) -> QuantModel:
         """The quantized network, loaded or calibrated.
@@ -196,13 +197,13 @@ class Quantization:
         return data
 
     def _check(self, data: CalibrationSet, source: str) -> None:
-        have, want = ([tuple(x.shape[1:]) for x in inputs] for inputs in (data.inputs, self.example))
+        have, want = ([tuple(x.shape[1:]) for x in call.tensors] for call in (data.call, Call(self.example)))
         if have != want:
             raise UserError(
                 f"calibration data from {source} have the shapes {have}, the network takes {want}: give data of this "
                 "network, or leave out --cali_data_path"
             )
-        if not all(torch.isfinite(x).all() for batch in data.batches(CHECKED) for x in batch):
+        if not all(torch.isfinite(x).all() for batch in data.batches(CHECKED) for x in batch.tensors):
             raise UserError(
                 f"calibration data from {source} are not finite: check the weights, or give other data with "
                 "--cali_data_path"
@@ -211,7 +212,7 @@ class Quantization:
     def _calibrate(self, model: QuantModel, data: CalibrationSet, job: Mapping) -> None:
         journal = Journal(self.folder / "journal", job)
         settings = settings_of(self.args)
-        plan = make_plan(model, self.example, len(data), settings, memory_budget(self.args))
+        plan = make_plan(model, Call(self.example), len(data), settings, memory_budget(self.args))
         log.info("plan\n%s", plan.table())
         plan.check(self.folder, free_memory(self.example[0].device))
         with CalibrationBar(plan) as bar:

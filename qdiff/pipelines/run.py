@@ -8,9 +8,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qdiff.calibration.collect import collect
-from qdiff.calibration.data import CalibrationSet, kept_steps
+from qdiff.calibration.data import CalibrationSet
+from qdiff.calibration.kept_steps import kept_steps
 from qdiff.calibration.measure import forward_seconds
 from qdiff.calibration.plan import clock
+from qdiff.calls import Call
 from qdiff.files.journal import Journal
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.quantization import Quantization, digest, file_digest
@@ -117,7 +119,7 @@ class Run:
             print(f"calibration data: {source}\n{plan.table()}")
         for line in [*p.remarks(), *p.warnings(self.collects)]:
             print(line)
-        each = forward_seconds(p.network, p.example(MEASURED)) / MEASURED * p.rows
+        each = forward_seconds(p.network, Call(p.example(MEASURED))) / MEASURED * p.rows
         print(f"sampling: {p.images} images, {p.calls} steps, about {clock(each * p.calls * p.images)}, to {a.logdir}")
 
 

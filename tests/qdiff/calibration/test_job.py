@@ -371,11 +371,11 @@ def test_the_outputs_that_are_kept_and_what_is_captured_share_the_memory(tmp_pat
     memory = 6 * 2 * row + 4 * 4 * row + 1  # room to keep of four samples two outputs from two networks
     shares = []
 
-    def capture_and_note(replay, block, store):
-        shares.append((replay.bytes, store.left))
-        captured = capture(replay, block, store)
-        kept = [x for way in (replay.quantized, replay.original) for xs in way.values() for x in xs or ()]
-        assert sum(x.nbytes for x in kept) <= replay.bytes
+    def capture_and_note(cache, block, store):
+        shares.append((cache.max_bytes, store.left))
+        captured = capture(cache, block, store)
+        kept = [x for way in (cache.quantized, cache.original) for xs in way.values() for y in xs for x in y.tensors]
+        assert sum(x.nbytes for x in kept) <= cache.max_bytes
         return captured
 
     monkeypatch.setattr(calibration_job, "capture", capture_and_note)

@@ -51,13 +51,13 @@ def test_times():
 
 def test_times_where_outputs_are_kept():
     """Of the three batches one goes the whole way, two begin with the block before."""
-    kept = Plan(BLOCKS, 25, BOTH, 0, replayed=20, replayed_bytes=7)
+    kept = Plan(BLOCKS, 25, BOTH, 0, cached_samples=20, cached_bytes=7)
     assert kept.block_seconds(0, "weights") == pytest.approx(6 * 0.1 + 300 * 0.1)
     assert kept.block_seconds(2, "steps") == pytest.approx(2 * 0.7 + 4 * 0.6 + 150 * 0.4)
 
 
 def test_what_is_kept_takes_memory(machine, tmp_path):
-    kept = Plan(BLOCKS, 25, BOTH, 0, 10_000, replayed=20, replayed_bytes=1000)
+    kept = Plan(BLOCKS, 25, BOTH, 0, 10_000, cached_samples=20, cached_bytes=1000)
     machine(93_000, 0)
     kept.check(tmp_path, None)
     machine(92_999, 0)
