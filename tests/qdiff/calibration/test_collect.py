@@ -201,9 +201,10 @@ def test_what_cannot_be_collected_is_named(first, second, message, tmp_path):
     assert not NETWORK._forward_pre_hooks
 
 
-def test_batches_of_images_with_other_constants(tmp_path):
+@pytest.mark.parametrize("keywords", [[{"scale": 1}, {"scale": 2}], [{"y": X[:1]}, {}], [{}, {"y": X[:1]}]])
+def test_batches_of_images_with_other_arguments(keywords, tmp_path):
     def trajectory(images):
-        NETWORK(X[:1], scale=images.start)
+        NETWORK(X[:1], **keywords[images.start])
         yield ToyStep(0)
 
     with pytest.raises(ValueError, match="must be the same in all calls"):
