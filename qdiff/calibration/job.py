@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,42 +11,14 @@ import torch
 from qdiff.block_recon import LearnedRounding, LearnedSteps, Objective, Outcome, Schedule, block_reconstruction
 from qdiff.calibration.capture import Store, capture
 from qdiff.calibration.data import CalibrationSet
+from qdiff.calibration.measure import make_plan
 from qdiff.calibration.prefix_cache import PrefixCache
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.errors import UserError
-from qdiff.files.journal import Journal
+from qdiff.files.journal import Journal, temporary_journal
 from qdiff.observers import Observer, RunningObserver
 from qdiff.quant_block import ActSite, QuantBlock
 from qdiff.quant_model import QuantModel, quantizer_from
-
-
-@dataclass(frozen=True)
-class CalibrationSettings:
-    """How a network is calibrated; the paper's values are the defaults of the command line.
-
-    Args:
-        batch_size: samples per forward and per iteration.
-        rounding: schedule of learned rounding; None keeps the weights as they are.
-        steps: schedule of learned activation steps; None keeps the ranges that were found.
-        p: exponent of the step-size loss.
-        range_samples: samples on which activation ranges are searched, all of them in one forward.
-        running_stat: activation ranges from averages over all data instead of a search on a part of them.
-        rs_sm_only: with `running_stat`: only those of attention after its softmax.
-        seed: of everything that is drawn.
-    """
-
-    batch_size: int
-    rounding: Schedule | None
-    steps: Schedule | None
-    p: float = 2.4
-    range_samples: int = 256
-    running_stat: bool = False
-    rs_sm_only: bool = False
-    seed: int = 0
-
-    def forward_samples(self, act: bool) -> int:
-        """Samples in the largest forward of the network, with activations to quantize or without."""
-        searched = self.range_samples if act and (self.rs_sm_only or not self.running_stat) else 0
-        return max(self.batch_size, searched)
 
 
 class Reporter:
@@ -65,35 +38,46 @@ def calibrate(
     model: QuantModel,
     data: CalibrationSet,
     settings: CalibrationSettings,
-    journal: Journal,
+    journal: Journal | None = None,
     *,
-    memory: int,
+    memory: int | None = None,
     reporter: Reporter | None = None,
 ) -> None:
     """Calibrate `model` in place.
 
     Args:
-        model: rounded to nearest (or with the weights of a calibrated file), FP weights still there.
+        model: rounded to nearest (or with the weights of a calibrated file), with its FP weights.
         data: inputs of the network.
-        settings: what to learn and how long.
-        journal: finished blocks; those that it holds are taken from it.
-        memory: bytes for captured activations; a block's that exceed them go to files beside the journal, and where
-            there is room, outputs of finished blocks are kept.
+        settings: what to learn and for how long.
+        journal: record of finished blocks, which are not learned again. Without one, what a resumed job would need is
+            kept in a temporary folder and removed at the end.
+        memory: bytes for the tensors captured of one block and the outputs of finished blocks; what exceeds them goes
+            to files beside the journal. By default half of the memory that computing leaves free.
         reporter: is told of the progress.
 
     Raises:
         UserError: a loss is not finite.
     """
     model.eval()
-    job = _Job(model, data, settings, journal, memory, reporter or Reporter())
-    blocks = dict(enumerate(model.blocks()))
-    if settings.rounding:
-        job.learn("weights", blocks, LearnedRounding, settings.rounding)
-    if model.policy.act:
-        job.find_ranges()
-        if settings.steps:
-            stepping = {i: b for i, b in blocks.items() if any(site.spec.step_is_learned for site in b.sites)}
-            job.learn("steps", stepping, partial(LearnedSteps, p=settings.p), settings.steps)
+    with nullcontext(journal) if journal else temporary_journal() as records:
+        if memory is None:
+            memory = _default_memory(model, data, settings)
+        job = _Job(model, data, settings, records, memory, reporter or Reporter())
+        blocks = dict(enumerate(model.blocks()))
+        if settings.rounding:
+            job.learn("weights", blocks, LearnedRounding, settings.rounding)
+        if model.policy.act:
+            job.find_ranges()
+            if settings.steps:
+                learned = {i: b for i, b in blocks.items() if any(site.spec.step_is_learned for site in b.sites)}
+                job.learn("steps", learned, partial(LearnedSteps, p=settings.p), settings.steps)
+
+
+def _default_memory(model: QuantModel, data: CalibrationSet, settings: CalibrationSettings) -> int:
+    if not (settings.rounding or settings.steps):
+        return 0  # nothing is captured
+    batch = next(data.batches(settings.batch_size)).to(next(model.parameters()).device)
+    return make_plan(model, batch, len(data), settings, None).budget
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from qdiff.block_recon import LearnedRounding, LearnedSteps, Objective, output_loss
 from qdiff.calibration.block_graph import BlockNode, cache_bytes_per_sample, cached_samples, trace_blocks
-from qdiff.calibration.job import CalibrationSettings
 from qdiff.calibration.memory import batch_peak
 from qdiff.calibration.plan import BlockPlan, Plan, default_budget
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.calls import Call
 from qdiff.observers import minmax
 from qdiff.quant_block import ActSite, QuantBlock

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from qdiff.calibration.job import CalibrationSettings
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.errors import UserError
 
 BACKWARD = 2.0  # a backward pass takes about two forward passes

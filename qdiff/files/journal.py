@@ -1,8 +1,10 @@
 """A crash-safe record of finished work: one file per unit, written whole or not at all."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -53,6 +55,13 @@ class Journal:
                 return {k: stored.get_tensor(k) for k in names}, json.loads((stored.metadata() or {})["info"])
         except (FileNotFoundError, SafetensorError, ValueError, KeyError):
             return None
+
+
+@contextmanager
+def temporary_journal() -> Iterator[Journal]:
+    """Give a journal in a temporary folder (see `tempfile.gettempdir`), which is removed at the end."""
+    with TemporaryDirectory(prefix="qdiff-") as folder:
+        yield Journal(Path(folder), {})
 
 
 def _refuse_other_job(record: Path, job: dict) -> None:

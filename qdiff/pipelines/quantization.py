@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from qdiff.adapters import adapter_for
 from qdiff.block_recon import Schedule
 from qdiff.calibration.data import CalibrationSet, read_calibration_data
-from qdiff.calibration.job import CalibrationSettings, calibrate
+from qdiff.calibration.job import calibrate
 from qdiff.calibration.measure import make_plan
 from qdiff.calibration.plan import GIB, Plan
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.calls import Call
 from qdiff.checkpoints.load import load_quantized, load_rounding, save_quantized
 from qdiff.errors import UserError

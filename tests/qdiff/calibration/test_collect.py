@@ -10,8 +10,9 @@ from qdiff.adapters import adapter_for
 from qdiff.block_recon import Schedule
 from qdiff.calibration.collect import collect
 from qdiff.calibration.data import read_calibration_data
-from qdiff.calibration.job import CalibrationSettings, calibrate
+from qdiff.calibration.job import calibrate
 from qdiff.calibration.memory import peak_bytes
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.files.journal import Journal
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel

@@ -9,9 +9,10 @@ from qdiff.block_recon import Schedule
 from qdiff.calibration.block_graph import trace_blocks
 from qdiff.calibration.capture import Captured, Store, capture
 from qdiff.calibration.data import CalibrationSet
-from qdiff.calibration.job import CalibrationSettings, calibrate
+from qdiff.calibration.job import calibrate
 from qdiff.calibration.measure import make_plan
 from qdiff.calibration.prefix_cache import PrefixCache
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.files.journal import Journal
 from qdiff.quant_model import QuantModel
 from tests.qdiff.calibration.keyword_network import (

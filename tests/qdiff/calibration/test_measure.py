@@ -9,10 +9,10 @@ from torch import nn
 from qdiff.adapters import adapter_for
 from qdiff.block_recon import LearnedRounding, Schedule
 from qdiff.calibration import measure
-from qdiff.calibration.job import CalibrationSettings
 from qdiff.calibration.measure import _ways, forward_seconds, make_plan
 from qdiff.calibration.memory import peak_bytes
 from qdiff.calibration.partial_forward import block_call
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.calls import Call
 from qdiff.errors import UserError
 from qdiff.functional import lp_loss

@@ -9,9 +9,10 @@ from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from qdiff.adapters import adapter_for
 from qdiff.block_recon import Schedule
 from qdiff.calibration.data import CalibrationSet
-from qdiff.calibration.job import CalibrationSettings, calibrate
+from qdiff.calibration.job import calibrate
 from qdiff.calibration.measure import make_plan
 from qdiff.calibration.memory import batch_peak, peak_bytes, without_values
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.calls import Call
 from qdiff.checkpoints.load import load_quantized, save_quantized
 from qdiff.files.journal import Journal

@@ -5,8 +5,8 @@ import psutil
 import pytest
 
 from qdiff.block_recon import Schedule
-from qdiff.calibration.job import CalibrationSettings
 from qdiff.calibration.plan import GIB, BlockPlan, Plan, clock, default_budget
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.errors import UserError
 
 BOTH = CalibrationSettings(10, Schedule(100, 1e-3), Schedule(50, 1e-3))

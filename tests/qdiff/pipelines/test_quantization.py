@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from qdiff.block_recon import Outcome, Schedule
 from qdiff.calibration.data import CalibrationSet
-from qdiff.calibration.job import CalibrationSettings
 from qdiff.calibration.plan import BlockPlan, Plan
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.checkpoints.quantized_file import read_quantized
 from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import parse
