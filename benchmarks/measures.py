@@ -13,12 +13,13 @@ from networks import inputs, network, quantized
 from processes import loading, sampling, startup
 from row import REPEATS, Row, median_seconds
 
-from qdiff.block_recon import LearnedRounding, LearnedSteps, Schedule, block_reconstruction
+from qdiff.block_recon import Schedule, block_reconstruction
 from qdiff.calibration.block_graph import cache_bytes_per_sample
 from qdiff.calibration.capture import Store, capture
 from qdiff.calibration.data import CalibrationSet
 from qdiff.calibration.memory import peak_bytes
 from qdiff.calibration.prefix_cache import PrefixCache
+from qdiff.objectives import LearnedRounding, LearnedSteps
 from qdiff.observers import RunningObserver
 from qdiff.quant_block import QuantBlock
 

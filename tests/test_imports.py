@@ -25,6 +25,7 @@ FLOW = (
     ("quant_layer", "files"),
     ("observers", "adaptive_rounding", "adapters", "sampling"),
     ("quant_block", "config"),
+    ("objectives",),
     ("quant_model", "block_recon"),
     ("calibration", "checkpoints"),
     ("evaluation",),

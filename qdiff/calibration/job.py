@@ -1,4 +1,4 @@
-"""The whole job: weights block by block, activation ranges, step sizes block by block; journaled, so it resumes."""
+"""The whole job: weights block by block, activation ranges, step sizes block by block; a journal makes it resumable."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from qdiff.block_recon import LearnedRounding, LearnedSteps, Objective, Outcome, Schedule, block_reconstruction
+from qdiff.block_recon import Outcome, Schedule, block_reconstruction
 from qdiff.calibration.capture import Store, capture
 from qdiff.calibration.data import CalibrationSet
 from qdiff.calibration.measure import make_plan
@@ -16,22 +16,23 @@ from qdiff.calibration.prefix_cache import PrefixCache
 from qdiff.calibration.settings import CalibrationSettings
 from qdiff.errors import UserError
 from qdiff.files.journal import Journal, temporary_journal
+from qdiff.objectives import LearnedRounding, LearnedSteps, Objective
 from qdiff.observers import Observer, RunningObserver
 from qdiff.quant_block import ActSite, QuantBlock
 from qdiff.quant_model import QuantModel, quantizer_from
 
 
 class Reporter:
-    """What calibration tells about its progress; this one keeps quiet."""
+    """Receives the progress of a calibration; this one ignores it."""
 
     def start(self, block: str, stage: str) -> None:
-        """A block is taken up."""
+        """Note that a block is begun."""
 
     def advance(self, iterations: int) -> None:
-        """Iterations of the current block are done."""
+        """Note that so many more iterations of the current block are done."""
 
     def finish(self, block: str, stage: str, outcome: Outcome, resumed: bool) -> None:
-        """A block is done, or was found done."""
+        """Note that a block is done; `resumed` if the journal had it."""
 
 
 def calibrate(
@@ -92,7 +93,7 @@ class _Job:
     def learn(
         self, stage: str, blocks: Mapping[int, QuantBlock], make: Callable[[QuantBlock], Objective], schedule: Schedule
     ) -> None:
-        """A stage of the job: the blocks by their numbers, one after the other."""
+        """Run a stage of the job: learn the blocks, given by their numbers, one after the other."""
         modules = [block.module for block in blocks.values()]
         cache = PrefixCache(self.model, modules, self.data, self.settings.batch_size, self.memory)
         for i, block in blocks.items():
@@ -117,7 +118,7 @@ class _Job:
         return block_reconstruction(block, captured, objective, schedule, size, generator, self.reporter.advance)
 
     def find_ranges(self) -> None:
-        """Give every activation its range, in the order of the network."""
+        """Find the range of every activation, in the order of the network."""
         sites, device = self.model.sites(), next(self.model.parameters()).device
         found = self.journal.read("ranges")
         if found:
@@ -128,14 +129,14 @@ class _Job:
         running = [site for site in sites if s.running_stat and (site.is_softmax or not s.rs_sm_only)]
         if len(running) < len(sites):
             self._observe(sites, Observer, s.range_samples, s.range_samples)
-        # Drawn, because running averages over data in the order of the timesteps would know the last ones alone.
+        # In random order, because running averages would otherwise forget all but the last timesteps.
         self._observe(running, RunningObserver, len(self.data), s.batch_size)
         state = self.model.state_dict()
         names = tuple(f"{site.path}.{site.name}." for site in sites)
         self.journal.write("ranges", {key: x for key, x in state.items() if key.startswith(names)})
 
     def _observe(self, sites: list[ActSite], observer: type[Observer], samples: int, batch_size: int) -> None:
-        """Give these activations the ranges that an observer finds in that many samples."""
+        """Find the ranges of these activations with an observer, on that many samples."""
         if not sites:
             return
         device = next(self.model.parameters()).device
@@ -150,6 +151,6 @@ class _Job:
             ) from error
 
     def _generator(self, unit: str) -> torch.Generator:
-        """Every unit has its own stream, so a resumed job draws what an undisturbed one draws."""
+        """Return the generator of a unit: each has its own stream, so a resumed job draws the same numbers."""
         digest = hashlib.sha256(f"{self.settings.seed}/{unit}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

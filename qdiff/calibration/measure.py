@@ -1,7 +1,7 @@
-"""Measurements that a plan rests on: seconds and bytes of a network's blocks, from two forwards of a batch."""
+"""Measure what a plan rests on: seconds and bytes of a network's blocks, from two forwards of a batch."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdiff.block_recon import LearnedRounding, LearnedSteps, Objective, output_loss
+from qdiff.block_recon import output_loss
 from qdiff.calibration.block_graph import BlockNode, cache_bytes_per_sample, cached_samples, trace_blocks
 from qdiff.calibration.memory import batch_peak
 from qdiff.calibration.plan import BlockPlan, Plan, default_budget
 from qdiff.calibration.settings import CalibrationSettings
 from qdiff.calls import Call
+from qdiff.objectives import LearnedRounding, LearnedSteps, Objective
 from qdiff.observers import minmax
 from qdiff.quant_block import ActSite, QuantBlock
 from qdiff.quant_layer import fit_quantizer
 from qdiff.quant_model import QuantModel
 
 
-def now(x: Tensor) -> float:
-    """Seconds on a clock, once everything that the device of `x` was given to do is done."""
+def synchronized_time(x: Tensor) -> float:
+    """Return the wall-clock time in seconds, after synchronizing the device of `x`."""
     if not x.is_cpu:
         torch.accelerator.synchronize(x.device)
     return time.perf_counter()
@@ -32,9 +33,9 @@ def forward_seconds(model: nn.Module, call: Call) -> float:
     """Return the seconds of one forward; an unmeasured one before it prepares kernels."""
     with torch.no_grad():
         call(model)
-        start = now(call.tensors[0])
+        start = synchronized_time(call.tensors[0])
         call(model)
-        return now(call.tensors[0]) - start
+        return synchronized_time(call.tensors[0]) - start
 
 
 def _block_seconds(model: QuantModel, blocks: Iterable[QuantBlock], batch: Call) -> dict[str, float]:
@@ -44,13 +45,13 @@ def _block_seconds(model: QuantModel, blocks: Iterable[QuantBlock], batch: Call)
 
     def before(path: str):
         def hook(module, args):
-            started[path] = now(batch.tensors[0])
+            started[path] = synchronized_time(batch.tensors[0])
 
         return hook
 
     def after(path: str):
         def hook(module, args, output):
-            spent[path] = now(batch.tensors[0]) - started[path]
+            spent[path] = synchronized_time(batch.tensors[0]) - started[path]
 
         return hook
 
@@ -64,16 +65,17 @@ def _block_seconds(model: QuantModel, blocks: Iterable[QuantBlock], batch: Call)
 
 
 @contextmanager
-def _some_quantizer(sites: Sequence[ActSite]):
-    """Activations quantized with any step, as memory goes; without quantizers afterwards, as before."""
+def _some_quantizer(sites: Sequence[ActSite]) -> Iterator[None]:
+    """Quantize activations with an arbitrary step size inside: memory does not depend on it."""
+    before = [site.quantizer for site in sites]
     for site in sites:
         some = torch.ones(1, sum(site.split or (1,)))
         site.set(fit_quantizer(some, minmax(site.spec), site.split))
     try:
         yield
     finally:
-        for site in sites:
-            site.set(None)
+        for site, quantizer in zip(sites, before):
+            site.set(quantizer)
 
 
 def make_plan(
@@ -85,15 +87,15 @@ def make_plan(
     *,
     data_in_memory: bool = True,
 ) -> Plan:
-    """Measure a forward of a batch, block by block, and the memory of a forward and of every block's iteration.
+    """Measure a forward on a batch, block by block, and the memory of a forward and of each block's iteration.
 
     Args:
-        model: in evaluation mode, with activations that are not quantized yet.
-        batch: inputs as in calibration, on the model's device.
+        model: in evaluation mode.
+        batch: arguments of the network as in calibration, on its device.
         samples: size of the calibration set.
         settings: of the calibration.
-        memory: bytes for captured activations; None: half of what computing leaves free.
-        data_in_memory: whether what is free is so with the calibration set in memory; if not, it takes its part of it.
+        memory: bytes for captured activations; None for half of the memory that computing leaves free.
+        data_in_memory: whether the calibration set is in memory already; if not, its bytes are set aside.
     """
     blocks = model.blocks()
     nodes = trace_blocks(model, [block.module for block in blocks], batch[:1])
@@ -103,7 +105,7 @@ def make_plan(
         size = min(samples, settings.forward_samples(model.policy.act is not None))
         forward_bytes = batch_peak(model, model, batch, size)
     seconds = {path: spent * scale for path, spent in _block_seconds(model, blocks, batch).items()}
-    ways = _ways(seconds, [block.path for block in blocks])
+    prefixes = _prefix_seconds(seconds, [block.path for block in blocks])
     plans = [
         BlockPlan(
             path=block.path,
@@ -112,33 +114,33 @@ def make_plan(
             sample_bytes=node_of[block.module].captured_bytes,
             iteration_bytes=_iteration_bytes(block, node_of[block.module], settings),
             seconds=seconds[block.path],
-            way=ways[block.path][0],
-            short_way=ways[block.path][1],
+            prefix_seconds=prefixes[block.path][0],
+            cached_prefix_seconds=prefixes[block.path][1],
         )
         for block in blocks
     ]
     data_bytes = samples * batch.sample_bytes
     plan = Plan(plans, samples, settings, forward_bytes, data_bytes=data_bytes)
     if memory is None:
-        computing = 0 if batch.tensors[0].is_cuda else plan.working
+        computing = 0 if batch.tensors[0].is_cuda else plan.working_bytes
         memory = default_budget(computing + (0 if data_in_memory else data_bytes))
     cached = cached_samples(nodes, samples, settings.batch_size, memory)
     return replace(plan, budget=memory, cached_samples=cached, cached_bytes=cached * cache_bytes_per_sample(nodes))
 
 
-def _ways(seconds: Mapping[str, float], learned: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Seconds of the way to each block and through it: from the beginning, and from behind those that are passed.
+def _prefix_seconds(seconds: Mapping[str, float], learned: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Return the seconds of a forward through each block: from the input, and from behind the cached blocks.
 
     Args:
         seconds: of the blocks, in the order in which they are called.
         learned: the same blocks in the order in which they are learned.
     """
     called, spent = list(seconds), list(seconds.values())
-    found, passed = {}, 0
+    found, cached = {}, 0
     for i, path in enumerate(learned):
-        start, end = passed, called.index(path) + 1
-        while passed < len(called) and called[passed] in learned[:i]:
-            passed += 1
+        start, end = cached, called.index(path) + 1  # the last block that is done is computed once more, for the cache
+        while cached < len(called) and called[cached] in learned[:i]:
+            cached += 1
         found[path] = sum(spent[:end]), sum(spent[start:end])
     return found
 

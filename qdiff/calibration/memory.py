@@ -1,8 +1,9 @@
-"""Memory that computing takes, counted in tensors: while it runs, or beforehand without any values."""
+"""Count the memory of tensors: while a computation runs, or beforehand without any values."""
 
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,11 @@ from torch.utils._pytree import tree_leaves
 
 from qdiff.calls import Call
 
-COUNTED = 32  # samples of the largest batch that is gone through
+COUNTED = 32  # samples of the largest batch that is run
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Counts the bytes of tensors that come into being within its scope, and takes off those that are gone."""
+    """Counts the bytes of tensors allocated in its scope and not yet freed."""
 
     def __init__(self):
         super().__init__()
@@ -23,7 +24,7 @@ class _LiveTensors(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self._note((args, kwargs), counted=False)  # what came from outside is not ours, nor is a view of it
+        self._note((args, kwargs), counted=False)  # tensors from outside are not counted, nor are their views
         output = func(*args, **(kwargs or {}))
         self._note(output, counted=True)
         return output
@@ -43,7 +44,7 @@ class _LiveTensors(TorchDispatchMode):
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """Most bytes that tensors made within `run()` occupy at one time; what kernels take inside them is not seen."""
+    """Return the peak bytes of tensors allocated inside `run()`; the workspace of kernels is not seen."""
     with _LiveTensors() as live:
         run()
     return live.peak
@@ -71,8 +72,8 @@ def batch_peak(module: nn.Module, run: Callable[..., object], call: Call, size: 
 
 @contextmanager
 def without_values(module: nn.Module) -> Iterator[None]:
-    """Inside, parameters and buffers have shapes and no values; afterwards they are the same objects as before."""
-    found = [
+    """Give parameters and buffers shapes without values inside; afterwards they are the same objects as before."""
+    found: list[tuple[dict[str, Any], str, Tensor]] = [
         (held, name, x)
         for part in module.modules()
         for held in (part._parameters, part._buffers)

@@ -11,7 +11,7 @@ from qdiff.calibration.collect import collect
 from qdiff.calibration.data import CalibrationSet
 from qdiff.calibration.kept_steps import kept_steps
 from qdiff.calibration.measure import forward_seconds
-from qdiff.calibration.plan import clock
+from qdiff.calibration.plan import format_duration
 from qdiff.calls import Call
 from qdiff.files.journal import Journal
 from qdiff.pipelines.pipeline import Pipeline
@@ -120,7 +120,8 @@ class Run:
         for line in [*p.remarks(), *p.warnings(self.collects)]:
             print(line)
         each = forward_seconds(p.network, Call(p.example(MEASURED))) / MEASURED * p.rows
-        print(f"sampling: {p.images} images, {p.calls} steps, about {clock(each * p.calls * p.images)}, to {a.logdir}")
+        duration = format_duration(each * p.calls * p.images)
+        print(f"sampling: {p.images} images, {p.calls} steps, about {duration}, to {a.logdir}")
 
 
 def carry_out(pipeline: Pipeline) -> None:

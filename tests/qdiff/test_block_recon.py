@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from qdiff.adapters import Adapter
 from qdiff.block_recon import (
     Captured,
-    LearnedRounding,
-    LearnedSteps,
     Outcome,
     Schedule,
     block_loss,
@@ -20,6 +18,7 @@ from qdiff.block_recon import (
 from qdiff.calls import Call, Samples
 from qdiff.errors import UserError
 from qdiff.functional import lp_loss
+from qdiff.objectives import LearnedRounding, LearnedSteps
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_block import QuantBlock
 from qdiff.quant_layer import SplitQuantizer, UniformAffineQuantizer

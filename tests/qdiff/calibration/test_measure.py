@@ -7,15 +7,16 @@ import torch
 from torch import nn
 
 from qdiff.adapters import adapter_for
-from qdiff.block_recon import LearnedRounding, Schedule
+from qdiff.block_recon import Schedule
 from qdiff.calibration import measure
-from qdiff.calibration.measure import _ways, forward_seconds, make_plan
+from qdiff.calibration.measure import _prefix_seconds, forward_seconds, make_plan
 from qdiff.calibration.memory import peak_bytes
 from qdiff.calibration.partial_forward import block_call
 from qdiff.calibration.settings import CalibrationSettings
 from qdiff.calls import Call
 from qdiff.errors import UserError
 from qdiff.functional import lp_loss
+from qdiff.objectives import LearnedRounding
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
 from tests.tiny import tiny_network
@@ -25,7 +26,7 @@ from tests.tiny import tiny_network
 def clock(monkeypatch) -> SimpleNamespace:
     """A clock that goes on where the test says so."""
     clock = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(measure, "now", lambda x: clock.seconds)
+    monkeypatch.setattr(measure, "synchronized_time", lambda x: clock.seconds)
     return clock
 
 
@@ -75,11 +76,11 @@ def test_measured_on_a_network(clock):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules() if m is not slow)
 
 
-def test_ways():
+def test_prefix_seconds():
     """Called a, b, c, d; learned a, c, b, d: c is reached from behind a, d from behind b, which is passed then."""
     seconds = {"a": 1.0, "b": 2.0, "c": 4.0, "d": 8.0}
-    assert _ways(seconds, ["a", "c", "b", "d"]) == {"a": (1, 1), "c": (7, 7), "b": (3, 2), "d": (15, 14)}
-    assert _ways(seconds, list(seconds)) == {"a": (1, 1), "b": (3, 3), "c": (7, 6), "d": (15, 12)}
+    assert _prefix_seconds(seconds, ["a", "c", "b", "d"]) == {"a": (1, 1), "c": (7, 7), "b": (3, 2), "d": (15, 14)}
+    assert _prefix_seconds(seconds, list(seconds)) == {"a": (1, 1), "b": (3, 3), "c": (7, 6), "d": (15, 12)}
 
 
 def network(act: bool = True) -> QuantModel:
@@ -96,14 +97,14 @@ def test_without_a_budget_what_is_captured_and_kept_fits_beside_the_computing(tm
     settings = CalibrationSettings(2, Schedule(1, 1e-3), None)
     plenty = make_plan(network(), ONE, 100, settings, None)
     assert plenty.cached_samples == 100
-    free = plenty.working + 2 * plenty.captured + plenty.cached_bytes
+    free = plenty.working_bytes + 2 * plenty.captured_bytes + plenty.cached_bytes
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
     made = make_plan(network(), ONE, 100, settings, None)
-    assert made.budget == (free - made.working) // 2 and 0 < made.cached_samples < 100 and made.on_disk == 0
+    assert made.budget == (free - made.working_bytes) // 2 and 0 < made.cached_samples < 100 and made.on_disk_bytes == 0
     made.check(tmp_path, None)
     beforehand = make_plan(network(), ONE, 100, settings, None, data_in_memory=False)
-    assert beforehand.budget == (free - made.working - made.data_bytes) // 2
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=made.working - 1))
+    assert beforehand.budget == (free - made.working_bytes - made.data_bytes) // 2
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=made.working_bytes - 1))
     with pytest.raises(UserError, match="lower --cali_batch_size"):
         make_plan(network(), ONE, 100, settings, None).check(tmp_path, None)
 
