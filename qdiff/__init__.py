@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from qdiff.adaptive_rounding import AdaRoundQuantizer
     from qdiff.block_recon import Schedule, block_reconstruction
     from qdiff.calibration.data import CalibrationSet
-    from qdiff.calibration.job import CalibrationSettings, calibrate
+    from qdiff.calibration.job import calibrate
+    from qdiff.calibration.settings import CalibrationSettings
     from qdiff.checkpoints.load import load_as_written, load_quantized, save_quantized
     from qdiff.errors import UserError
     from qdiff.files.journal import Journal
@@ -24,7 +25,7 @@ _HOME = {
     "AdaRoundQuantizer": "qdiff.adaptive_rounding",
     "Adapter": "qdiff.adapters",
     "CalibrationSet": "qdiff.calibration.data",
-    "CalibrationSettings": "qdiff.calibration.job",
+    "CalibrationSettings": "qdiff.calibration.settings",
     "Journal": "qdiff.files.journal",
     "ProductKind": "qdiff.adapters",
     "QuantBlock": "qdiff.quant_block",

@@ -1,8 +1,11 @@
 """Crash-safe record of a job: one file per finished unit of work, written whole or not at all."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -39,12 +42,12 @@ class Journal:
     def _file(self, unit: str) -> Path:
         return self.folder / f"{unit}.safetensors"
 
-    def write(self, unit: str, tensors: Mapping[str, Tensor], info: Mapping[str, float] | None = None) -> None:
+    def write(self, unit: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> None:
         """Record a finished unit: its tensors, of any device, and numbers about it. Raises OSError if that fails."""
         with replacing(self._file(unit)) as partial:
             save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"info": json.dumps(info or {})})
 
-    def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, float]] | None:
+    def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return the tensors, on the CPU, and numbers of a unit; None if it must be redone: missing or damaged."""
         try:
             with utf8_name(self._file(unit)) as file, safe_open(file, "pt") as stored:
@@ -52,6 +55,13 @@ class Journal:
                 return {k: stored.get_tensor(k) for k in names}, json.loads((stored.metadata() or {})["info"])
         except (FileNotFoundError, SafetensorError, ValueError, KeyError):
             return None
+
+
+@contextmanager
+def temporary_journal() -> Iterator[Journal]:
+    """Give a journal in a temporary folder (see `tempfile.gettempdir`), which is removed at the end."""
+    with TemporaryDirectory(prefix="qdiff-") as folder:
+        yield Journal(Path(folder), {})
 
 
 def _check_same_job(record: Path, job: dict) -> None:

@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qdiff.adapters import adapter_for
-from qdiff.calibration.data import CalibrationSet, kept_steps
-from qdiff.calibration.job import CalibrationSettings, calibrate
+from qdiff.calibration.data import CalibrationSet
+from qdiff.calibration.job import calibrate
+from qdiff.calibration.kept_steps import kept_steps
 from qdiff.calibration.measure import make_plan
 from qdiff.calibration.plan import Plan
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.checkpoints.load import load_rounding, save_quantized
 from qdiff.files.digest import file_digest, tensors_digest
 from qdiff.files.journal import Journal

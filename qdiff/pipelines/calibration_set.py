@@ -1,7 +1,6 @@
 """The calibration set of a pipeline: read, or collected from its own sampling."""
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,9 @@ import torch
 from tqdm.auto import tqdm
 
 from qdiff.calibration.collect import collect
-from qdiff.calibration.data import CalibrationSet, kept_steps, read_calibration_data
+from qdiff.calibration.data import CalibrationSet, read_calibration_data
+from qdiff.calibration.kept_steps import kept_steps
+from qdiff.calls import Call
 from qdiff.errors import UserError
 from qdiff.files.journal import Journal
 from qdiff.pipelines.pipeline import Pipeline
@@ -54,7 +55,7 @@ def calibration_set(
         _check(data, example, "the network's own sampling")
         data.save(own)
     else:
-        source, conditions = s.path or own, len(example) > 2
+        source, conditions = s.path or own, len(example.tensors) > 2
         data = read_calibration_data(source, s.timesteps, s.samples, pipeline.cfg_copies, conditions=conditions)
         _check(data, example, f"'{source}'")
     if own.exists():  # also after a kill between saving and this
@@ -79,15 +80,15 @@ def _collected(pipeline: Pipeline, settings: DataSettings, journal: Journal, pro
         )
 
 
-def _check(data: CalibrationSet, example: Sequence[torch.Tensor], source: str) -> None:
+def _check(data: CalibrationSet, example: Call, source: str) -> None:
     """Check that data fit the network and are finite. Raises UserError."""
-    have, want = ([tuple(x.shape[1:]) for x in inputs] for inputs in (data.inputs, example))
+    have, want = ([tuple(x.shape[1:]) for x in call.tensors] for call in (data.call, example))
     if have != want:
         raise UserError(
             f"calibration data from {source} have the shapes {have}, the network takes {want}: give data of this "
             "network, or leave out --cali_data_path"
         )
-    if not all(torch.isfinite(x).all() for batch in data.batches(CHECKED) for x in batch):
+    if not all(torch.isfinite(x).all() for batch in data.batches(CHECKED) for x in batch.tensors):
         raise UserError(
             f"calibration data from {source} are not finite: check the weights, or give other data with "
             "--cali_data_path"

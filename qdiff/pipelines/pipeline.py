@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from diffusion.steps import Correction, Model, Noise, Sampler, Step, uncorrected
+from qdiff.calls import Call
 from qdiff.checkpoints.load import save_quantized
 from qdiff.config.networks import plain
 from qdiff.errors import UserError
@@ -134,8 +135,8 @@ class Pipeline(ABC, Generic[SamplingT]):
         return self.model_for(indices)
 
     @abstractmethod
-    def example(self, batch_size: int) -> tuple[Tensor, ...]:
-        """Return inputs of the network for a batch, as it takes them by position."""
+    def example(self, batch_size: int) -> Call:
+        """Return a call of the network with a batch."""
 
     def decode(self, x: Tensor) -> Tensor:
         """Turn the sampler's last x_prev into images (B, 1 or 3, H, W) of about -1..1."""

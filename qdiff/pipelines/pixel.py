@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from diffusion.steps import Model, check_schedule
 from qdiff.adapters.ddim.samplers import DDIM, DDPM, DPMSolver, clips, schedule, to_images
+from qdiff.calls import Call
 from qdiff.checkpoints.weights import load_weights
 from qdiff.config.pixel import build_network, load_config
 from qdiff.errors import UserError
@@ -93,9 +94,9 @@ class PixelPipeline(Pipeline[Sampling]):
     def model_for(self, indices: Sequence[int]) -> Model:
         return self.network
 
-    def example(self, batch_size: int) -> tuple[Tensor, Tensor]:
+    def example(self, batch_size: int) -> Call:
         x, _ = self.noise(range(batch_size))
-        return x, self._latest_timestep(batch_size)
+        return Call((x, self._latest_timestep(batch_size)))
 
     def decode(self, x: Tensor) -> Tensor:
         return to_images(x, self.config.data)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qdiff.block_recon import Schedule
-from qdiff.calibration.job import CalibrationSettings
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.cli import sample_ddim
 from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import parse

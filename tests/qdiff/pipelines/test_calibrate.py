@@ -15,10 +15,11 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from qdiff.calibration.data import CalibrationSet
 from qdiff.calibration.plan import Plan
+from qdiff.calls import Call
 from qdiff.checkpoints.quantized_file import read_quantized
 from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import parse
@@ -61,8 +62,8 @@ class Model:
     def __init__(self, network: nn.Module):
         self.network = network
 
-    def example(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        return torch.zeros(batch_size, 3, 8, 8), torch.zeros(batch_size, dtype=torch.long)
+    def example(self, batch_size: int) -> Call:
+        return Call((torch.zeros(batch_size, 3, 8, 8), torch.zeros(batch_size, dtype=torch.long)))
 
     def calibration_steps(self, indices: Sequence[int]) -> NoReturn:
         raise AssertionError("a collector takes its place")
@@ -125,7 +126,7 @@ def test_files_of_a_job(idle, tmp_path):
     again = job(tmp_path, collect=collect).run()
     assert (collect.calls, len(idle)) == (1, 1), "what is finished is loaded"
     with torch.no_grad():
-        assert torch.equal(again(*made.model.example(2)), model(*made.model.example(2)))
+        assert torch.equal(made.model.example(2)(again), made.model.example(2)(model))
     assert not again.training
 
 
