@@ -84,7 +84,7 @@ class ActSite:
     def freeze(self) -> None:
         """Replace the observers by their quantizers. Raises RuntimeError if no forward pass came here."""
         observed = self.quantizer
-        observers = [m for m in observed.modules() if isinstance(m, Observer)] if observed else []
+        observers = [m for m in observed.modules() if isinstance(m, Observer)] if observed is not None else []
         quantizers = [observer.quantizer for observer in observers if observer.quantizer]
         if not quantizers or len(quantizers) < len(observers):
             raise RuntimeError(f"{self.path}.{self.name} was never computed, so its range is unknown")

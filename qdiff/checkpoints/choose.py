@@ -18,21 +18,21 @@ def choose(
 ) -> tuple[StateDict, list[str]]:
     """Choose the state dict that holds a network's weights, under the network's names.
 
-    The weights may stand below any keys, under prefixes (`module.`, `_orig_mod.`, `model.`), beside an optimizer or
-    other networks.
+    A file may hold the weights below any keys, under prefixes (`module.`, `_orig_mod.`, `model.`), next to an optimizer
+    or other networks.
 
     Args:
         path: the file, for the error message.
         found: its state dicts; at least one.
-        wanted: the network's own state dict, of which only the names count.
-        averages: whether the averages are wanted where the file has both; None where nothing says it.
+        wanted: the network's own state dict; only its names are used.
+        averages: whether to take the averages if the file has both weights and averages; None if that is not known.
 
     Returns:
-        the state dict that holds at least `SHARE` of the names, and a phrase about each other that does. If none does,
-        the largest.
+        the state dict that holds at least `SHARE` of the names, and a phrase for the log about every other one that
+        does; the largest state dict if none does.
 
     Raises:
-        UserError: several remain.
+        UserError: several do, and `averages` does not decide between them.
     """
     fits = _distinct(part for state in found for part in _parts(state, wanted))
     if not fits:
