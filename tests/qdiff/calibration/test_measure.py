@@ -17,6 +17,7 @@ from qdiff.calls import Call
 from qdiff.errors import UserError
 from qdiff.functional import lp_loss
 from qdiff.objectives import LearnedRounding
+from qdiff.observers import Observer
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
 from tests.tiny import tiny_network
@@ -167,3 +168,12 @@ def test_planning_leaves_the_network_as_it_was():
     assert all(site.quantizer is None for site in model.sites())
     assert all(layer.rounding is None for layer in model.layers().values())
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+
+
+def test_planning_leaves_the_ranges_of_a_calibrated_network():
+    model = network()
+    with model.observing(Observer):
+        ONE(model)
+    before = [site.quantizer for site in model.sites()]
+    make_plan(model, ONE, 10, CalibrationSettings(2, None, Schedule(1, 1e-3)), 0)
+    assert all(site.quantizer is quantizer for site, quantizer in zip(model.sites(), before))
