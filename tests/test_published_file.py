@@ -1,4 +1,4 @@
-"""The Stable Diffusion commands of docs/paper_commands.md on the bundled text model, dressed up as the file that was published."""
+"""The Stable Diffusion commands of the documents on the bundled text model, dressed up as the published file."""
 
 import argparse
 import re
