@@ -1,19 +1,25 @@
-# `make demo` and `make test` do all the set-up; another Python: make demo PYTHON=python3.12
+# Another Python: make demo PYTHON=python3.12
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test matrix
+.PHONY: demo demo-full test matrix
+# One model in three versions, in a minute
 demo: $(INSTALLED)
 	$(RUN) scripts/demo.py $(ARGS)
+
+# Three models and more methods, in a quarter of an hour
+demo-full: $(INSTALLED)
+	$(RUN) scripts/demo_full.py --out demo/full $(ARGS)
 
 test: $(INSTALLED)
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
 	$(RUN) -m pytest $(ARGS)
 
-# Every promised version of PyTorch, in environments of its own; see CONTRIBUTING.md
+# Every supported version of PyTorch, in environments of their own; see docs/testing.md
 matrix:
 	@$(PYTHON) tests/matrix.py $(ARGS)
 

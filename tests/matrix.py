@@ -47,7 +47,7 @@ class Outcome:
 
     @property
     def row(self) -> str:
-        """A row of the table in CONTRIBUTING.md."""
+        """A row of the table in docs/testing.md."""
         passed = f"{self.passed:,}" + (f", {self.failed:,} failed" if self.failed else "")
         minutes, seconds = divmod(round(self.seconds), 60)
         return f"| {' | '.join(self.versions)} | {self.threads} | {passed} | {minutes}:{seconds:02d} |"

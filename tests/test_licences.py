@@ -62,6 +62,8 @@ def test_the_wheel_has_the_licence_the_notices_and_the_texts():
     assert files == {ROOT / "LICENSE", NOTICES, *(ROOT / "LICENSES").iterdir()}
 
 
-def test_the_readme_names_the_terms_of_weights():
-    assert "(THIRD_PARTY_NOTICES.md)" in section(ROOT / "README.md", "## Licence")
-    assert "CreativeML Open RAIL-M" in section(ROOT / "README.md", "## Command lines of the paper")
+def test_the_documents_name_the_terms_of_weights():
+    readme = section(ROOT / "README.md", "## Licence")
+    assert "(THIRD_PARTY_NOTICES.md)" in readme and "(docs/paper_commands.md#terms-of-published-weights)" in readme
+    commands = ROOT / "docs" / "paper_commands.md"
+    assert "CreativeML Open RAIL-M" in section(commands, "## Terms of published weights")

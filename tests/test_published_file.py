@@ -1,4 +1,4 @@
-"""The README's Stable Diffusion commands on the bundled text model, dressed up as the file that was published."""
+"""The Stable Diffusion commands of the documents on the bundled text model, dressed up as the published file."""
 
 import argparse
 import re
@@ -14,8 +14,9 @@ from qdiff.files.images import read_images
 from tests.command_line import Ended, script
 
 ROOT = Path(__file__).parents[1]
+PAPER = ROOT / "docs" / "paper_commands.md"
 BUNDLED = ROOT / "models" / "ldm" / "emoji64-txt2img"
-COMMANDS = re.findall(r"^python scripts/txt2img\.py (.*<.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+COMMANDS = re.findall(r"^python scripts/txt2img\.py (.*<.*)$", PAPER.read_text(), re.MULTILINE)
 SHORT = "--ddim_steps 4 --n_samples 2 --n_iter 1 --device cpu"
 LITTLE = "--cali_st 2 --cali_n 1 --cali_batch_size 2 --cali_iters 1 --cali_iters_a 1"
 
@@ -46,14 +47,14 @@ def published(tmp_path_factory) -> Path:
 
 
 def run(command: str, published: Path, out: Path, *more: str, **blanks: object) -> Ended:
-    """A command of the README with its blanks filled in."""
+    """A command of the document with its blanks filled in."""
     for name, value in blanks.items():
         command = re.sub(f"<{name}[^>]*>", str(value), command)
     where = f"--config {BUNDLED / 'config.yaml'} --ckpt {published} --clip_path {BUNDLED} {SHORT}"
     return script("txt2img.py", *shlex.split(f"{command} {where}"), "--outdir", out, *more)
 
 
-def test_every_command_of_the_readme(published, tmp_path):
+def test_every_command_of_the_document(published, tmp_path):
     """In full precision, calibrated briefly, and sampled with what was calibrated."""
     *sample, calibrate = COMMANDS
     assert len(sample) == 2 and all("--resume" in command for command in sample)

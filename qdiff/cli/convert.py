@@ -16,22 +16,22 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m qdiff convert",
         usage="%(prog)s FILE --config FILE -o FILE [flags]",
-        description="Turn a calibrated checkpoint of the original into one of ours: the same codes, packed.",
+        description="Convert a calibrated checkpoint of the original to our format: the same codes, packed.",
         epilog=EXAMPLE,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="calibrated checkpoint as the original saved it (.pth)")
+    parser.add_argument("file", type=Path, metavar="FILE", help="calibrated checkpoint of the original (.pth)")
     add = parser.group("files")
-    add("--config", required=True, type=Path, metavar="FILE", help="YAML of its network")
-    add("-o", "--out", required=True, type=Path, metavar="FILE", help="where to write, a .safetensors file")
+    add("--config", required=True, type=Path, metavar="FILE", help="YAML of its network (required)")
+    add("-o", "--out", required=True, type=Path, metavar="FILE", help="file to write, .safetensors (required)")
     add("--force", action="store_true", help="replace --out if it exists")
     add = parser.group("how it was calibrated")
-    add("--weight_bit", help="bits of a weight (default: what the step sizes show)", **number(int, 2, 8))
-    add("--split", action="store_true", help="shortcut layers were quantized in two slices")
-    add("--quant_act", action="store_true", help="keep the activation step sizes too")
+    add("--weight_bit", help="bits per weight (default: inferred from the step sizes)", **number(int, 2, 8))
+    add("--split", action="store_true", help="if shortcut layers were quantized in two slices")
+    add("--quant_act", action="store_true", help="convert the activation step sizes too")
     acts = ("--quant_act",)
-    add("--act_bit", default=8, needs=acts, help="bits of an activation", **number(int, 2, 8))
-    add("--a_sym", action="store_true", needs=acts, help="activation ranges were symmetric around zero")
-    add("--sm_abit", default=8, needs=acts, help="bits of attention after its softmax", **number(int, 2, 16))
+    add("--act_bit", default=8, needs=acts, help="bits per activation", **number(int, 2, 8))
+    add("--a_sym", action="store_true", needs=acts, help="if activation ranges were symmetric around zero")
+    add("--sm_abit", default=8, needs=acts, help="bits per attention weight, after the softmax", **number(int, 2, 16))
     return parser
 
 

@@ -13,7 +13,7 @@ EXAMPLES = """examples:
   calibrate, save and sample with 4-bit weights and 8-bit activations
     python scripts/%(prog)s --config configs/emoji32.yml --timesteps 50 --skip_type quad --max_images 64 \\
       --ptq --weight_bit 4 --quant_act --split --cali_st 20 --cali_n 256 -l runs/w4a8
-  sample with a checkpoint that is calibrated already
+  sample with a calibrated checkpoint
     python scripts/%(prog)s --config configs/cifar10.yml --use_pretrained --timesteps 100 --skip_type quad \\
       --ptq --weight_bit 4 --quant_act --a_sym --split --resume --cali_ckpt FILE -l runs/cifar10
 """
@@ -33,17 +33,17 @@ def ddim_parser() -> Parser:
         required=True,
         type=Path,
         metavar="FILE",
-        help="YAML of the model, required; without --ckpt and --use_pretrained the weights are the file that its key "
-        "model.weights names, relative to the YAML",
+        help="YAML of the model (required); without --ckpt and --use_pretrained, its key model.weights names "
+        "the weights, relative to the YAML",
     )
     add(
         "--ckpt",
         type=Path,
         metavar="FILE",
         excludes=("--use_pretrained",),
-        help="full-precision weights, .safetensors, .pth or .ckpt (default: see --config)",
+        help="full-precision weights: .safetensors, .pth or .ckpt (default: see --config)",
     )
-    add("--use_pretrained", action="store_true", help="published weights, downloaded once and verified")
+    add("--use_pretrained", action="store_true", help="download the published weights once, and verify them")
     running(parser, "-l", "--logdir", folder=Path("runs/ddim"), seed=1234)
     _ddim_sampling(parser)
     quantization(parser)
@@ -54,20 +54,20 @@ def ddim_parser() -> Parser:
 
 def _ddim_sampling(parser: Parser) -> None:
     add = parser.group("sampling")
-    add("--max_images", default=50000, help="images to make", **number(int, 1))
-    add("--batch_size", help="images at a time (default: sampling.batch_size of --config)", **number(int, 1))
+    add("--max_images", default=50000, help="number of images to sample", **number(int, 1))
+    add("--batch_size", help="images per batch (default: sampling.batch_size of --config)", **number(int, 1))
     add("--timesteps", default=1000, help="sampling steps", **number(int, 1))
-    add("--skip_type", default="uniform", help="spacing of the steps", **choice("uniform", "quad"))
+    add("--skip_type", default="uniform", help="spacing of the sampling steps", **choice("uniform", "quad"))
     add(
         "--sample_type",
         default="generalized",
-        help="DDIM, DPM-Solver++ or DDPM",
+        help="sampler: DDIM, DPM-Solver++ or DDPM",
         **choice("generalized", "dpm_solver", "ddpm_noisy"),
     )
-    add("--eta", default=0.0, help="noise of generalized: 0 as DDIM, 1 as DDPM", **number(float, 0, 1))
+    add("--eta", default=0.0, help="noise of generalized: 0 is deterministic DDIM, 1 is DDPM", **number(float, 0, 1))
     add("--dpm_order", default=3, help="order of dpm_solver", **number(int, 1, 3))
-    add("--dpm_method", default="singlestep", help="kind of dpm_solver", **choice("singlestep", "multistep"))
-    add("--sequence", action="store_true", help="keep the pictures of every step, not of the last alone")
+    add("--dpm_method", default="singlestep", help="variant of dpm_solver", **choice("singlestep", "multistep"))
+    add("--sequence", action="store_true", help="keep the images of every sampling step, not only of the last")
 
 
 def _check_sampler(args: argparse.Namespace, given: set[str]) -> None:

@@ -26,13 +26,13 @@ def running(parser: Parser, *folder_names: str, folder: Path, seed: int | None) 
         type=Path,
         default=folder,
         metavar="DIR",
-        help="folder of the run; the same command continues it",
+        help="folder of the run; the same command again resumes it",
     )
     add(
         "--seed",
         default=seed,
         required=seed is None,
-        help="image i depends on this and on i, not on the batch size",
+        help="random seed; image i depends on it and on i, not on the batch size",
         **number(int, 0, 2**32 - 1),  # what numpy's generators take
     )
     add(
@@ -40,70 +40,76 @@ def running(parser: Parser, *folder_names: str, folder: Path, seed: int | None) 
         default="auto",
         type=_device,
         metavar="auto|cpu|cuda|cuda:N|mps",
-        help="where to compute; auto: cuda, else mps, else cpu",
+        help="where to compute; auto takes cuda, else mps, else cpu",
     )
-    add("--dry_run", "--dry-run", action="store_true", help="print the plan (blocks, sizes, memory, time) and stop")
-    add("--verbose", action="store_true", help="log more")
+    add("--dry_run", "--dry-run", action="store_true", help="print the plan (blocks, sizes, memory, time) and exit")
+    add("--verbose", action="store_true", help="log in more detail, to the console as well")
 
 
 def quantization(parser: Parser) -> None:
     """Flags that say what is quantized and how."""
     add = parser.group("quantization")
-    add("--ptq", action="store_true", help="quantize; without it everything is in full precision")
+    add("--ptq", action="store_true", help="quantize the network; without it everything runs in full precision")
     add(
         "--quant_mode",
         default="qdiff",
         needs=PTQ,
-        help="qdiff: learned rounding and step sizes; linear: nearest rounding, min-max ranges",
+        help="qdiff: learn roundings and step sizes; linear: round to nearest, with min-max ranges",
         **choice("qdiff", "linear"),
     )
-    add("--weight_bit", default=8, needs=PTQ, help="bits of a weight", **number(int, 2, 8))
-    add("--quant_act", action="store_true", needs=PTQ, help="quantize the activations too")
-    add("--act_bit", default=8, needs=ACTIVATIONS, help="bits of an activation", **number(int, 2, 8))
-    add("--sm_abit", default=8, needs=ACTIVATIONS, help="bits of attention after its softmax", **number(int, 2, 16))
-    add("--a_sym", action="store_true", needs=ACTIVATIONS, help="activation ranges symmetric around zero")
+    add("--weight_bit", default=8, needs=PTQ, help="bits per weight", **number(int, 2, 8))
+    add("--quant_act", action="store_true", needs=PTQ, help="quantize activations too")
+    add("--act_bit", default=8, needs=ACTIVATIONS, help="bits per activation", **number(int, 2, 8))
+    add(
+        "--sm_abit",
+        default=8,
+        needs=ACTIVATIONS,
+        help="bits per attention weight, after the softmax",
+        **number(int, 2, 16),
+    )
+    add("--a_sym", action="store_true", needs=ACTIVATIONS, help="make activation ranges symmetric around zero")
     add(
         "--a_min_max",
         action="store_true",
         needs=ACTIVATIONS,
-        help="activation ranges from the extremes, not from a search",
+        help="take activation ranges from the extremes instead of a search",
     )
     add(
         "--split",
         action="store_true",
         needs=PTQ,
-        help="quantize shortcut layers in two slices, channels from below and from the skip connection",
+        help="quantize shortcut layers in two slices: channels from the layer below and from the skip connection",
     )
     add(
         "--cond",
         action="store_true",
-        help="accepted as in the paper's commands; conditions always have part in calibration",
+        help="accepted for the paper's commands; calibration always includes the conditions",
     )
     add(
         "--resume",
         action="store_true",
         needs=(*PTQ, "--cali_ckpt"),
-        help="calibrate nothing: take --cali_ckpt as it is",
+        help="do not calibrate: use --cali_ckpt as it is",
     )
     add(
         "--resume_w",
         action="store_true",
         needs=(*ACTIVATIONS, "--cali_ckpt"),
         excludes=("--resume",),
-        help="take the weights of --cali_ckpt, calibrate only the activations",
+        help="take the weights of --cali_ckpt and calibrate only the activations",
     )
     add(
         "--cali_ckpt",
         type=Path,
         metavar="FILE",
         needs=(*PTQ, "--resume or --resume_w"),
-        help="calibrated checkpoint, ours or as the original saved it",
+        help="calibrated checkpoint, ours or the original's",
     )
     add(
         "--low_memory",
         action="store_true",
         needs=(*PTQ, "--resume"),
-        help="keep weights packed and compute their values in every call: slower, at 4 bits an eighth of the memory",
+        help="keep weights packed and dequantize them in every call: slower, an eighth of the memory at 4 bits",
     )
 
 
@@ -114,30 +120,30 @@ def calibration(parser: Parser) -> None:
         "--cali_data_path",
         type=Path,
         metavar="FILE",
-        help="calibration data (default: collected from the model's own sampling, kept in the run's folder)",
+        help="calibration data (default: collect them from the model's own sampling, keep them in the run's folder)",
     )
-    add("--cali_st", default=1, help="how many of the sampling steps give data", **number(int, 1))
-    add("--cali_n", default=1024, help="samples taken at each of these steps", **number(int, 1))
-    add("--cali_batch_size", default=32, help="samples in an iteration", **number(int, 1))
-    add("--cali_iters", default=20000, help="iterations a block, rounding of the weights", **number(int, 1))
-    add("--cali_lr_w", default=1e-3, help="learning rate, rounding of the weights", **number(float, 1e-8, 1))
+    add("--cali_st", default=1, help="number of sampling steps at which data are collected", **number(int, 1))
+    add("--cali_n", default=1024, help="samples collected at each of these steps", **number(int, 1))
+    add("--cali_batch_size", default=32, help="samples per iteration", **number(int, 1))
+    add("--cali_iters", default=20000, help="iterations per block, rounding of weights", **number(int, 1))
+    add("--cali_lr_w", default=1e-3, help="learning rate, rounding of weights", **number(float, 1e-8, 1))
     add(
         "--cali_memory",
-        help="GiB for the captured inputs and outputs of a block, and for outputs of finished ones where there is room "
-        "(default: half of the memory that computing leaves free)",
+        help="GiB for the captured inputs and outputs of a block and, if there is room, for cached outputs of finished "
+        "blocks (default: half of the memory that computing leaves free)",
         **number(float, 0.01, 65536),
     )
     add_act = partial(add, needs=ACTIVATIONS)
-    add_act("--cali_iters_a", default=5000, help="iterations a block, activation step sizes", **number(int, 1))
+    add_act("--cali_iters_a", default=5000, help="iterations per block, activation step sizes", **number(int, 1))
     add_act("--cali_lr", default=4e-4, help="learning rate, activation step sizes", **number(float, 1e-8, 1))
-    add_act("--cali_p", default=2.4, help="p of the L_p loss, activation step sizes", **number(float, 1, 10))
-    add_act("--cali_range_n", default=256, help="samples on which activation ranges are searched", **number(int, 1))
-    add_act("--running_stat", action="store_true", help="activation ranges as running averages over the data")
+    add_act("--cali_p", default=2.4, help="exponent p of the L_p loss, activation step sizes", **number(float, 1, 10))
+    add_act("--cali_range_n", default=256, help="samples used to search activation ranges", **number(int, 1))
+    add_act("--running_stat", action="store_true", help="take activation ranges from running averages over the data")
     add_act(
         "--rs_sm_only",
         action="store_true",
         needs=(*ACTIVATIONS, "--running_stat"),
-        help="running averages only for attention after its softmax",
+        help="use running averages only for attention weights, after the softmax",
     )
 
 

@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser(
         prog="python -m qdiff inspect",
         usage="%(prog)s FILE",
-        description="Tell what a checkpoint holds, ours or another's, and whether it is whole.",
+        description="Show what a checkpoint of any kind holds, and whether it is intact.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the checkpoint")
     path = parse(parser, argv).file

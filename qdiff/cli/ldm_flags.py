@@ -8,16 +8,16 @@ from qdiff.cli.parser import Parser, number
 from qdiff.errors import UserError
 
 EXAMPLES = """examples:
-  in full precision, two categories side by side
+  in full precision, two classes side by side
     python scripts/%(prog)s -r models/ldm/emoji64 --classes 2,6 --n_samples_per_class 8 --scale 3 -c 50 \\
       --seed 41 -l runs/latent
   calibrate, save and sample with 4-bit weights and 8-bit activations
     python scripts/%(prog)s -r models/ldm/emoji64 -n 36 --scale 3 -c 50 --seed 41 \\
       --ptq --weight_bit 4 --quant_act --cali_st 10 --cali_n 32 -l runs/latent_w4a8
-  sample with a checkpoint that is calibrated already
+  sample with a calibrated checkpoint
     python scripts/%(prog)s -r models/ldm/lsun_beds256/model.ckpt -n 20 --batch_size 10 -c 200 -e 1.0 --seed 41 \\
       --ptq --weight_bit 4 --quant_act --a_sym --resume --cali_ckpt FILE -l runs/bedrooms
-  with another parameter of the model: larger latents, so pictures of 96 x 96
+  change a parameter of the model: larger latents give images of 96 x 96
     python scripts/%(prog)s -r models/ldm/emoji64 -n 9 --seed 41 -l runs/large model.params.image_size=24
 """
 
@@ -38,7 +38,7 @@ def ldm_parser() -> Parser:
         required=True,
         type=Path,
         metavar="MODEL",
-        help="checkpoint, or the folder that holds model.ckpt (or model.safetensors) and config.yaml; required",
+        help="checkpoint, or folder with model.ckpt (or model.safetensors) and config.yaml (required)",
     )
     add("--config", type=Path, metavar="FILE", help="YAML of the model (default: config.yaml beside the checkpoint)")
     running(parser, "-l", "--logdir", folder=Path("runs/ldm"), seed=None)
@@ -52,11 +52,11 @@ def ldm_parser() -> Parser:
 
 def _sampling(parser: Parser) -> None:
     add = parser.group("sampling")
-    add("-n", "--n_samples", default=50000, help="images to make", **number(int, 1))
-    add("--batch_size", default=10, help="images at a time", **number(int, 1))
+    add("-n", "--n_samples", default=50000, help="number of images to sample", **number(int, 1))
+    add("--batch_size", default=10, help="images per batch", **number(int, 1))
     add("-c", "--custom_steps", default=50, help="sampling steps", **number(int, 1))
-    add("-e", "--eta", default=1.0, help="noise of DDIM: 0 none, 1 as DDPM", **number(float, 0, 1))
-    add("--dpm", action="store_true", help="DPM-Solver++, multistep of order 2, instead of DDIM")
+    add("-e", "--eta", default=1.0, help="noise of DDIM: 0 is deterministic, 1 is DDPM", **number(float, 0, 1))
+    add("--dpm", action="store_true", help="DPM-Solver++ (multistep, order 2) instead of DDIM")
     add(
         "-v",
         "--vanilla_sample",
@@ -67,25 +67,25 @@ def _sampling(parser: Parser) -> None:
 
 
 def _classes(parser: Parser) -> None:
-    add = parser.group("classes, for a class-conditional model")
+    add = parser.group("classes (class-conditional models)")
     add(
         "--classes",
         type=_numbers,
         metavar="I,J,...",
-        help="image i gets the i-th of these, from the start again after the last (default: all that are real)",
+        help="image i gets the i-th of these, starting over after the last (default: all but the null class)",
     )
     add(
         "--n_samples_per_class",
         needs=("--classes",),
         excludes=("--n_samples",),
-        help="images of each of --classes",
+        help="images per class, instead of --n_samples",
         **number(int, 1),
     )
     add(
         "--scale",
         default=1.0,
-        help="guidance, in calibration as in sampling: 1 is none, more brings out the class; needs a class that stands "
-        "for none, which is the last of 1001 or the configuration's null_class",
+        help="classifier-free guidance scale, in calibration and sampling; 1 disables it; needs a null class: the last "
+        "of 1001, or the configuration's null_class",
         **number(float, 0, 100),
     )
 

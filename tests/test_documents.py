@@ -1,0 +1,299 @@
+"""What the documents say is run, parsed or looked up.
+
+`python -m tests.test_documents` writes docs/help again. Python 3.13 formats help texts differently, so they are written
+and compared with 3.10 to 3.12, which agree.
+"""
+
+import argparse
+import os
+import re
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from qdiff.cli import convert, inspect, parser
+from tests import markdown
+from tests.command_line import qdiff, script
+from tests.test_imports import FLOW
+
+ROOT = Path(__file__).parents[1]
+README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+CARDS = sorted((ROOT / "models").glob("*/*/README.md"))
+DOCUMENTS = [README, CHANGELOG, ROOT / "CONTRIBUTING.md", ROOT / "THIRD_PARTY_NOTICES.md", *DOCS, *CARDS]
+TEXTS = {path.relative_to(ROOT).as_posix(): markdown.read(path) for path in DOCUMENTS}
+
+HELP = ROOT / "docs" / "help"
+SCRIPTS = ("sample_diffusion_ddim", "sample_diffusion_ldm", "txt2img", "demo", "demo_full")
+VERBS = ("inspect", "convert")
+SMALL = {  # of the Python blocks, which would take minutes
+    r"\b((?:act_)?iterations|timesteps)=\d+": r"\1=2",
+    r"\bsteps=\d+": "steps=4",
+    r"\bsamples=\d+": "samples=1, batch_size=2",
+    r"\brange\(16\)": "range(2)",
+    r"\bSchedule\(\d+": "Schedule(2",
+}
+ELSEWHERE = {"models/ldm/stable-diffusion-v1/model.ckpt"}  # files that users bring
+FLAGS_ELSEWHERE = {"--only", "--batch", "--init", "--devices"}  # of benchmarks and of training
+
+
+# ---- help texts
+
+
+def help_text(name: str) -> str:
+    """Return what `--help` prints in a terminal of 100 columns, in the root of the repository."""
+    with mock.patch.dict(os.environ, COLUMNS="100"):
+        return (qdiff(name, "--help") if name in VERBS else script(f"{name}.py", "--help")).out
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="formats help texts differently")
+@pytest.mark.parametrize("name", [*SCRIPTS, *VERBS])
+def test_help(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    written = markdown.read(HELP / f"{name}.txt")
+    assert help_text(name) == written, "python -m tests.test_documents writes it again"
+
+
+def test_every_help_text_has_its_program():
+    assert {path.stem for path in HELP.iterdir()} == {*SCRIPTS, *VERBS}
+
+
+# ---- command lines
+
+
+def targets() -> set[str]:
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", markdown.read(ROOT / "Makefile"), re.MULTILINE)
+    return set(phony.split())
+
+
+class Parsed(BaseException):
+    """The command line is parsed, which is all that a test asks."""
+
+
+def parse_only(monkeypatch: pytest.MonkeyPatch, words: Sequence[str]) -> None:
+    """Run a command up to the end of its own parsing. Raises `Parsed`, or whatever the parser raises."""
+    real, real_args = parser.parse, argparse.ArgumentParser.parse_args
+
+    def stop(*args, **kwargs):
+        real(*args, **kwargs)
+        raise Parsed
+
+    def stop_args(self, *args, **kwargs):
+        real_args(self, *args, **kwargs)
+        raise Parsed
+
+    for module in (parser, inspect, convert):
+        monkeypatch.setattr(module, "parse", stop)
+    program, *argv = words
+    if program == "-m":
+        return import_module("qdiff.__main__").VERBS[argv[1]](argv[2:])
+    if not re.search("sample|txt2img|demo", program):
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop_args)
+        monkeypatch.syspath_prepend(ROOT / Path(program).parent)
+    monkeypatch.setattr(sys, "argv", [program, *argv])
+    runpy.run_path(str(ROOT / program))["main"]()
+
+
+COMMANDS = [(name, words) for name, text in TEXTS.items() for words in markdown.commands(text)]
+
+
+def test_there_are_commands():
+    assert len([words for name, words in COMMANDS if name == "README.md"]) > 8
+    assert len([words for name, words in COMMANDS if name == "docs/paper_commands.md"]) > 12
+
+
+@pytest.mark.parametrize("words", [words for _, words in COMMANDS], ids=lambda words: " ".join(words)[:60])
+def test_a_command_is_accepted(words, monkeypatch):
+    if words[0] == "make":
+        assert {word for word in words[1:] if "=" not in word} <= targets()
+    elif words[:-1] == ["python", "-m", "qdiff"]:  # named without its flags
+        assert words[-1] in VERBS
+    else:
+        with pytest.raises(Parsed):
+            parse_only(monkeypatch, words[1:])
+
+
+def test_a_wrong_command_is_not_accepted(monkeypatch):
+    for command in (
+        "scripts/txt2img.py --prompt x --weight_bit 4",
+        "scripts/sample_diffusion_ldm.py -r x",
+        "-m qdiff inspect",
+    ):
+        with pytest.raises(Exception, match=r"needs|missing|required"):
+            parse_only(monkeypatch, command.split())
+
+
+def flags() -> Iterator[tuple[str, str]]:
+    for name, text in TEXTS.items():
+        yield from ((name, span.split()[0]) for span in markdown.spans(text) if re.match("--?[a-z]", span))
+
+
+def test_flags_exist():
+    known = FLAGS_ELSEWHERE.union(*(re.findall(r"(?<!\S)--?\w[\w-]*", markdown.read(path)) for path in HELP.iterdir()))
+    assert [(name, flag) for name, flag in flags() if flag not in known] == []
+
+
+# ---- Python
+
+
+def with_small_numbers(code: str) -> str:
+    for pattern, small in SMALL.items():
+        code = re.sub(pattern, small, code)
+    return code
+
+
+def run_blocks(path: Path) -> dict:
+    """Run the Python blocks of a document in order, with small numbers; return its names."""
+    names: dict = {"__name__": path.stem}
+    for block in markdown.blocks(markdown.read(path), "python"):
+        exec(compile(with_small_numbers(block), path.name, "exec"), names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Iterator[Path]:
+    """A folder that looks like the root of the repository, and is the working directory."""
+    folder, before = tmp_path_factory.mktemp("root"), Path.cwd()
+    for name in ("configs", "models"):
+        (folder / name).symlink_to(ROOT / name)
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def readme(root) -> dict:
+    return run_blocks(README)
+
+
+@pytest.mark.slow
+def test_the_readme_runs(readme, root):
+    assert readme["images"].tensor.shape == (8, 3, 32, 32)
+    assert (root / "first.png").exists()
+    assert torch.equal(readme["quantized"].sample(2).tensor, readme["again"].sample(2).tensor)
+    assert not torch.equal(readme["quantized"].sample(2).tensor, readme["pipe"].sample(2).tensor)
+
+
+@pytest.mark.slow
+def test_the_python_document_runs(root):
+    names = run_blocks(ROOT / "docs" / "python.md")
+    layers = names["model"].layers()
+    assert {path for path, layer in layers.items() if layer.weight_quantizer.quantizers()[0].spec.bits == 8} == {
+        "model.conv_in",
+        "model.conv_out",
+    }
+    assert names["eps"].shape == (1, 3, 32, 32)
+
+
+def test_a_network_of_your_own_runs(root):
+    names = run_blocks(ROOT / "docs" / "adding_a_model.md")
+    *_, last = names["sample"](names["model"])
+    assert torch.equal(last.x_prev, names["last"].x_prev)
+
+
+def test_a_reader_without_this_package_gives_the_weights(readme):
+    names = run_blocks(ROOT / "docs" / "file_format.md")
+    layer = readme["again"].network.layers()["model.conv_in"]
+    assert torch.equal(torch.as_tensor(names["weight"]).float(), layer.quantized_weight())
+
+
+def test_every_python_block_is_run():
+    run = {"README.md", "docs/python.md", "docs/adding_a_model.md", "docs/file_format.md"}
+    assert {name for name, text in TEXTS.items() if markdown.blocks(text, "python")} == run
+
+
+# ---- names, files, links
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_somewhere(name):
+    for link in markdown.links(TEXTS[name]):
+        file, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / file if file else ROOT / name
+        assert target.exists(), link
+        assert not anchor or anchor in markdown.anchors(markdown.read(target)), link
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_files_exist(name):
+    folders = "qdiff|ddim|ldm|diffusion|scripts|tests|docs|configs|models|benchmarks"
+    for span in {*markdown.spans(TEXTS[name])} - ELSEWHERE:
+        if re.fullmatch(rf"({folders})/[\w./*-]+", span):
+            assert any(ROOT.glob(span)), span
+
+
+def resolved(name: str) -> object:
+    """Return what a dotted name means. Raises AttributeError if it means nothing."""
+    parts = name.split(".")
+    modules = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    module = next(m for m in modules if is_module(m))
+    found = import_module(module)
+    for part in parts[module.count(".") + 1 :]:
+        found = getattr(found, part)
+    return found
+
+
+def is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+MOVED = re.findall(r"^\| `([\w.]+)` \| `([\w.]+)` \|$", TEXTS["CHANGELOG.md"], re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_names_exist(name):
+    for span in {*markdown.spans(TEXTS[name])} - {before for before, _ in MOVED}:
+        if re.fullmatch(r"(qdiff|ddim|ldm|diffusion)(\.\w+)+", span):
+            resolved(span)
+
+
+def test_modules_moved_as_the_changelog_says():
+    assert len(MOVED) > 20
+    assert [before for before, _ in MOVED if is_module(before)] == []
+    assert [now for _, now in MOVED if not is_module(now)] == []
+
+
+# ---- the README's shape
+
+
+def test_documents_that_are_read_first_are_short():
+    assert len(TEXTS["README.md"].splitlines()) <= 150
+    assert len(TEXTS["CONTRIBUTING.md"].splitlines()) <= 40
+
+
+def tree() -> tuple[list[str], list[str]]:
+    """Return the rooms of the README's architecture block: folders of the repository, and rooms of qdiff."""
+    (block,) = [block for block in markdown.blocks(TEXTS["README.md"], "") if "qdiff/ " in block]
+    names = [re.match(r"( *)(.+?)  ", line).groups() for line in block.splitlines()]
+    return [name for indent, name in names if not indent], [n for i, names_ in names if i for n in names_.split(", ")]
+
+
+def test_the_tree_is_that_of_the_repository():
+    folders, rooms = tree()
+    assert set(folders) == {f"{path.name}/" for path in ROOT.glob("[a-z]*") if any(path.glob("*.py"))}
+    modules = {path.stem for path in (ROOT / "qdiff").glob("*.py")} - {"__init__"}
+    packages = {f"{path.parent.name}/" for path in (ROOT / "qdiff").glob("*/__init__.py")}
+    assert sorted(rooms) == sorted(modules | packages)
+
+
+def test_each_line_of_the_tree_imports_only_lines_above_it():
+    line = {room: i for i, rooms in enumerate(FLOW) for room in rooms}
+    order = [line[room.rstrip("/")] for room in tree()[1]]
+    assert order == sorted(order)
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    HELP.mkdir(exist_ok=True)
+    for program in (*SCRIPTS, *VERBS):
+        (HELP / f"{program}.txt").write_text(help_text(program), encoding="utf-8")
