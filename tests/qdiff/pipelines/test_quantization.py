@@ -212,7 +212,7 @@ def other_weights() -> nn.Module:
 )
 def test_an_interrupted_job_is_not_continued_with_other(what, line, options, interrupted, idle):
     line = refusal(job(interrupted, line, **options))
-    assert f"a calibration with other {what} (" in line and "use another -l" in line
+    assert f"holds results for other {what} (" in line and "use another -l" in line
     assert idle == []
 
 
@@ -221,7 +221,7 @@ def test_an_interrupted_job_is_not_continued_with_other_data(interrupted, idle):
     touched = ONES.inputs[0].clone()
     touched[5, 2, 7, 7] += 1e-6
     collect = Collector(CalibrationSet((touched, ONES.inputs[1])))
-    assert "a calibration with other data (" in refusal(job(interrupted, collect=collect))
+    assert "holds results for other data (" in refusal(job(interrupted, collect=collect))
 
 
 def test_the_weights_of_another_checkpoint_are_another_job(tmp_path):
@@ -233,7 +233,7 @@ def test_the_weights_of_another_checkpoint_are_another_job(tmp_path):
     record = json.loads((tmp_path / "c" / "journal" / "job.json").read_text())
     content = (tmp_path / "a" / "quantized.safetensors").read_bytes()
     assert record["cali_ckpt"] == hashlib.sha256(content).hexdigest()
-    assert "a calibration with other cali_ckpt (" in refusal(job(tmp_path / "c", line.format(tmp_path / "b")))
+    assert "holds results for other cali_ckpt (" in refusal(job(tmp_path / "c", line.format(tmp_path / "b")))
 
 
 # Data that do not fit
