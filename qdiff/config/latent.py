@@ -139,7 +139,7 @@ def _override(config: DictConfig, word: str, path: Path) -> None:
     try:
         value = OmegaConf.select(OmegaConf.from_dotlist([word]), key)
     except (YAMLError, OmegaConfBaseException) as e:
-        raise UserError(f"'{word}' is not valid YAML ({one_line(e)}): correct it") from e
+        raise UserError(f"'{word}' has no valid value ({one_line(e)}): correct it") from e
     before = OmegaConf.select(config, key)
     kinds = _kinds(parameters[key]) if key in parameters else [type(before)]
     if kinds != [NoneType] and type(value) not in kinds and not (type(value) is int and float in kinds):
