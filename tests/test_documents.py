@@ -274,7 +274,7 @@ def test_documents_that_are_read_first_are_short():
 def tree() -> tuple[list[str], list[str]]:
     """Return the rooms of the README's architecture block: folders of the repository, and rooms of qdiff."""
     (block,) = [block for block in markdown.blocks(TEXTS["README.md"], "") if "qdiff/ " in block]
-    names = [re.match(r"( *)(.+?)  ", line).groups() for line in block.splitlines()]
+    names = [re.match(r"( *)((?:\S+, )*\S+) ", line).groups() for line in block.splitlines()]
     return [name for indent, name in names if not indent], [n for i, names_ in names if i for n in names_.split(", ")]
 
 
