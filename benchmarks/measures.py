@@ -114,9 +114,9 @@ def captures(config: Path, batch: int) -> list[Row]:
                 capture(way, block.module, Store(2**34, Path(folder)))
             way.mark_done(block.module)
         seconds = time.perf_counter() - start
-        rows.append(Row(f"capture of all blocks {name} replay", seconds, "s", f"{len(data)} samples"))
+        rows.append(Row(f"capture of all blocks {name} prefix cache", seconds, "s", f"{len(data)} samples"))
     kept = cache_bytes_per_sample(way.nodes) / 2**20
-    return [*rows, Row("kept for replay", kept, "MiB/sample", "float32, of both networks")]
+    return [*rows, Row("prefix cache", kept, "MiB/sample", "float32, of both networks")]
 
 
 MEASURES: dict[str, Callable[[Path, int], Iterable[Row]]] = {

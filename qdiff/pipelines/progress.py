@@ -42,10 +42,8 @@ class CalibrationBar(Reporter):
 
     def start(self, block: str, stage: str) -> None:
         """Name the block."""
-        schedule = self.plan.settings.rounding if stage == "weights" else self.plan.settings.steps
         self.cost = self.plan.block_seconds(self.position[block], stage)
-        assert schedule is not None, "a stage without a schedule has no blocks"
-        self.per_iteration = self.cost / schedule.iterations
+        self.per_iteration = self.cost / self.plan.iterations(stage)
         self.bar.set_description_str(f"{stage} {block}")
 
     def advance(self, iterations: int) -> None:
