@@ -1,4 +1,4 @@
-"""For tools that still call it; everything is declared in pyproject.toml."""
+"""Entry point for tools that still run setup.py; pyproject.toml declares everything."""
 
 from setuptools import setup
 

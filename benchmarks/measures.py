@@ -13,11 +13,13 @@ from networks import inputs, network, quantized
 from processes import loading, sampling, startup
 from row import REPEATS, Row, median_seconds
 
-from qdiff.block_recon import LearnedRounding, LearnedSteps, Schedule, block_reconstruction
+from qdiff.block_recon import Schedule, block_reconstruction
+from qdiff.calibration.block_graph import cache_bytes_per_sample
 from qdiff.calibration.capture import Store, capture
 from qdiff.calibration.data import CalibrationSet
 from qdiff.calibration.memory import peak_bytes
-from qdiff.calibration.prefix_cache import Replay, kept_bytes
+from qdiff.calibration.prefix_cache import PrefixCache
+from qdiff.objectives import LearnedRounding, LearnedSteps
 from qdiff.observers import RunningObserver
 from qdiff.quant_block import QuantBlock
 
@@ -48,7 +50,7 @@ def calibration(config: Path, batch: int) -> list[Row]:
     """
     model, data = quantized(config, True, batch), CalibrationSet(inputs(config, 16 * batch))
     blocks = model.blocks()
-    way = Replay(model, [block.module for block in blocks], data, batch, memory=0)
+    way = PrefixCache(model, [block.module for block in blocks], data, batch, memory=0)
     residual = model.adapter.blocks[0]
     first = next(b for b in blocks if type(b.module) is residual)
     middle = next(b for b in blocks if ".mid" in b.path and type(b.module) in model.adapter.blocks[1:])
@@ -65,19 +67,19 @@ def first_blocks(config: Path, batch: int) -> Iterator[Row]:
     blocks, attention = model.blocks(), model.adapter.blocks[1:]
     start = time.perf_counter()
     with model.observing(RunningObserver):
-        peak = peak_bytes(lambda: [model(*given) for given in data.batches(batch)])
+        peak = peak_bytes(lambda: [given(model) for given in data.batches(batch)])
     note = f"{len(data)} samples, batch {batch}, while memory is counted"
     yield Row("ranges of all activations", time.perf_counter() - start, "s", note)
     yield Row("ranges of all activations, peak memory", peak / 2**20, "MiB")
-    way = Replay(model, [block.module for block in blocks], data, batch, memory=2**34)
+    way = PrefixCache(model, [block.module for block in blocks], data, batch, memory=2**34)
     last = next(i for i, block in enumerate(blocks) if type(block.module) in attention)
     for block in blocks[: last + 1]:
         yield from _reconstruction(block, way, batch)
-        way.settle(block.module)
+        way.mark_done(block.module)
     yield _peak_of_process()
 
 
-def _reconstruction(block: QuantBlock, way: Replay, size: int, iterations: int = 10) -> Iterator[Row]:
+def _reconstruction(block: QuantBlock, way: PrefixCache, size: int, iterations: int = 10) -> Iterator[Row]:
     """Capture of a block, and iterations of its two objectives."""
     with tempfile.TemporaryDirectory() as folder:
         store, found, start = Store(2**34, Path(folder)), [], time.perf_counter()
@@ -106,14 +108,14 @@ def captures(config: Path, batch: int) -> list[Row]:
     data = CalibrationSet(inputs(config, 4 * batch))
     for name, memory in (("without", 0), ("with", 2**34)):
         start = time.perf_counter()
-        way = Replay(model, [block.module for block in model.blocks()], data, batch, memory)
+        way = PrefixCache(model, [block.module for block in model.blocks()], data, batch, memory)
         for block in model.blocks():
             with tempfile.TemporaryDirectory() as folder:
                 capture(way, block.module, Store(2**34, Path(folder)))
-            way.settle(block.module)
+            way.mark_done(block.module)
         seconds = time.perf_counter() - start
         rows.append(Row(f"capture of all blocks {name} replay", seconds, "s", f"{len(data)} samples"))
-    kept = kept_bytes(way.stops) / 2**20
+    kept = cache_bytes_per_sample(way.nodes) / 2**20
     return [*rows, Row("kept for replay", kept, "MiB/sample", "float32, of both networks")]
 
 

@@ -33,7 +33,8 @@ def measure(load):
 """
 LOAD = f"""{MEMORY}
 from qdiff.config.pixel import build_network, load_config
-from qdiff.checkpoints.load import load_quantized, load_weights
+from qdiff.checkpoints.load import load_quantized
+from qdiff.checkpoints.weights import load_weights
 config = Path(sys.argv[2])
 model = build_network(load_config(config), config)
 measure(lambda: load_weights(model, sys.argv[1]) if sys.argv[3] == "fp" else load_quantized(
@@ -48,7 +49,8 @@ measure(lambda: qdiff.load_pipeline(sys.argv[1], config=sys.argv[2]))
 
 CALLS = f"""{MEMORY}
 import torch
-from qdiff.checkpoints.load import load_quantized, load_weights
+from qdiff.checkpoints.load import load_quantized
+from qdiff.checkpoints.weights import load_weights
 from qdiff.config.networks import load_network
 sys.path.insert(0, "benchmarks")
 from networks import inputs

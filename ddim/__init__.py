@@ -1,4 +1,1 @@
-"""Pixel-space diffusion: the UNet of the published DDPM/DDIM checkpoints, noise schedules and samplers.
-
-Pure networks and mathematics: this package opens no file, names no device and knows nothing of quantization.
-"""
+"""Pixel-space diffusion: the UNet of the published DDPM and DDIM checkpoints; knows nothing of quantization."""

@@ -1,1 +1,1 @@
-"""Diffusion mathematics and layers that pixel-space and latent models share; knows nothing of quantization."""
+"""Diffusion mathematics and layers shared by pixel-space and latent models; knows nothing of quantization."""

@@ -1,10 +1,10 @@
-"""DPM-Solver++, data prediction (Lu et al. 2022b, arXiv 2211.01095): multistep and singlestep, orders 1 to 3.
+"""DPM-Solver++ with data prediction (Lu et al. 2022b, arXiv 2211.01095): multistep and singlestep, orders 1 to 3.
 
 With lambda = log(alpha / sigma) the probability-flow ODE has the solution (equation 9)
 
     x_t = sigma_t / sigma_s x_s + sigma_t int_{lambda_s}^{lambda_t} e^lambda x0(lambda) dlambda,
 
-so one update needs only an approximation of the predicted image x0 between the two points.
+so an update only has to approximate the predicted image x0 between the two points.
 """
 
 import math
@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion.dpm_plan import VPSchedule, make_plan
 from diffusion.steps import Correction, Model, Step, uncorrected
 
 
 @dataclass(frozen=True)
 class _State:
+    """The point lambda, the network's input x there, and the image x0 that its prediction implies."""
+
     lam: float
     x: Tensor
     x0: Tensor
@@ -34,110 +36,11 @@ def _sigma(lam: float) -> float:
     return (1 + math.exp(2 * lam)) ** -0.5
 
 
-def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """Piecewise linear through (xs, ys), xs ascending."""
-    right = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
-    left = right - 1
-    return torch.lerp(ys[left], ys[right], (x - xs[left]) / (xs[right] - xs[left]))
-
-
-class VPSchedule:
-    """A variance-preserving schedule in continuous time: log alpha is linear between the discrete timesteps.
-
-    Time is counted as the network counts it, 0..T-1 (Lu et al. write (t + 1) / T in (0, 1] for it).
-
-    Args:
-        alphas_cumprod: abar_t = alpha_t^2, shape (T,), T >= 2, strictly falling within (0, 1).
-
-    Raises:
-        ValueError: alphas_cumprod is anything else.
-    """
-
-    def __init__(self, alphas_cumprod: Tensor):
-        abar = alphas_cumprod.detach().cpu().double()
-        if len(abar) < 2 or not (abar.diff() < 0).all() or abar[0] >= 1 or abar[-1] <= 0:
-            raise ValueError("alphas_cumprod must have at least two values and fall strictly within (0, 1)")
-        self.log_alpha = 0.5 * abar.log()
-        self.times = torch.arange(len(abar), dtype=torch.float64)
-
-    def lam(self, t: Tensor) -> Tensor:
-        """lambda = log(alpha_t / sigma_t) at float64 times t."""
-        log_alpha = _interpolate(t, self.times, self.log_alpha)
-        return log_alpha - 0.5 * torch.log(-torch.expm1(2 * log_alpha))
-
-    def time(self, lam: Tensor) -> Tensor:
-        """The float64 time at which lambda is reached."""
-        return _interpolate(0.5 * F.logsigmoid(2 * lam), self.log_alpha.flip(0), self.times.flip(0))
-
-
-def _time_uniform(schedule: VPSchedule, n: int) -> Tensor:
-    return schedule.lam(torch.linspace(schedule.times[-1], 0, n + 1, dtype=torch.float64))
-
-
-def _time_quadratic(schedule: VPSchedule, n: int) -> Tensor:
-    root = torch.linspace(len(schedule.times) ** 0.5, 1, n + 1, dtype=torch.float64)  # of t + 1
-    return schedule.lam(root**2 - 1)
-
-
-def _log_snr(schedule: VPSchedule, n: int) -> Tensor:
-    first, last = schedule.lam(schedule.times[[-1, 0]]).tolist()
-    return torch.linspace(first, last, n + 1, dtype=torch.float64)
-
-
-SKIP_TYPES = {"time_uniform": _time_uniform, "time_quadratic": _time_quadratic, "logSNR": _log_snr}
-
-
-def singlestep_orders(steps: int, order: int) -> list[int]:
-    """Orders of the singlestep updates: as many of `order` as fit, then a lower one; their sum is `steps`.
-
-    As Lu et al. plan it (2022a, arXiv 2206.00927, section 3.4), a run of order 3 never ends with order 3: where three
-    divides `steps`, it ends 2, 1.
-    """
-    if order == 3 and steps % 3 == 0:
-        return [3] * (steps // 3 - 1) + [2, 1]
-    return [order] * (steps // order) + [steps % order] * (steps % order > 0)
-
-
-# lambda at the steps + 1 points, and for each call the states that its update uses, counted back from the newest one;
-# the update starts from the first of them
-Plan = tuple[Tensor, list[tuple[int, ...]]]
-
-
-def _multistep(schedule: VPSchedule, steps: int, order: int, skip_type: str, lower_order_final: bool) -> Plan:
-    last = 1 if lower_order_final else order
-    orders = [min(order, i + 1, steps - 1 - i + last) for i in range(steps)]
-    return SKIP_TYPES[skip_type](schedule, steps), [tuple(range(k)) for k in orders]
-
-
-def _singlestep(schedule: VPSchedule, steps: int, order: int, skip_type: str) -> Plan:
-    orders = singlestep_orders(steps, order)
-    if skip_type == "logSNR":
-        ends = _log_snr(schedule, len(orders))
-    else:
-        ends = SKIP_TYPES[skip_type](schedule, steps)[torch.tensor([0, *orders]).cumsum(0)]
-    points = [torch.linspace(s, t, k + 1, dtype=torch.float64)[:-1] for s, t, k in zip(ends, ends[1:], orders)]
-    return torch.cat([*points, ends[-1:]]), [tuple(range(j, -1, -1)) for k in orders for j in range(k)]
-
-
-def _plan(
-    schedule: VPSchedule, steps: int, order: int, *, method: str, skip_type: str, lower_order_final: bool
-) -> Plan:
-    if steps < 1 or order not in (1, 2, 3):
-        raise ValueError(f"steps={steps} must be at least 1, order={order} be 1, 2 or 3")
-    if skip_type not in SKIP_TYPES:
-        raise ValueError(f"skip_type '{skip_type}' is unknown: use one of {', '.join(SKIP_TYPES)}")
-    if method == "multistep":
-        return _multistep(schedule, steps, order, skip_type, lower_order_final)
-    if method == "singlestep":
-        return _singlestep(schedule, steps, order, skip_type)
-    raise ValueError(f"method '{method}' is unknown: use multistep or singlestep")
-
-
 def _update(states: list[_State], lam: float) -> Tensor:
-    """x at `lam` from the first state; x0 is the polynomial through all of them (one, two or three).
+    """Return x at `lam`, starting from the first state; x0 is the polynomial through all states (one, two or three).
 
     Order 2 weights the slope as algorithms 1 and 2 of the paper do. Order 3 integrates the parabola exactly; the
-    authors' multistep code takes half its curvature, which leaves that method second order.
+    authors' multistep code uses half its curvature, so that it is only second-order accurate.
     """
     s, *others = states
     h = lam - s.lam
@@ -169,21 +72,21 @@ def dpm_solver(
     lower_order_final: bool = True,
     correct: Correction = uncorrected,
 ) -> Iterator[Step]:
-    """Samples with DPM-Solver++ from t = T-1 to t = 0, with exactly `steps` network calls.
+    """Sample with DPM-Solver++ from t = T-1 to t = 0, with exactly `steps` network calls.
 
-    The result, at t = 0, still has the noise of abar_0, as with Lu et al.; the last step's `x0` has none.
+    The result, at t = 0, still contains the noise of abar_0, as in Lu et al.; `x0` of the last step contains none.
 
     Args:
-        model: `model(x_t, t)` -> eps, where t has shape (B,), is float and need not be whole.
+        model: `model(x_t, t)` -> eps, where t has shape (B,), is floating point and need not be an integer.
         x_T: Gaussian noise, shape (B, ...).
-        alphas_cumprod: abar_t, shape (T,), strictly falling within (0, 1).
+        alphas_cumprod: abar_t, shape (T,), strictly decreasing within (0, 1).
         steps: number of network calls, at least 1.
         order: 1, 2 or 3; order 1 is DDIM with eta 0.
         method: "multistep" reuses the predictions of earlier calls, "singlestep" makes its own between two points.
         skip_type: spacing of the points, "time_uniform", "time_quadratic" or "logSNR".
-        lower_order_final: multistep ends with orders ..., 2, 1; Lu et al. advise it for fewer than 15 steps.
-            The end of a singlestep run follows from `singlestep_orders`.
-        correct: improves each prediction; the error that it leaves has no part in a deterministic sampler.
+        lower_order_final: end a multistep run with orders ..., 2, 1; Lu et al. advise it for fewer than 15 steps.
+            How a singlestep run ends follows from `singlestep_orders`.
+        correct: improves each prediction; the sampler is deterministic and ignores the error that remains.
 
     Yields:
         one `Step` per network call.
@@ -192,7 +95,7 @@ def dpm_solver(
         ValueError: an argument is outside its range; at the first step.
     """
     schedule = VPSchedule(alphas_cumprod)
-    points, plan = _plan(
+    points, plan = make_plan(
         schedule, steps, order, method=method, skip_type=skip_type, lower_order_final=lower_order_final
     )
     times, lams = schedule.time(points).tolist(), points.tolist()

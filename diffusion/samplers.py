@@ -1,4 +1,4 @@
-"""Samplers of pixel-space diffusion models: generators that yield one `Step` per network call.
+"""Samplers over discrete timesteps, DDIM and DDPM: generators that yield one `Step` per network call.
 
 A caller may keep the steps, show them, learn from them or stop early; `final` runs a sampler to its end.
 """
@@ -10,41 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.dpm_solver import dpm_solver
 from diffusion.steps import Correction, Model, Noise, Step, uncorrected
-
-__all__ = [
-    "Correction",
-    "Model",
-    "Noise",
-    "Step",
-    "ddim_coefficients",
-    "ddpm_noisy",
-    "dpm_solver",
-    "final",
-    "generalized",
-    "implied_image",
-    "predict",
-    "timestep_sequence",
-    "uncorrected",
-    "walk",
-]
 
 
 def timestep_sequence(num_timesteps: int, steps: int, skip_type: str) -> list[int]:
-    """The subsequence tau of the timesteps that DDIM visits (Song et al. 2021, appendix D.2), as its authors count.
+    """Return the subsequence tau of the timesteps that DDIM visits, as its authors' code (Song et al. 2021, D.2).
 
     Args:
         num_timesteps: T of the schedule.
         steps: wanted length, 1..T.
-        skip_type: "uniform" is every (T // steps)-th timestep from 0, which are more than `steps` where `steps` does
-            not divide T; "quad" are squares up to 0.8 T, whose first ones repeat when `steps` is large.
+        skip_type: "uniform" takes every (T // steps)-th timestep from 0, which gives more than `steps` of them where
+            `steps` does not divide T; "quad" takes squares up to 0.8 T, the first of which repeat if `steps` is large.
 
     Returns:
-        ascending timesteps in 0..T-1; a sampler walks them backwards.
+        ascending timesteps in 0..T-1, at least `steps` of them; a sampler visits the last one first.
 
     Raises:
-        ValueError: unknown skip_type or steps outside its range.
+        ValueError: `skip_type` is unknown or `steps` is outside its range.
     """
     if not 1 <= steps <= num_timesteps:
         raise ValueError(f"steps={steps} must be in 1..{num_timesteps}, the timesteps of the schedule")
@@ -56,7 +38,7 @@ def timestep_sequence(num_timesteps: int, steps: int, skip_type: str) -> list[in
 
 
 def ddim_coefficients(abar_t: float, abar_prev: float, eta: float) -> tuple[float, float]:
-    """Noise level sigma_t (Song et al. 2021, equation 16) and the factor sqrt(1 - abar_prev - sigma_t^2) of eps (12).
+    """Return sigma_t and the factor sqrt(1 - abar_prev - sigma_t^2) of eps (Song et al. 2021, equations 16 and 12).
 
     Args:
         abar_t, abar_prev: signal power before and after the step, 0 < abar_t <= abar_prev <= 1, abar_t < 1.
@@ -67,12 +49,12 @@ def ddim_coefficients(abar_t: float, abar_prev: float, eta: float) -> tuple[floa
 
 
 def walk(timesteps: Sequence[int], alphas_cumprod: Tensor, abar_end: float = 1.0) -> list[tuple[int, float, float]]:
-    """The steps (t, abar_t, abar_prev) from the last timestep to the first; the last step's abar_prev is `abar_end`.
+    """Return the steps (t, abar_t, abar_prev) from the last timestep to the first.
 
     Args:
         timesteps: ascending, in 0..T-1, repetitions allowed.
-        alphas_cumprod: abar_t, shape (T,), in (0, 1) at the timesteps.
-        abar_end: signal power of the result, at least that of the first timestep; 1 is the clean image.
+        alphas_cumprod: abar_t, shape (T,), in (0, 1) at `timesteps`.
+        abar_end: abar_prev of the last step, from abar at the first timestep to 1, the clean image.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -86,19 +68,19 @@ def walk(timesteps: Sequence[int], alphas_cumprod: Tensor, abar_end: float = 1.0
         raise ValueError(f"timesteps must ascend within 0..{len(alphas_cumprod) - 1}")
     abar = alphas_cumprod.detach().cpu().double()[list(timesteps)].tolist()
     if not all(0 < a < 1 for a in abar):
-        raise ValueError("alphas_cumprod must lie strictly within (0, 1) at the timesteps that are visited")
+        raise ValueError("alphas_cumprod must lie strictly within (0, 1) at every timestep visited")
     if not abar[0] <= abar_end <= 1:
         raise ValueError(f"abar_end={abar_end} must be in {abar[0]}..1, from the first timestep to the clean image")
     return list(zip(timesteps, abar, [abar_end, *abar]))[::-1]
 
 
 def predict(model: Model, x_t: Tensor, t: int) -> Tensor:
-    """eps of a batch whose images are all at timestep t."""
+    """Return eps of a batch x_t, (B, ...), all at the same timestep; the model gets it as int64 of shape (B,)."""
     return model(x_t, torch.full((len(x_t),), t, device=x_t.device))
 
 
 def implied_image(x_t: Tensor, eps: Tensor, abar_t: float) -> Tensor:
-    """x0 = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t) (Song et al. 2021, equation 9)."""
+    """Return x0 = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t) (Song et al. 2021, equation 9)."""
     return (x_t - (1 - abar_t) ** 0.5 * eps) / abar_t**0.5
 
 
@@ -119,22 +101,24 @@ def generalized(
     abar_end: float = 1.0,
     correct: Correction = uncorrected,
 ) -> Iterator[Step]:
-    """DDIM (Song et al. 2021, equation 12): x_prev = sqrt(abar_prev) x0 + sqrt(1 - abar_prev - sigma^2) eps + sigma z.
+    """Sample with DDIM: x_prev = sqrt(abar_prev) x0 + sqrt(1 - abar_prev - sigma^2) eps + sigma z.
+
+    Song et al. 2021, equation 12.
 
     Args:
         model: `model(x_t, t)` -> eps, where t has shape (B,) and is int64.
         x_T: Gaussian noise, shape (B, ...).
         timesteps: ascending, in 0..T-1, repetitions allowed; see `timestep_sequence`.
-        alphas_cumprod: abar_t, shape (T,), in (0, 1) at the timesteps.
+        alphas_cumprod: abar_t, shape (T,), in (0, 1) at `timesteps`.
         eta: 0 (deterministic) to 1.
-        noise: `noise(x)` -> standard Gaussian z like x; called once for each step whose sigma is not zero, also where
-            a correction leaves no room for it: runs with and without one have the same z.
+        noise: `noise(x)` -> standard Gaussian z like x; called once for each step with sigma > 0, even if a correction
+            leaves no room for noise, so that runs with and without a correction draw the same z.
         abar_end: signal power of the result, from that of the first timestep to 1, the clean image.
-        correct: improves each prediction. The error s that it leaves reaches x_prev as c s, where c is the factor of
-            eps in x_prev, so the noise gets the variance max(sigma^2 - c^2 s^2, 0).
+        correct: improves each prediction. The error s that remains reaches x_prev as c s, where c is the factor of eps
+            in x_prev, so the noise gets the variance max(sigma^2 - c^2 s^2, 0).
 
     Yields:
-        one `Step` per timestep; the last one's `x_prev` is the result.
+        one `Step` per timestep; `x_prev` of the last one is the result.
 
     Raises:
         ValueError: an argument is outside its range; at the first step.
@@ -164,17 +148,22 @@ def ddpm_noisy(
     noise: Noise,
     correct: Correction = uncorrected,
 ) -> Iterator[Step]:
-    """Ancestral sampling of DDPM (Ho et al. 2020, equations 6, 7) with x0 clipped to [-1, 1] and the variance beta_t.
+    """Sample with DDPM (Ho et al. 2020, equations 6, 7), with x0 clipped to [-1, 1] and noise of variance beta_t.
 
-    Arguments and errors as for `generalized`. Between the timesteps visited, beta_t = 1 - abar_t / abar_prev.
-    The last step adds no noise.
+    Between the timesteps visited, beta_t = 1 - abar_t / abar_prev. The last step adds no noise.
 
-    The error s that a correction leaves reaches x_prev as c s, with c = -beta_t / sqrt((1 - beta_t) (1 - abar_t)), the
-    factor of eps in Ho et al.'s equation 11, so the noise gets the variance max(beta_t - c^2 s^2, 0). Elements whose
-    x0 is clipped do not depend on eps: no error reaches them, and their noise keeps the variance beta_t.
+    Args:
+        model, x_T, timesteps, alphas_cumprod, noise: see `generalized`.
+        correct: improves each prediction. The error s that remains reaches x_prev as c s, where
+            c = -beta_t / sqrt((1 - beta_t) (1 - abar_t)) is the factor of eps in x_prev (Ho et al. 2020, equation 11),
+            so the noise gets the variance max(beta_t - c^2 s^2, 0). Elements whose x0 is clipped do not depend on eps:
+            no error reaches them, and their noise keeps the variance beta_t.
 
     Yields:
-        one `Step` per timestep; `x0` is clipped, the last one's `x_prev` is the clean image.
+        one `Step` per timestep; `x0` is clipped, `x_prev` of the last one is the clean image.
+
+    Raises:
+        ValueError: an argument is outside its range; at the first step.
     """
     x = x_T
     for i, (t, abar_t, abar_prev) in enumerate(walk(timesteps, alphas_cumprod)):
@@ -192,5 +181,5 @@ def ddpm_noisy(
 
 
 def final(steps: Iterable[Step]) -> Tensor:
-    """Runs a sampler to its end: `x_prev` of the last step. Every sampler takes at least one step."""
+    """Run a sampler to its end and return `x_prev` of its last step. Every sampler takes at least one step."""
     return deque(steps, maxlen=1)[0].x_prev

@@ -1,4 +1,4 @@
-"""Noise schedules beta_t of DDPM and its relatives, by the names that the configuration files use."""
+"""Noise schedules beta_t of DDPM and related models, by the names that configuration files use."""
 
 import torch
 from torch import Tensor
@@ -28,9 +28,9 @@ SCHEDULES = {"linear": _linear, "quad": _quad, "const": _const, "jsd": _jsd, "si
 
 
 def beta_schedule(name: str, start: float, end: float, num_timesteps: int) -> Tensor:
-    """Variances beta_t of the forward process (Ho et al. 2020, section 2).
+    """Compute the variances beta_t of the forward process (Ho et al. 2020, section 2).
 
-    `jsd` takes 1/T of the first signal away at every t (Sohl-Dickstein et al. 2015, section 2.4.1).
+    `jsd` removes 1/T of the initial signal at every t (Sohl-Dickstein et al. 2015, section 2.4.1).
 
     Args:
         name: one of `SCHEDULES`.
@@ -42,17 +42,17 @@ def beta_schedule(name: str, start: float, end: float, num_timesteps: int) -> Te
         float64 of shape (T,), each in (0, 1].
 
     Raises:
-        ValueError: unknown name, or numbers outside their range.
+        ValueError: the name is unknown, or a number is outside its range.
     """
     if name not in SCHEDULES:
         raise ValueError(f"beta_schedule '{name}' is unknown: use one of {', '.join(SCHEDULES)}")
     if not (0 < start < 1 and 0 < end < 1 and num_timesteps >= 1):
         raise ValueError(
-            f"beta_start={start}, beta_end={end} must lie in (0, 1), num_timesteps={num_timesteps} be >= 1"
+            f"beta_start={start}, beta_end={end} must lie in (0, 1), num_timesteps={num_timesteps} must be >= 1"
         )
     return SCHEDULES[name](start, end, num_timesteps)
 
 
 def alphas_cumprod(betas: Tensor) -> Tensor:
-    """abar_t = prod_{s <= t} (1 - beta_s), the signal power left at t; float64, shape (T,)."""
+    """Compute the signal power abar_t = prod_{s <= t} (1 - beta_s) at every t; shape (T,) -> float64, shape (T,)."""
     return (1 - betas.double()).cumprod(0)

@@ -1,4 +1,4 @@
-"""The protocol of samplers, and what they take and yield: a model, noise, a correction, and the steps."""
+"""The protocol of samplers, and what they take and yield: a model, noise, a correction, and steps."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,36 +8,36 @@ import torch
 from torch import Tensor
 
 Model = Callable[[Tensor, Tensor], Tensor]
-"""`model(x_t, t)` -> eps with the shape of x_t, where t has shape (B,)."""
+"""`model(x_t, t)` -> eps, the predicted noise, with the shape of x_t; t has shape (B,)."""
 
 Noise = Callable[[Tensor], Tensor]
-"""`noise(x)` -> standard Gaussian numbers like x."""
+"""`noise(x)` -> standard Gaussian noise with the shape, dtype and device of x."""
 
 Correction = Callable[[int, float, Tensor], tuple[Tensor, float]]
-"""`correct(index, t, eps)` -> (eps, s): a better prediction for the call `index` at timestep t, and the standard
-deviation s >= 0 of the Gaussian error that is left in it.
+"""`correct(index, t, eps)` -> (eps, s): a better prediction for network call `index`, at timestep t, and the standard
+deviation s >= 0 of the Gaussian error that remains in it.
 
-A stochastic sampler lets that error take the place of as much of the noise that it would add (PTQD, He et al. 2023,
-section 3.3); a deterministic one has nothing to give and uses eps alone.
+A stochastic sampler reduces the noise that it adds by the variance of that error (PTQD, He et al. 2023, section 3.3); a
+deterministic one uses eps alone.
 """
 
 
 def uncorrected(index: int, t: float, eps: Tensor) -> tuple[Tensor, float]:
-    """The `Correction` of a network that is taken at its word."""
+    """Return the prediction as it is, without an error: the identity `Correction`."""
     return eps, 0.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one network call of a sampler saw and made; the tensors have the shape of x_T.
+    """One network call of a sampler; all tensors have the shape of x_T.
 
     Attributes:
-        index: number of the call, 0 is the noisiest.
-        t: timestep that the network was given; whole for DDIM, PLMS and DDPM, any number in 0..T-1 for DPM-Solver++.
+        index: number of the call, from 0, at the highest noise level.
+        t: timestep of the call; an integer for DDIM, PLMS and DDPM, any number in 0..T-1 for DPM-Solver++.
         x_t: input of the network.
         eps: its prediction, corrected.
         x0: the image that x_t and eps imply.
-        x_prev: input of the next call, or the result.
+        x_prev: input of the next call; of the last step, the result.
     """
 
     index: int
@@ -49,7 +49,7 @@ class Step:
 
 
 class Sampler(Protocol):
-    """A sampler and its settings, for pixel-space and latent models alike; `str()` names both in one line."""
+    """A sampler and its settings, for pixel-space and latent models alike; `str()` names both on one line."""
 
     def nfe(self, num_timesteps: int) -> int:
         """Return the number of network calls per image for a schedule of T = `num_timesteps`.
@@ -67,19 +67,19 @@ class Sampler(Protocol):
             model: `model(x_t, t)` -> eps.
             x_T: Gaussian noise, shape (B, ...).
             abar: signal power at the timesteps, shape (T,), strictly within (0, 1).
-            noise: source of the noise that is added; called as often with a correction as without.
+            noise: source of the noise that is added; called equally often with a correction and without.
             correct: improves each prediction; called once per network call.
 
         Raises:
-            ValueError: settings or `abar` are outside their range; at the first step at the latest.
+            ValueError: a setting or `abar` is outside its range; at the first step at the latest.
         """
 
 
 def check_schedule(sampler: Sampler, abar: Tensor) -> None:
-    """Take the first step of a toy model, to find a schedule that the sampler cannot use before any work is done.
+    """Take the sampler's first step with a toy model, so that an unusable schedule is found before any work is done.
 
     Args:
-        sampler: any.
+        sampler: any sampler.
         abar: signal power at the timesteps, shape (T,).
 
     Raises:

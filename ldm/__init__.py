@@ -1,1 +1,1 @@
-"""Latent diffusion: UNet, first stages, conditioners and samplers, named as in the published configurations."""
+"""Latent diffusion: UNet, first stages, conditioners and samplers, under their published names."""

@@ -1,4 +1,4 @@
-"""What published configurations name: the classes that are here, and what of the published code is not."""
+"""Names in published configurations: the classes that are implemented here, and the parts that are not."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class OtherParameters:
-    """Parameters of a published class beside those of ours.
+    """Parameters of a published class that the class here lacks, or takes with some values only.
 
     Attributes:
-        ignored: they matter to training alone, or not at all, whatever their values.
-        only: those, and parameters of ours too, with the values that are available.
+        ignored: parameters that affect only training, or nothing; any value is accepted.
+        only: parameters that are accepted with these values only.
     """
 
     ignored: Collection[str] = ()
@@ -44,7 +44,7 @@ ENCODER_AND_DECODER = OtherParameters(
         "use_linear_attn": {False},
     }
 )
-# Every class that a configuration may name
+# Every class that a configuration may name, by its published path
 TARGETS: dict[str, OtherParameters] = {
     "ldm.models.diffusion.ddpm.LatentDiffusion": OtherParameters(
         ignored={
@@ -109,7 +109,7 @@ TARGETS: dict[str, OtherParameters] = {
         ignored={"device", "freeze"}, only={"layer": {"last"}, "layer_idx": {None}}
     ),
 }
-# What published configurations name for training; nothing is built for it
+# Classes that published configurations name for training; they are accepted and never built
 TRAINING_TARGETS = {
     "ldm.lr_scheduler.LambdaLinearScheduler",
     "ldm.lr_scheduler.LambdaWarmUpCosineScheduler",
@@ -121,7 +121,7 @@ TRAINING_TARGETS = {
     "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
     "torch.nn.Identity",
 }
-# Published classes that are not here, whatever module they stand in -> what they are for
+# Published classes that are not implemented here, from any module -> what they are for
 UNAVAILABLE = {
     "AutoencodingEngine": "a first stage of Stable Diffusion XL's code",
     "BERTEmbedder": "conditioning by a BERT encoder, as in text2img-1p4B",
@@ -139,7 +139,7 @@ UNAVAILABLE = {
     "FrozenT5Embedder": "text encoding by T5",
     "GeneralConditioner": "Stable Diffusion XL",
     "Identity": "conditioning on images",
-    "IdentityEncoder": "conditioning on what is given as it is",
+    "IdentityEncoder": "conditioning on unprocessed inputs",
     "ImageConcatWithNoiseAugmentation": "upscaling",
     "ImageEmbeddingConditionedLatentDiffusion": "unCLIP",
     "LatentDepth2ImageDiffusion": "conditioning on depth",
@@ -154,5 +154,5 @@ UNAVAILABLE = {
     "TransformerEmbedder": "conditioning on tokens",
     "VQModel": "a first stage that quantizes as it encodes",
 }
-# What parameters stand for whose value is not available
+# Values of parameters that are not implemented here -> what they mean
 MEANINGS = {"parameterization: v": "v-prediction", "parameterization: x0": "prediction of x0"}

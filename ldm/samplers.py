@@ -1,7 +1,7 @@
-"""Samplers of latent diffusion (Rombach et al. 2022): generators that yield one `Step` per network call.
+"""DDIM and PLMS as latent diffusion runs them (Rombach et al. 2022): generators that yield one `Step` per network call.
 
-DDIM and PLMS count the timesteps as the authors do, one later than `ddim`, and end at abar_0 instead of the clean
-image. DPM-Solver++ is that of `ddim`; DDIM over all timesteps, `generalized` with eta 1, is ancestral sampling.
+Timesteps are one later than those of pixel-space models, as in the authors' code, and the result has the signal power
+abar_0 instead of being the clean image.
 """
 
 from collections import deque
@@ -11,42 +11,15 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from diffusion.samplers import (
-    Correction,
-    Model,
-    Noise,
-    Step,
-    ddim_coefficients,
-    dpm_solver,
-    final,
-    generalized,
-    implied_image,
-    predict,
-    timestep_sequence,
-    uncorrected,
-    walk,
-)
+from diffusion.samplers import ddim_coefficients, generalized, implied_image, predict, timestep_sequence, walk
+from diffusion.steps import Correction, Model, Noise, Step, uncorrected
 
-__all__ = [
-    "Correction",
-    "Model",
-    "Noise",
-    "Step",
-    "ddim",
-    "dpm_solver",
-    "final",
-    "generalized",
-    "latent_timesteps",
-    "plms",
-    "uncorrected",
-]
-
-# Weights of the newest slope and of those before it, for orders 1 to 4
+# Weights of the slopes, the newest first, for orders 1 to 4
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
 def latent_timesteps(num_timesteps: int, steps: int, skip_type: str = "uniform") -> list[int]:
-    """`timestep_sequence`, each timestep one later: the last step ends at t = 0, not at the clean image.
+    """Return `timestep_sequence` with each timestep one later: the last step ends at t = 0, not at the clean image.
 
     Args:
         num_timesteps, steps, skip_type: see `timestep_sequence`.
@@ -55,20 +28,20 @@ def latent_timesteps(num_timesteps: int, steps: int, skip_type: str = "uniform")
         ascending timesteps in 1..T-1.
 
     Raises:
-        ValueError: unknown skip_type, or steps outside their range or such that lead beyond T-1; the error names the
-            nearest that do not.
+        ValueError: `skip_type` is unknown, `steps` is outside its range, or the sequence exceeds T-1; then the message
+            names the nearest numbers of steps for which it does not.
     """
     if _fit(num_timesteps, steps, skip_type):
         return [t + 1 for t in timestep_sequence(num_timesteps, steps, skip_type)]
     fewer = (n for n in range(min(steps, num_timesteps + 1) - 1, 0, -1) if _fit(num_timesteps, n, skip_type))
     more = (n for n in range(steps + 1, num_timesteps + 1) if _fit(num_timesteps, n, skip_type))
     nearest = [str(n) for n in (next(fewer, None), next(more, None)) if n]
-    hint = f"take {' or '.join(nearest)}" if nearest else "no number of steps fits"
-    raise ValueError(f"steps={steps} leads to timestep {num_timesteps}, the last one is {num_timesteps - 1}: {hint}")
+    hint = f"use {' or '.join(nearest)}" if nearest else "no number of steps fits"
+    raise ValueError(f"steps={steps} leads to timestep {num_timesteps}, but the last is {num_timesteps - 1}: {hint}")
 
 
 def _fit(num_timesteps: int, steps: int, skip_type: str) -> bool:
-    """Whether the last of as many `latent_timesteps` is one of the schedule."""
+    """Return whether the last of the `latent_timesteps` is in the schedule."""
     if steps > num_timesteps:
         return False
     return timestep_sequence(num_timesteps, steps, skip_type)[-1] + 1 < num_timesteps
@@ -84,7 +57,7 @@ def ddim(
     noise: Noise,
     correct: Correction = uncorrected,
 ) -> Iterator[Step]:
-    """`generalized`, ending at abar_0; with eta > 0 the last step adds noise too.
+    """Sample with `generalized`, ending at abar_0; with eta > 0 the last step adds noise too.
 
     Args:
         model, x_T, alphas_cumprod, eta, noise, correct: see `generalized`.
@@ -101,7 +74,7 @@ def ddim(
 
 
 def _transfer(x_t: Tensor, eps: Tensor, abar_t: float, abar_prev: float) -> Tensor:
-    """x_prev by DDIM with eta 0 (Liu et al. 2022, equation 11)."""
+    """Return x_prev of a DDIM step with eta 0 (Liu et al. 2022, equation 11)."""
     _, direction = ddim_coefficients(abar_t, abar_prev, eta=0)
     return abar_prev**0.5 * implied_image(x_t, eps, abar_t) + direction * eps
 
@@ -115,21 +88,21 @@ def plms(
     *,
     correct: Correction = uncorrected,
 ) -> Iterator[Step]:
-    """Pseudo linear multistep (Liu et al. 2022, arXiv 2202.09778, algorithm 2), started by one improved Euler step.
+    """Sample with PLMS, pseudo linear multistep (Liu et al. 2022, arXiv 2202.09778, algorithm 2).
 
-    Each step is a DDIM step along a mean of predictions: of up to four, with the weights of Adams and Bashforth; in the
-    first step, of the one at its start and another one at its end.
+    Each step is a DDIM step along a weighted mean of the last predictions: up to four, with Adams-Bashforth weights.
+    The first step is an improved Euler step: it averages the predictions at its start and at its end.
 
     Args:
         model: `model(x_t, t)` -> eps, where t has shape (B,) and is int64.
         x_T: Gaussian noise, shape (B, ...).
         timesteps: ascending, in 0..T-1; see `latent_timesteps`.
         alphas_cumprod: abar_t, shape (T,), in (0, 1) at the timesteps; the result has the noise of abar_0.
-        correct: improves each prediction; the error that it leaves has no part in a deterministic sampler.
+        correct: improves each prediction; the sampler is deterministic and ignores the error that remains.
 
     Yields:
-        one `Step` per network call, so one more than timesteps. The second call tries the end of the first step, which
-        is the second timestep, so that this one comes twice; its `x_prev` is the end of the step.
+        one `Step` per network call, one more than timesteps: the second call is at the end of the first step, so the
+        second timestep is visited twice, and `x_prev` of that call is the result of the first step.
 
     Raises:
         ValueError: an argument is outside its range; at the first step.

@@ -1,4 +1,4 @@
-"""From a configuration to the object that it describes."""
+"""Build the object that a published configuration describes."""
 
 import difflib
 import inspect
@@ -12,7 +12,7 @@ NOTHING = {"__is_first_stage__", "__is_unconditional__"}
 
 
 class NotAvailable(ValueError):
-    """A configuration is right, and asks for parts of the published code that are not here."""
+    """A valid configuration needs parts of the published code that are not implemented here."""
 
     def __init__(self, parts: Iterable[str]):
         first, *others = parts
@@ -22,18 +22,18 @@ class NotAvailable(ValueError):
 def instantiate_from_config(config: Mapping | str) -> Any:
     """Build the object that a section of a published configuration describes.
 
-    Only the classes in `TARGETS` can be reached, whatever a file says.
+    Only the classes in `TARGETS` are imported, whatever the configuration names.
 
     Args:
-        config: mapping (an OmegaConf node too) with `target`, the published path of a class, and `params`, the
-            arguments of its constructor; or one of the words `NOTHING`.
+        config: mapping or OmegaConf node with `target`, the published path of a class, and `params`, the arguments of
+            its constructor; or one of the words in `NOTHING`.
 
     Returns:
         the object, with random weights; None for the words in `NOTHING`.
 
     Raises:
-        NotAvailable: it, or a section within it, asks for what the published code has and this one has not.
-        ValueError: a target that is none of ours, or parameters that its class does not have or that it lacks.
+        NotAvailable: this section, or one inside it, needs parts of the published code that are not implemented here.
+        ValueError: an unknown target, or a parameter that is unknown or missing.
     """
     if isinstance(config, str) and config in NOTHING:
         return None
@@ -50,11 +50,17 @@ def instantiate_from_config(config: Mapping | str) -> Any:
 
 
 def construct(make: Callable, params: Mapping, *, name: str, others: OtherParameters | None = None) -> Any:
-    """`make(**params)`, without those of its other published parameters that change nothing.
+    """Call `make(**params)`, leaving out published parameters that have no effect.
+
+    Args:
+        make: class or function.
+        params: its arguments, by name.
+        name: what is made, for error messages.
+        others: published parameters that `make` does not take, or takes with some values only.
 
     Raises:
-        NotAvailable: a published parameter has a value that is not available.
-        ValueError: a parameter, of those that `name` has, is unknown or missing.
+        NotAvailable: a published parameter has a value that is not implemented here.
+        ValueError: a parameter is unknown or missing.
     """
     others = others or OtherParameters()
     if unavailable := _unavailable_parameters(name, params, others):
@@ -70,14 +76,14 @@ def construct(make: Callable, params: Mapping, *, name: str, others: OtherParame
 
 
 def parameter_types(target: object) -> dict[str, object]:
-    """The parameters of the class that a `target` names, with their annotations; none unless it is one of ours."""
+    """Return the constructor's parameters of the class that a `target` names, and their annotations; {} if unknown."""
     if not isinstance(target, str) or target not in TARGETS:
         return {}
     return {name: parameter.annotation for name, parameter in _parameters(_class_of(target)).items()}
 
 
 def _class_of(target: str) -> type:
-    """One of `TARGETS`: a configuration reaches no other module."""
+    """Return the class of one of `TARGETS`, the only modules that a configuration can import."""
     module, _, name = target.rpartition(".")
     return getattr(import_module(module), name)
 
@@ -88,7 +94,7 @@ def _parameters(make: Callable) -> dict[str, inspect.Parameter]:
 
 
 def _refuse_unavailable(config: Mapping) -> None:
-    """Name everything at once that is not available, classes first: they are why some parameters are not either."""
+    """Raise `NotAvailable` with all that is missing, classes first: a class often explains a parameter."""
     sections = list(_sections(config))
     names = [str(section["target"]).rpartition(".")[2] for section in sections]
     parts = [f"{UNAVAILABLE[name]} ({name})" for name in dict.fromkeys(names) if name in UNAVAILABLE]
@@ -100,7 +106,7 @@ def _refuse_unavailable(config: Mapping) -> None:
 
 
 def _sections(config: Mapping) -> Iterator[Mapping]:
-    """`config` and the sections with a `target` among its parameters, but not those that are ignored."""
+    """Yield `config` and, recursively, those of its parameters that have a `target` and are not ignored."""
     yield config
     params = config.get("params") or {}
     ignored = TARGETS.get(str(config["target"]), OtherParameters()).ignored
@@ -115,7 +121,7 @@ def _unavailable_parameters(name: str, params: Mapping, others: OtherParameters)
 
 
 def _available(value: object, values: Iterable[object] | None) -> bool:
-    """Whether it is one of the values, if these are all; a list, which has no hash, may be asked for too."""
+    """Return whether `value` is among `values`, or `values` is None; `value` need not be hashable."""
     return values is None or any(value == other for other in values)
 
 

@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from qdiff.adaptive_rounding import AdaRoundQuantizer
     from qdiff.block_recon import Schedule, block_reconstruction
     from qdiff.calibration.data import CalibrationSet
-    from qdiff.calibration.job import CalibrationSettings, calibrate
-    from qdiff.checkpoints.load import load_quantized, save_quantized
+    from qdiff.calibration.job import calibrate
+    from qdiff.calibration.settings import CalibrationSettings
+    from qdiff.checkpoints.load import load_as_written, load_quantized, save_quantized
     from qdiff.errors import UserError
     from qdiff.files.journal import Journal
     from qdiff.pipelines.load import load_pipeline
@@ -24,7 +25,7 @@ _HOME = {
     "AdaRoundQuantizer": "qdiff.adaptive_rounding",
     "Adapter": "qdiff.adapters",
     "CalibrationSet": "qdiff.calibration.data",
-    "CalibrationSettings": "qdiff.calibration.job",
+    "CalibrationSettings": "qdiff.calibration.settings",
     "Journal": "qdiff.files.journal",
     "ProductKind": "qdiff.adapters",
     "QuantBlock": "qdiff.quant_block",
@@ -37,6 +38,7 @@ _HOME = {
     "UserError": "qdiff.errors",
     "block_reconstruction": "qdiff.block_recon",
     "calibrate": "qdiff.calibration.job",
+    "load_as_written": "qdiff.checkpoints.load",
     "load_pipeline": "qdiff.pipelines.load",
     "load_quantized": "qdiff.checkpoints.load",
     "quantize": "qdiff.pipelines.quantize",
@@ -59,6 +61,7 @@ __all__ = [
     "UserError",
     "block_reconstruction",
     "calibrate",
+    "load_as_written",
     "load_pipeline",
     "load_quantized",
     "quantize",

@@ -1,31 +1,38 @@
-"""Reconstruction of one block: learn roundings or step sizes so that the quantized block gives the FP block's output.
+"""Reconstruct one block: learn roundings or step sizes so that the quantized block returns the FP block's output.
 
 BRECQ (Li et al. 2021, arXiv 2102.05426), with the roundings of AdaRound and the activation steps of LSQ.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import reduce
+from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qdiff.adaptive_rounding import REGULARIZER_WEIGHT, AdaRoundQuantizer, beta_at
+from qdiff.calls import Call, Samples
 from qdiff.errors import UserError
-from qdiff.functional import LOSS_P, lp_loss
+from qdiff.functional import lp_loss
+from qdiff.objectives import Objective
 from qdiff.quant_block import QuantBlock
-from qdiff.ranges import MIN_DELTA
 
-CHECK_EVERY = 50  # iterations between two looks at the loss, which cost a synchronisation on a GPU
+CHECK_EVERY = 50  # iterations between two checks of the loss, each of which synchronises a GPU
 
 
 @dataclass(frozen=True)
 class Captured:
-    """What reconstruction of a block learns from: its inputs, one tensor (N, ...) per argument, and its FP output."""
+    """What a block is reconstructed from.
 
-    inputs: tuple[Tensor, ...]
-    target: Tensor
+    Args:
+        inputs: its arguments for N samples, from the network quantized so far.
+        target: its full-precision outputs for them.
+    """
+
+    inputs: Call
+    target: Samples
 
     def __len__(self) -> int:
         return len(self.target)
@@ -33,7 +40,7 @@ class Captured:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to learn: Adam for `iterations` steps at rate `lr`."""
+    """Adam for `iterations` steps at learning rate `lr`."""
 
     iterations: int
     lr: float
@@ -41,161 +48,47 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Mean loss of the block over the calibration set before and after, the better of which is what it has now."""
+    """Mean loss of a block over the calibration set before and after learning; the block keeps the better state."""
 
     before: float
     after: float
 
     @property
     def improved(self) -> bool:
-        """Whether what was learned is kept."""
+        """Whether the block keeps what was learned."""
         return self.after < self.before
 
 
-class Objective(Protocol):
-    """What is learned of a block. Used as a scope: what it put into the block is gone afterwards, unless kept."""
+def output_loss(output: Any, target: Samples, p: float) -> Tensor:
+    """Return the sum of `lp_loss` over the floating-point tensors of a block's output; scalar.
 
-    p: float
+    Args:
+        output: what the block returns, a tree like that of `target`.
+        target: what it should return.
+        p: exponent.
 
-    def __enter__(self) -> "Objective": ...
-    def __exit__(self, *exc) -> None: ...
-    def parameters(self) -> list[nn.Parameter]: ...
-    def rate(self, iteration: int, iterations: int) -> float: ...
-    def penalty(self, iteration: int, iterations: int) -> Tensor | float: ...
-    def after_step(self) -> None: ...
-    def harden(self) -> None: ...
-    def keep(self) -> None: ...
-    def state(self) -> dict[str, Tensor]: ...
-    def load(self, state: Mapping[str, Tensor]) -> None: ...
-
-
-class LearnedRounding:
-    """Rounding up or down of every weight of the block; squared error plus the AdaRound regulariser."""
-
-    p = 2.0
-
-    def __init__(self, block: QuantBlock):
-        self.named = block.layers
-        self.layers = list(block.layers.values())
-
-    def __enter__(self) -> "LearnedRounding":
-        for layer in self.layers:
-            layer.rounding = layer.weight_quantizer.per_slice(AdaRoundQuantizer, layer.weight).train()
-        return self
-
-    def __exit__(self, *exc) -> None:
-        for layer in self.layers:
-            layer.rounding = None
-
-    def _roundings(self) -> list[AdaRoundQuantizer]:
-        return [m for layer in self.layers for m in layer.rounding.modules() if isinstance(m, AdaRoundQuantizer)]
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Every alpha."""
-        return [m.alpha for m in self._roundings()]
-
-    def rate(self, iteration: int, iterations: int) -> float:
-        """The learning rate is constant."""
-        return 1.0
-
-    def penalty(self, iteration: int, iterations: int) -> Tensor | float:
-        """0.01 * regulariser, summed over layers *and* over the slices of split ones."""
-        beta = beta_at(iteration, iterations)
-        return 0.0 if beta is None else REGULARIZER_WEIGHT * sum(m.regularizer(beta) for m in self._roundings())
-
-    def after_step(self) -> None:
-        """alpha is unbounded."""
-
-    def harden(self) -> None:
-        """Decide every rounding."""
-        for m in self._roundings():
-            m.eval()
-
-    def keep(self) -> None:
-        """Fold the learned roundings into the layers' codes."""
-        for layer in self.layers:
-            layer.set_codes(layer.rounding.codes(layer.weight))
-
-    def state(self) -> dict[str, Tensor]:
-        """The block's codes as they are now, for the journal."""
-        return {f"{path}.codes": layer.codes for path, layer in self.named.items()}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Codes as `state` gave them."""
-        for path, layer in self.named.items():
-            layer.set_codes(state[f"{path}.codes"])
+    Raises:
+        ValueError: there is no such tensor.
+    """
+    pairs = zip(target.select(output), target.tensors)
+    losses = [lp_loss(_channels(x), _channels(y), p) for x, y in pairs if y.is_floating_point()]
+    if not losses:
+        raise ValueError(f"a block without floating-point outputs cannot be reconstructed: {target}")
+    return reduce(add, losses)
 
 
-class LearnedSteps:
-    """Step sizes of the block's activations (LSQ, Esser et al. 2020); error to the power 2.4, cosine decay to 0."""
-
-    def __init__(self, block: QuantBlock, p: float = LOSS_P):
-        self.p = p
-        self.named = {
-            f"{site.path}.{site.name}.{i}": q.delta
-            for site in block.sites
-            if site.spec.step_is_learned
-            for i, q in enumerate(site.quantizer.quantizers())
-        }
-        self.deltas: list[nn.Parameter] = list(self.named.values())
-        self.initial: list[Tensor] = []
-
-    def __enter__(self) -> "LearnedSteps":
-        self.initial = [delta.detach().clone() for delta in self.deltas]
-        for delta in self.deltas:
-            delta.requires_grad_(True)
-        return self
-
-    def __exit__(self, *exc) -> None:
-        for delta, start in zip(self.deltas, self.initial):
-            delta.requires_grad_(False).copy_(start)
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Every delta that is learned."""
-        return self.deltas
-
-    def rate(self, iteration: int, iterations: int) -> float:
-        """(1 + cos(pi i / n)) / 2."""
-        return 0.5 * (1 + math.cos(math.pi * iteration / iterations))
-
-    def penalty(self, iteration: int, iterations: int) -> Tensor | float:
-        """None."""
-        return 0.0
-
-    def after_step(self) -> None:
-        """A step size stays positive, also where one update of Adam is larger than the step."""
-        with torch.no_grad():
-            for delta in self.deltas:
-                delta.clamp_(min=MIN_DELTA)
-
-    def harden(self) -> None:
-        """Steps have no soft form."""
-
-    def keep(self) -> None:
-        """Leaving the scope no longer restores the initial steps."""
-        self.initial = [delta.detach().clone() for delta in self.deltas]
-
-    def state(self) -> dict[str, Tensor]:
-        """The block's step sizes as they are now, for the journal."""
-        return {name: delta.detach() for name, delta in self.named.items()}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Step sizes as `state` gave them."""
-        with torch.no_grad():
-            for name, delta in self.named.items():
-                delta.copy_(state[name])
+def _channels(x: Tensor) -> Tensor:
+    return x if x.ndim > 1 else x[:, None]
 
 
 def block_loss(block: nn.Module, captured: Captured, p: float, batch_size: int) -> float:
-    """Mean over all captured samples of the loss that reconstruction minimises, without regulariser."""
+    """Return the mean over all captured samples of the loss that reconstruction minimises, without regulariser."""
     device = next(block.parameters()).device
     total = 0.0
     with torch.no_grad():
-        for start in range(0, len(captured), batch_size):
-            chosen = slice(start, start + batch_size)
-            target = captured.target[chosen].to(device)
-            output = block(*(x[chosen].to(device) for x in captured.inputs))
-            total += lp_loss(output, target, p).item() * len(target)
+        for inputs, target in zip(captured.inputs.batches(batch_size), captured.target.batches(batch_size)):
+            output = inputs.to(device, copy=True)(block)  # a copy, because a block may change its input in place
+            total += output_loss(output, target.to(device), p).item() * len(target)
     return total / len(captured)
 
 
@@ -208,16 +101,19 @@ def block_reconstruction(
     generator: torch.Generator,
     progress: Callable[[int], None] = lambda iterations: None,
 ) -> Outcome:
-    """Learn, and keep what was learned where it is better over the whole calibration set than what was there before.
+    """Learn, and keep the result if it has a lower loss over the whole calibration set than the state before.
 
     Args:
-        block: in evaluation mode throughout, so dropout is off.
+        block: is set to evaluation mode, so dropout is off.
         captured: its inputs and FP outputs.
         objective: `LearnedRounding` or `LearnedSteps`.
         schedule: iterations and learning rate.
         batch_size: samples per iteration.
         generator: CPU generator that draws the batches.
         progress: called with the number of iterations done since its last call.
+
+    Returns:
+        Losses before and after.
 
     Raises:
         UserError: a loss is not finite.
@@ -230,8 +126,8 @@ def block_reconstruction(
         adam = torch.optim.Adam(objective.parameters(), lr=schedule.lr)
         for i in range(schedule.iterations):
             chosen = torch.randint(len(captured), (batch_size,), generator=generator)
-            output = module(*(x[chosen].to(device) for x in captured.inputs))
-            error = lp_loss(output, captured.target[chosen].to(device), objective.p)
+            output = captured.inputs[chosen].to(device)(module)
+            error = output_loss(output, captured.target[chosen].to(device), objective.p)
             loss = error + objective.penalty(i, schedule.iterations)
             adam.zero_grad(set_to_none=True)
             loss.backward()

@@ -1,13 +1,13 @@
-"""The one error that users see."""
+"""The error that users see, and words for its messages."""
 
 import difflib
 from collections.abc import Collection, Iterable
 
 
 class UserError(Exception):
-    """Something that the user can mend. The message is one line: what, where (file or flag), what to do.
+    """An error that the user can fix. The message is one line: what, where (file or flag), what to do.
 
-    The command line prints it after `error:` and exits with status 2; nothing half-written is left behind.
+    The command line prints it after `error:` and exits with status 2; no half-written file is left behind.
     """
 
 

@@ -22,12 +22,12 @@ def round_ste(x: Tensor) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in float32 unless it is wider: half precision cannot tell the codes of 8 bits apart, nor hold those of 16."""
+    """Convert `x` to float32 unless it is wider: half precision resolves neither 8-bit nor 16-bit codes."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def fake_quantize(x: Tensor, delta: Tensor, zero_point: Tensor, lo: int, hi: int) -> Tensor:
-    """(clamp(round(x / delta) + zero_point, lo, hi) - zero_point) * delta; differentiable in `x` and `delta`.
+    """Compute (clamp(round(x / delta) + zero_point, lo, hi) - zero_point) * delta, differentiable in `x` and `delta`.
 
     Args:
         x: any float tensor.
@@ -36,8 +36,9 @@ def fake_quantize(x: Tensor, delta: Tensor, zero_point: Tensor, lo: int, hi: int
         lo, hi: smallest and largest code.
 
     Returns:
-        the shape and dtype of `x`. Gradients are those of LSQ (Esser et al. 2020, equation 3): to `x` 1 where it is
-        not clipped and 0 elsewhere; to `delta` round(x / delta) - x / delta, and the bound where clipped.
+        a tensor of the shape and dtype of `x`. Gradients are those of LSQ (Esser et al. 2020, equation 3): with respect
+        to `x`, 1 where it is not clipped and 0 elsewhere; with respect to `delta`, round(x / delta) - x / delta where
+        it is not clipped, and the bound less the zero point elsewhere.
     """
     low, high = lo - zero_point, hi - zero_point
     scaled = at_least_float32(x) / delta
@@ -51,10 +52,10 @@ def fake_quantize(x: Tensor, delta: Tensor, zero_point: Tensor, lo: int, hi: int
 
 
 def code_bounds(bits: int, symmetric: bool) -> tuple[int, int]:
-    """Smallest and largest code: 0..2^b - 1, or -2^(b-1)..2^(b-1) - 1 when symmetric."""
+    """Return the smallest and the largest code: 0 and 2^b - 1, or -2^(b-1) and 2^(b-1) - 1 if symmetric."""
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
 
 
 def lp_loss(pred: Tensor, target: Tensor, p: float = 2.0) -> Tensor:
-    """|pred - target|^p summed over channels (dimension 1) and averaged over the rest (BRECQ, equation 10); scalar."""
+    """Compute |pred - target|^p, summed over dimension 1 and averaged over the others (BRECQ, equation 10); scalar."""
     return (pred - target).abs().pow(p).sum(1).mean()

@@ -1,10 +1,10 @@
-"""Integer codes of few bits, several to a byte."""
+"""Packs integer codes of few bits, several to a byte."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PER_BYTE = {2: 4, 3: 2, 4: 2, 5: 1, 6: 1, 7: 1, 8: 1}  # bits -> codes in a byte; 3 bits take the room of 4
+PER_BYTE = {2: 4, 3: 2, 4: 2, 5: 1, 6: 1, 7: 1, 8: 1}  # bits -> codes in a byte; 3 bits take as much as 4
 
 
 def _shifts(bits: int, device: torch.device) -> Tensor:
@@ -13,12 +13,12 @@ def _shifts(bits: int, device: torch.device) -> Tensor:
 
 
 def packed_size(numel: int, bits: int) -> int:
-    """Bytes that `numel` codes take."""
+    """Return the number of bytes that `numel` codes take."""
     return -(-numel // PER_BYTE[bits])
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Put codes into bytes, the first of each byte into its lowest bits; the last byte is filled up with zeros.
+    """Pack offset codes into bytes, the first of each byte in its lowest bits; the last byte is padded with zeros.
 
     Args:
         codes: uint8 of any shape, each in 0..2^bits - 1.
@@ -37,10 +37,18 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
-    """The codes of `shape` that `pack` made `packed` from; uint8.
+    """Unpack what `pack` returned.
+
+    Args:
+        packed: uint8 of shape (packed_size,).
+        bits: 2..8.
+        shape: of the codes.
+
+    Returns:
+        uint8 of `shape`.
 
     Raises:
-        ValueError: `packed` is not the right number of bytes.
+        ValueError: `packed` has another type or number of bytes.
     """
     numel = torch.Size(shape).numel()
     if packed.dtype != torch.uint8 or packed.shape != (packed_size(numel, bits),):

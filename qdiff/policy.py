@@ -30,13 +30,13 @@ class QuantSpec:
 
     Args:
         bits: 2..16.
-        symmetric: codes around zero, zero point 0.
+        symmetric: zero point 0, codes -2^(bits - 1)..2^(bits - 1) - 1; otherwise 0..2^bits - 1.
         per_channel: one step size per output channel (dimension 0) instead of one for the tensor.
-        range_search: `mse`, `minmax`, or the published `max` and `max_scale` (see `qdiff.ranges`).
-        always_zero: the values are known to start at zero (attention after softmax).
+        range_search: `mse`, `minmax`, or the published code's `max` and `max_scale` (see `qdiff.ranges`).
+        always_zero: the low end of the range is zero (attention after its softmax).
 
     Raises:
-        ValueError: bits or range search outside their range.
+        ValueError: another number of bits, or an unknown range search.
     """
 
     bits: int
@@ -58,7 +58,7 @@ class QuantSpec:
 
     @property
     def step_is_learned(self) -> bool:
-        """A 16-bit quantizer keeps its initial step: its error is far below what learning can resolve."""
+        """Whether the step size is worth learning: not at 16 bits, whose error is far below what learning resolves."""
         return self.bits < 16
 
 
@@ -78,7 +78,8 @@ class QuantPolicy:
         weight: of every convolution and linear layer; at most 8 bits, because codes are stored as bytes.
         act: of their inputs and of the attention operands; None leaves all activations in floating point.
         softmax_bits: of the attention weights, 2..16.
-        split: a quantizer for each of the two halves that a shortcut layer of the up path sees (Q-Diffusion, 3.3).
+        split: quantize the input channels of a shortcut layer in the up path in two slices, those of the layer below
+            and those of the skip connection, with their weights (Q-Diffusion, section 3.3).
         weight_rules: layers whose weights have other bits, 2..8.
         act_rules: activations with other bits, 2..16, or None for floating point. A layer's path stands for its input,
             that of an attention product for both operands, attention weights included; `<path>.<operand>` for one.
@@ -100,11 +101,11 @@ class QuantPolicy:
             raise ValueError("activations have one step size per tensor, not per channel")
         if self.act_rules and not self.act:
             raise ValueError("rules for activations need `act`, the spec that they change")
-        for bits in (self.weight.bits, *_bits_of(self.weight_rules)):
-            _check_bits("weights", bits, 8)
-        for bits in (self.softmax_bits, *_bits_of(self.act_rules)):
-            if bits is not None:
-                _check_bits("activations", bits, 16)
+        for weight_bits in (self.weight.bits, *_bits_of(self.weight_rules)):
+            _check_bits("weights", weight_bits, 8)
+        for act_bits in (self.softmax_bits, *_bits_of(self.act_rules)):
+            if act_bits is not None:
+                _check_bits("activations", act_bits, 16)
 
     def weight_for(self, path: str) -> QuantSpec:
         """Return the spec of the weight of the layer at `path`."""

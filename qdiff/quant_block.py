@@ -1,4 +1,4 @@
-"""Quantized attention products, places of activations, and the blocks that are reconstructed together."""
+"""Quantized attention products, the sites of activations, and the blocks that are reconstructed together."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,15 +8,17 @@ from torch import Tensor, nn
 from qdiff.adapters import ProductKind
 from qdiff.observers import Observer
 from qdiff.policy import QuantSpec
-from qdiff.quant_layer import Quantizer, QuantModule, SplitQuantizer
+from qdiff.quant_layer import PerSlice, Quantizer, QuantModule, SplitQuantizer
 
 
 class QuantProduct(nn.Module):
-    """A product of two activations (query and key, or values and attention weights) with both operands quantized.
+    """A product of two activations (query and key, or values and attention weights), both of them quantized.
+
+    The quantizer of an operand is the attribute `act_quantizer_<operand>`, None until it is calibrated.
 
     Args:
-        product: the parameter-free module that it replaces, called with two tensors.
-        kind: names its operands, which name the quantizers: `act_quantizer_<name>`.
+        product: the parameter-free module to replace, called with two tensors.
+        kind: names the operands.
     """
 
     def __init__(self, product: nn.Module, kind: ProductKind):
@@ -28,7 +30,7 @@ class QuantProduct(nn.Module):
             setattr(self, f"act_quantizer_{name}", None)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """product(q(a), q(b))."""
+        """Return product(q(a), q(b)); operands without a quantizer stay as they are."""
         if self.quantizing:
             a, b = (
                 x if (q := getattr(self, f"act_quantizer_{name}")) is None else q(x)
@@ -39,7 +41,7 @@ class QuantProduct(nn.Module):
 
 @dataclass(frozen=True)
 class ActSite:
-    """A place where an activation is quantized: the attribute `name` of `owner` holds its quantizer or None.
+    """A place where an activation is quantized: the attribute `name` of `owner` holds its quantizer.
 
     Args:
         path: of `owner` in the quantized model.
@@ -58,28 +60,35 @@ class ActSite:
     is_softmax: bool = False
 
     @property
-    def quantizer(self) -> Quantizer | None:
-        """What quantizes it now."""
+    def quantizer(self) -> Quantizer | Observer | PerSlice[Observer] | None:
+        """What stands here now: a quantizer, an observer during calibration, or None."""
         return getattr(self.owner, self.name)
 
+    @property
+    def calibrated(self) -> Quantizer:
+        """The quantizer. Raises ValueError if there is none yet."""
+        quantizer = self.quantizer
+        if not isinstance(quantizer, Quantizer):
+            raise ValueError(f"{self.path}.{self.name} is not calibrated")
+        return quantizer
+
     def set(self, quantizer: nn.Module | None) -> None:
-        """Quantize it with this from now on."""
+        """Put a quantizer or an observer here, or None for floating point."""
         setattr(self.owner, self.name, quantizer)
 
     def observe(self, make: Callable[[QuantSpec], Observer]) -> None:
-        """Look for the range in what comes by."""
-        if self.split:
-            self.set(SplitQuantizer([make(self.spec) for _ in self.split], self.split))
-        else:
-            self.set(make(self.spec))
+        """Put an observer here, or one for each slice."""
+        observers = [make(self.spec) for _ in self.split or (0,)]
+        self.set(PerSlice(observers, self.split) if self.split else observers[0])
 
-    def settle(self) -> None:
-        """Replace the observers by what they found. Raises RuntimeError if no forward came by."""
-        seen = self.quantizer
-        found = [part.found for part in (seen.parts if self.split else [seen])]
-        if None in found:
-            raise RuntimeError(f"{self.path}.{self.name} was never reached, so its range is unknown")
-        self.set(SplitQuantizer(found, self.split) if self.split else found[0])
+    def freeze(self) -> None:
+        """Replace the observers by their quantizers. Raises RuntimeError if no forward pass came here."""
+        observed = self.quantizer
+        observers = [m for m in observed.modules() if isinstance(m, Observer)] if observed is not None else []
+        quantizers = [observer.quantizer for observer in observers if observer.quantizer]
+        if not quantizers or len(quantizers) < len(observers):
+            raise RuntimeError(f"{self.path}.{self.name} was never computed, so its range is unknown")
+        self.set(SplitQuantizer(quantizers, self.split) if self.split else quantizers[0])
 
 
 @dataclass(frozen=True)
@@ -87,10 +96,10 @@ class QuantBlock:
     """Layers that are reconstructed together: an untouched residual, attention or transformer block, or a single layer.
 
     Args:
-        path: its name in the quantized model.
-        module: called in the network's forward; its input and output are what reconstruction matches.
-        layers: the quantized layers within, in definition order, by path.
-        sites: the places within where activations are quantized.
+        path: in the quantized model.
+        module: the block; reconstruction matches its output in full precision.
+        layers: its quantized layers by path, in definition order.
+        sites: where its activations are quantized, in definition order.
     """
 
     path: str

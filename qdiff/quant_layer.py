@@ -1,7 +1,8 @@
 """Quantizers and the quantized layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,20 +13,24 @@ from qdiff.packing import pack, unpack
 from qdiff.policy import QuantSpec
 from qdiff.ranges import RANGE_SEARCH, RowSummary, summarize
 
+Part = TypeVar("Part", bound=nn.Module)
+
 
 class UniformAffineQuantizer(nn.Module):
     """q(x) = (clamp(round(x / delta) + zero_point, lo, hi) - zero_point) * delta.
 
-    A quantizer exists once its range is known: make one with `fit`, or from the numbers of a file.
+    A quantizer exists once its range is known: `fit` one to values, or make it from the numbers of a file.
 
     Args:
-        delta: step size, float, shaped to broadcast against what is quantized: () or (C, 1, ..., 1).
-        zero_point: integers in float dtype, shaped like `delta`.
+        delta: step size, float, shaped to broadcast against the quantized tensor: () or (C, 1, ..., 1).
+        zero_point: integers in float dtype, shaped like `delta`; they may lie outside lo..hi.
         spec: bits and symmetry.
 
     Raises:
-        ValueError: a step that is not positive and finite, or a zero point that is not an integer.
+        ValueError: a step size that is not positive and finite, or a zero point that is not an integer.
     """
+
+    zero_point: Tensor
 
     def __init__(self, delta: Tensor, zero_point: Tensor, spec: QuantSpec):
         super().__init__()
@@ -40,106 +45,131 @@ class UniformAffineQuantizer(nn.Module):
 
     @property
     def sizes(self) -> None:
-        """Channels of its slices: it has none."""
+        """Return None: the tensor is quantized whole. Those of a `SplitQuantizer` are the channels of its slices."""
+        return None
 
     @classmethod
     def fit(cls, x: Tensor, spec: QuantSpec) -> "UniformAffineQuantizer":
-        """The quantizer whose range the spec's search finds on `x`, any shape; per channel along dimension 0."""
+        """Search the range of `x`, any shape, as `spec` says; per channel along dimension 0."""
         x = at_least_float32(x.detach())
         rows = x.flatten(1) if spec.per_channel else x.reshape(1, -1)
         return cls.fit_summary(summarize(rows), spec, (-1, *[1] * (x.ndim - 1)) if spec.per_channel else ())
 
     @classmethod
     def fit_summary(cls, summary: RowSummary, spec: QuantSpec, shape: Sequence[int] = ()) -> "UniformAffineQuantizer":
-        """The quantizer whose range the spec's search finds for such rows; `shape` is that of its step size."""
+        """Search the range of summarized rows as `spec` says; step size and zero point get `shape`."""
         with torch.no_grad():
             delta, zero_point = RANGE_SEARCH[spec.range_search](summary, spec.bits, spec.symmetric, spec.always_zero)
         return cls(delta.reshape(shape), zero_point.reshape(shape), spec)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake quantization; the shape of `x`."""
+        """Quantize and dequantize `x`; returns its shape and dtype."""
         return fake_quantize(x, self.delta, self.zero_point, self.lo, self.hi)
 
     def codes(self, x: Tensor) -> Tensor:
-        """Codes of `x`, less `lo` so that they start at 0; int32."""
+        """Return the offset codes of `x` (code - lo, so 0..2^bits - 1); int32, the shape of `x`."""
         codes = (at_least_float32(x) / self.delta).round() + self.zero_point
         return (codes.clamp(self.lo, self.hi) - self.lo).to(torch.int32)
 
     def dequantize(self, codes: Tensor) -> Tensor:
-        """Values of `codes` as `codes()` gives them, on any device; dtype and device of `delta`."""
+        """Return the values of offset codes, which may be on any device; dtype and device of `delta`."""
         return (codes.to(self.delta) + self.lo - self.zero_point) * self.delta
 
     def quantizers(self) -> list["UniformAffineQuantizer"]:
-        """The quantizers of one range each: this one."""
+        """Return the quantizers with one range each: this one."""
         return [self]
 
-    def per_slice(self, make: Callable[["UniformAffineQuantizer", Tensor], nn.Module], x: Tensor) -> nn.Module:
-        """`make(quantizer, x)`: the same call on a split quantizer gives a split result."""
+    def per_slice(self, make: Callable[["UniformAffineQuantizer", Tensor], Part], x: Tensor) -> Part:
+        """Return `make(quantizer, x)`; a `SplitQuantizer` makes one part for each slice."""
         return make(self, x)
 
     def extra_repr(self) -> str:
-        """Shown by print(model)."""
+        """Return what print(model) shows."""
         return f"{self.spec.bits} bits, {'symmetric' if self.spec.symmetric else 'asymmetric'}"
 
 
-class SplitQuantizer(nn.Module):
-    """One part per slice of the channels (dimension 1), behind the interface of a single quantizer (Q-Diffusion, 3.3).
+class PerSlice(nn.Module, Generic[Part]):
+    """One module for each slice of the channels (dimension 1): quantizers, observers or learned roundings.
 
     Args:
-        parts: anything that maps a slice to its quantized self: quantizers, observers, learned rounding.
+        parts: modules that map a slice to a tensor of its shape.
         sizes: channels of each slice.
     """
 
-    def __init__(self, parts: Sequence[nn.Module], sizes: Sequence[int]):
+    def __init__(self, parts: Sequence[Part], sizes: Sequence[int]):
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.sizes = tuple(sizes)
 
-    @classmethod
-    def fit(cls, x: Tensor, spec: QuantSpec, sizes: Sequence[int]) -> "SplitQuantizer":
-        """A quantizer fitted to each slice of `x`."""
-        return cls([UniformAffineQuantizer.fit(part, spec) for part in x.split(tuple(sizes), dim=1)], sizes)
+    def __iter__(self) -> Iterator[Part]:
+        return cast(Iterator[Part], iter(self.parts))  # torch does not tell what a ModuleList holds
 
-    def _map(self, function: Callable[[nn.Module, Tensor], Tensor], x: Tensor) -> Tensor:
-        return torch.cat([function(q, part) for q, part in zip(self.parts, x.split(self.sizes, dim=1))], dim=1)
+    def _map(self, function: Callable[[Any, Tensor], Tensor], x: Tensor) -> Tensor:
+        return torch.cat([function(part, xs) for part, xs in zip(self, x.split(self.sizes, dim=1))], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each slice through its own part; the shape of `x`."""
-        return self._map(lambda q, part: q(part), x)
+        """Map each slice of `x` by its own part; returns the shape of `x`."""
+        return self._map(lambda part, xs: part(xs), x)
 
     def codes(self, x: Tensor) -> Tensor:
-        """As of a single quantizer."""
-        return self._map(lambda q, part: q.codes(part), x)
+        """Return the offset codes of `x`, int32; of parts that have codes, which observers do not."""
+        return self._map(lambda part, xs: part.codes(xs), x)
+
+
+class SplitQuantizer(PerSlice[UniformAffineQuantizer]):
+    """A quantizer for each slice of the channels, behind the interface of a single one (Q-Diffusion, section 3.3)."""
+
+    @classmethod
+    def fit(cls, x: Tensor, spec: QuantSpec, sizes: Sequence[int]) -> "SplitQuantizer":
+        """Fit a quantizer to each slice of `x`, (N, sum of sizes, ...)."""
+        return cls([UniformAffineQuantizer.fit(part, spec) for part in x.split(tuple(sizes), dim=1)], sizes)
 
     def dequantize(self, codes: Tensor) -> Tensor:
-        """As of a single quantizer."""
+        """Return the values of offset codes, each slice's by its own quantizer."""
         return self._map(lambda q, part: q.dequantize(part), codes)
 
     def quantizers(self) -> list[UniformAffineQuantizer]:
-        """The quantizers of one range each: one per slice."""
-        return [q for part in self.parts for q in part.quantizers()]
+        """Return the quantizers with one range each: one per slice."""
+        return list(self)
 
-    def per_slice(self, make: Callable[[UniformAffineQuantizer, Tensor], nn.Module], x: Tensor) -> "SplitQuantizer":
-        """A split module with `make(quantizer, slice)` for every slice of `x`."""
-        return SplitQuantizer([make(q, part) for q, part in zip(self.parts, x.split(self.sizes, dim=1))], self.sizes)
+    def per_slice(self, make: Callable[[UniformAffineQuantizer, Tensor], Part], x: Tensor) -> PerSlice[Part]:
+        """Make a part, `make(quantizer, slice)`, for every slice of `x`."""
+        return PerSlice([make(q, part) for q, part in zip(self, x.split(self.sizes, dim=1))], self.sizes)
 
 
 Quantizer = UniformAffineQuantizer | SplitQuantizer
 
 
 def fit_quantizer(x: Tensor, spec: QuantSpec, sizes: Sequence[int] | None) -> Quantizer:
-    """A quantizer for `x`, split along dimension 1 where `sizes` says so."""
+    """Fit a quantizer to `x`, or one to each slice of its dimension 1 if `sizes` are given."""
     return SplitQuantizer.fit(x, spec, sizes) if sizes else UniformAffineQuantizer.fit(x, spec)
 
 
-def _conv(layer: nn.Conv1d | nn.Conv2d, function: Callable) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+class Rounding(Protocol):
+    """Learned rounding of a weight, as `AdaRoundQuantizer` or one of these for each slice."""
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """Return the quantized weight, in its shape."""
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Return the offset codes of `weight`, int32."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Yield the modules that it consists of."""
+
+
+# y = operation(x, weight, bias): what a layer computes, with any weight of its shape
+Operation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _conv(layer: Any, function: Callable[..., Tensor]) -> Operation:
     if layer.padding_mode != "zeros":
         raise ValueError(f"a convolution with padding_mode '{layer.padding_mode}' cannot be quantized, only 'zeros'")
     return partial(function, stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups)
 
 
-# How a layer of each type is applied to other weights: (x, weight, bias) -> y.
-OPERATIONS: dict[type, Callable[[nn.Module], Callable]] = {
+# The layers that are quantized, by exact type -> their operation
+OPERATIONS: dict[type, Callable[[nn.Module], Operation]] = {
     nn.Conv2d: lambda layer: _conv(layer, F.conv2d),
     nn.Conv1d: lambda layer: _conv(layer, F.conv1d),
     nn.Linear: lambda layer: F.linear,
@@ -147,74 +177,96 @@ OPERATIONS: dict[type, Callable[[nn.Module], Callable]] = {
 
 
 class QuantModule(nn.Module):
-    """A convolution or linear layer with integer weight codes and, once calibrated, quantized inputs.
+    """A convolution or linear layer with integer weights and, once calibrated, quantized inputs.
+
+    Attributes:
+        codes: offset codes of the weight (see `qdiff.policy`), uint8 in its shape.
+        dequantized: their values, in the dtype and on the device of the weight; not in the state dict.
+        act_quantizer: of the input; None until it is calibrated, and where the input stays in floating point.
+        rounding: while it is being learned.
+        quantizing: False while `QuantModel.full_precision` is active.
 
     Args:
-        layer: what it replaces; its weight is kept as long as `full_precision` may be asked for.
+        layer: the layer to replace, of a type in `OPERATIONS`. Its weight is kept until `forget_full_precision`.
         weight_quantizer: fitted to the weight.
-        codes: integer weights as `weight_quantizer.codes` gives them; rounding to nearest where None.
+        codes: offset codes of the weight, integers on any device; rounded to nearest if None.
     """
+
+    codes: Tensor
+    dequantized: Tensor
 
     def __init__(self, layer: nn.Module, weight_quantizer: Quantizer, codes: Tensor | None = None):
         super().__init__()
+        weight, bias = layer.weight, layer.bias
+        assert isinstance(weight, nn.Parameter) and (bias is None or isinstance(bias, nn.Parameter))
         self.operation = OPERATIONS[type(layer)](layer)
         self.quantizing = True
-        self.weight: nn.Parameter | None = layer.weight
-        self.bias = layer.bias
+        self.weight: nn.Parameter | None = weight
+        self.bias: nn.Parameter | None = bias
         self.weight_quantizer = weight_quantizer
         self.act_quantizer: nn.Module | None = None
-        self.rounding: nn.Module | None = None  # learned rounding, while it is being learned
-        self._make_room(layer.weight.detach())
+        self.rounding: Rounding | None = None
+        self._register(weight.detach())
         with torch.no_grad():
-            self.set_codes(weight_quantizer.codes(layer.weight) if codes is None else codes)
+            self.set_codes(weight_quantizer.codes(weight) if codes is None else codes)
 
     @property
     def split(self) -> tuple[int, ...] | None:
-        """Channels of each slice that is quantized by itself, None for an ordinary layer."""
+        """Input channels of each slice that has its own quantizers; None for a layer that is not split."""
         return self.weight_quantizer.sizes
 
-    def _make_room(self, weight: Tensor) -> None:
+    @property
+    def fp_weight(self) -> nn.Parameter:
+        """The weight in full precision. Raises ValueError after `forget_full_precision`."""
+        if self.weight is None:
+            raise ValueError("this layer holds integer weights only; full precision needs the original checkpoint")
+        return self.weight
+
+    def _register(self, weight: Tensor) -> None:
         self.register_buffer("codes", torch.empty(0, dtype=torch.uint8))
         self.register_buffer("dequantized", weight.new_empty(0), persistent=False)
-        self.register_load_state_dict_post_hook(_after_load)
+        self.register_load_state_dict_post_hook(_dequantize_loaded)
 
     def set_codes(self, codes: Tensor) -> None:
-        """Take integer weights, from any device; their values are computed here, once, and not in every forward."""
+        """Replace the integer weights by offset codes from any device; dequantizes them, so that no forward has to."""
         self.dequantized = self.weight_quantizer.dequantize(codes).detach().to(self.dequantized)
         self.codes = codes.to(self.dequantized.device, torch.uint8)
 
     def quantized_weight(self) -> Tensor:
-        """The values of the codes."""
+        """Return the values of the codes."""
         return self.dequantized
 
     def forget_full_precision(self) -> None:
-        """Give up the original weight."""
+        """Free the full-precision weight."""
         self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer on quantized weights and, where there is an activation quantizer, quantized input."""
+        """Apply the layer with quantized weights and, if there is an activation quantizer, to its quantized input."""
         if not self.quantizing:
-            return self.operation(x, self.weight, self.bias)
+            return self.operation(x, self.fp_weight, self.bias)
         if self.act_quantizer is not None:
             x = self.act_quantizer(x)
-        weight = self.quantized_weight() if self.rounding is None else self.rounding(self.weight)
+        weight = self.quantized_weight() if self.rounding is None else self.rounding(self.fp_weight)
         return self.operation(x, weight, self.bias)
 
 
-def _after_load(layer: QuantModule, incompatible_keys) -> None:
+def _dequantize_loaded(layer: QuantModule, incompatible_keys: object) -> None:
     layer.set_codes(layer.codes)
 
 
 class PackedModule(QuantModule):
-    """A finished layer that keeps its codes packed and computes their values in every forward.
+    """A calibrated layer that keeps its codes packed and dequantizes them in every forward.
 
-    That takes time instead of memory: at 4 bits an eighth of what the layer has in full precision. `state_dict` has no
-    codes, for this layer comes from a file and is not written to another.
+    That trades time for memory: at 4 bits it takes an eighth of the layer in float32. `state_dict` has no codes,
+    because this layer comes from a file and is not written to another one.
     """
 
-    def _make_room(self, weight: Tensor) -> None:
+    like: Tensor  # empty; has the dtype and device of the values
+    packed: Tensor
+
+    def _register(self, weight: Tensor) -> None:
         self.shape = tuple(weight.shape)
-        self.register_buffer("like", weight.new_empty(0), persistent=False)  # dtype and device of the values
+        self.register_buffer("like", weight.new_empty(0), persistent=False)
         self.register_buffer("packed", weight.new_empty(0, dtype=torch.uint8), persistent=False)
 
     @property
@@ -223,13 +275,17 @@ class PackedModule(QuantModule):
 
     @property
     def codes(self) -> Tensor:
-        """Integer weights, unpacked."""
+        """Offset codes, uint8 in the weight's shape, unpacked on each access."""
         return unpack(self.packed, self._bits, self.shape)
 
-    def set_codes(self, codes: Tensor) -> None:
-        """Take integer weights, from any device."""
+    @codes.setter
+    def codes(self, codes: Tensor) -> None:
         self.packed = pack(codes.to(torch.uint8), self._bits).to(self.packed.device)
 
+    def set_codes(self, codes: Tensor) -> None:
+        """Replace the integer weights by offset codes from any device."""
+        self.codes = codes
+
     def quantized_weight(self) -> Tensor:
-        """The values of the codes, computed anew."""
+        """Dequantize the codes."""
         return self.weight_quantizer.dequantize(self.codes).to(self.like)

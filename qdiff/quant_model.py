@@ -9,24 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from qdiff.adapters import Adapter
-from qdiff.observers import Observer, Rehearsal
+from qdiff.observers import Observer, TwoPass
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_block import ActSite, QuantBlock, QuantProduct
-from qdiff.quant_layer import OPERATIONS, QuantModule, SplitQuantizer, UniformAffineQuantizer, fit_quantizer
+from qdiff.quant_layer import OPERATIONS, Quantizer, QuantModule, SplitQuantizer, UniformAffineQuantizer, fit_quantizer
 
 MakeLayer = Callable[[str, nn.Module, tuple[int, ...] | None], QuantModule]
 
 
 class QuantModel(nn.Module):
-    """`model` with its convolutions, linear layers and attention products replaced by quantized ones, in place.
+    """A network whose convolutions, linear layers and attention products are replaced by quantized ones, in place.
 
-    Weights are rounded to the nearest code at once; activations stay in floating point until they are calibrated.
+    Weights are rounded to nearest at once; activations stay in floating point until they are calibrated.
 
     Args:
         model: the network in full precision. It is changed, and shares its parameters with the result.
         policy: what is quantized how.
-        adapter: which modules form blocks, which products are attention, which layers are split.
-        make_layer: makes the quantized layer of a path; the default rounds the layer's weight to nearest.
+        adapter: describes the network's family; `qdiff.adapters.adapter_for(model)` knows those of `ddim` and `ldm`.
+        make_layer: makes the quantized layer from its path in `model`, the layer, and the input channels of its slices
+            (None if it is not split). The default rounds the weight to nearest.
 
     Raises:
         ValueError: a module owns parameters and is neither quantized nor listed as plain by the adapter, or stands at
@@ -52,30 +53,32 @@ class QuantModel(nn.Module):
         self.train(model.training)
 
     def _round_to_nearest(self, path: str, layer: nn.Module, split: tuple[int, ...] | None) -> QuantModule:
+        assert isinstance(layer.weight, Tensor)  # as every layer in OPERATIONS has
         return QuantModule(layer, fit_quantizer(layer.weight, self.policy.weight_for(f"model.{path}"), split))
 
     def forward(self, *args, **kwargs) -> Tensor:
-        """The network's forward, quantized."""
+        """Call the quantized network; arguments and result are those of the original one."""
         return self.model(*args, **kwargs)
 
     def layers(self) -> dict[str, QuantModule]:
-        """The quantized layers by path, in definition order."""
+        """Return the quantized layers by path, in definition order."""
         return {path: m for path, m in self.named_modules() if isinstance(m, QuantModule)}
 
     def sites(self) -> list[ActSite]:
-        """Where activations are quantized under the policy, in definition order; none when it leaves them alone."""
+        """Return where the policy quantizes activations, in definition order."""
         return list(self._sites(self, ""))
 
     def _sites(self, module: nn.Module, path: str) -> Iterator[ActSite]:
         for p, m in _named(module, path):
             if isinstance(m, QuantModule) and (spec := self.policy.act_for(p)):
                 yield ActSite(p, m, "act_quantizer", spec, m.split)
-            for operand in m.kind.operands if isinstance(m, QuantProduct) else ():
-                if spec := m.kind.spec(self.policy, p, operand):
-                    yield ActSite(p, m, f"act_quantizer_{operand}", spec, is_softmax=operand == m.kind.softmax)
+            elif isinstance(m, QuantProduct):
+                for operand in m.kind.operands:
+                    if spec := m.kind.spec(self.policy, p, operand):
+                        yield ActSite(p, m, f"act_quantizer_{operand}", spec, is_softmax=operand == m.kind.softmax)
 
     def blocks(self) -> list[QuantBlock]:
-        """What is reconstructed together, in definition order; a layer outside every block is one of its own."""
+        """Return what is reconstructed together, in definition order; a layer outside every block is one by itself."""
         blocks: list[QuantBlock] = []
         for path, module in self.named_modules():
             inside = any(path.startswith(f"{b.path}.") for b in blocks[-1:])
@@ -86,8 +89,8 @@ class QuantModel(nn.Module):
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:
-        """Quantizers off inside, as they were afterwards. Raises ValueError for a model without its FP weights."""
-        if any(isinstance(m, QuantModule) and m.weight is None for m in self._leaves):
+        """Switch all quantizers off inside the context. Raises ValueError if the FP weights were given up."""
+        if any(layer.weight is None for layer in self.layers().values()):
             raise ValueError("this model holds integer weights only; full precision needs the original checkpoint")
         before = [m.quantizing for m in self._leaves]
         try:
@@ -99,32 +102,37 @@ class QuantModel(nn.Module):
                 m.quantizing = value
 
     def forget_full_precision(self) -> None:
-        """Give up the original weights: half of the memory, and `full_precision` is no longer possible."""
+        """Free the full-precision weights, half of the memory; `full_precision` is no longer possible."""
         for layer in self.layers().values():
             layer.forget_full_precision()
 
     @contextmanager
     def observing(self, kind: type[Observer], sites: Sequence[ActSite] | None = None) -> Iterator[None]:
-        """Activations are quantized with the ranges of what comes by inside; by default at all sites. No gradients.
+        """Calibrate activation ranges from the forward passes run inside the context, without gradients.
 
-        After an error they are quantized as before. Raises RuntimeError for a site that no forward came by.
+        Args:
+            kind: of the observers.
+            sites: where; all by default. After an error they have the quantizers that they had before.
+
+        Raises:
+            RuntimeError: no forward pass computed the activation of a site.
         """
-        sites, rehearsal = self.sites() if sites is None else sites, Rehearsal()
+        sites, two_pass = self.sites() if sites is None else sites, TwoPass()
         before = [site.quantizer for site in sites]
         for site in sites:
-            site.observe(partial(kind, rehearsal=rehearsal, derived=site.is_softmax))
+            site.observe(partial(kind, two_pass=two_pass, second_pass=site.is_softmax))
         try:
-            with torch.no_grad(), self.adapter.rehearsed(rehearsal):
+            with torch.no_grad(), self.adapter.repeat_slices(two_pass):
                 yield
             for site in sites:
-                site.settle()
+                site.freeze()
         except BaseException:
             for site, quantizer in zip(sites, before):
                 site.set(quantizer)
             raise
 
     def quantized_state(self) -> dict[str, Tensor]:
-        """What a file must hold to rebuild the quantized network: the state dict without FP weights."""
+        """Return the state dict without FP weights, from which `from_state` rebuilds the quantized network."""
         replaced = {f"{path}.weight" for path in self.layers()}
         return {key: value for key, value in self.state_dict().items() if key not in replaced}
 
@@ -140,19 +148,21 @@ class QuantModel(nn.Module):
         activations: bool = True,
         layer_type: type[QuantModule] = QuantModule,
     ) -> "QuantModel":
-        """Rebuild from `quantized_state`; no data and no forward pass are needed.
+        """Rebuild a quantized network; no data and no forward pass are needed.
 
         Args:
-            model: the network; its quantized weights may hold anything unless `keep_weights`.
-            policy, adapter: as when it was made. Without `policy.act`, activations stay in floating point.
-            state: as `quantized_state` gives it, on any device.
-            keep_weights: keep the model's own weights and biases, so that `full_precision` works.
-            activations: take the activation quantizers too; otherwise they are still to be calibrated.
-            layer_type: of the layers.
+            model: the network, changed in place; its parameters may hold anything unless `keep_weights`.
+            policy, adapter: those of the network that `state` comes from; activations that `policy` leaves in floating
+                point are not read.
+            state: as `quantized_state` returns it, on any device.
+            keep_weights: keep all parameters of `model`, so that `full_precision` works; take from `state` only the
+                quantizers and codes.
+            activations: restore the activation quantizers; otherwise they are still to be calibrated.
+            layer_type: class of the quantized layers.
 
         Raises:
             KeyError: `state` lacks a tensor.
-            ValueError: a step size or zero point is impossible.
+            ValueError: a step size is not positive, a zero point is not an integer, or as the constructor.
         """
 
         device = next(model.parameters()).device
@@ -176,7 +186,7 @@ class QuantModel(nn.Module):
 
 
 def _check_leaves(model: nn.Module, adapter: Adapter) -> None:
-    """Every module that owns parameters must be known, and stand in one place, where it can be replaced."""
+    """Check that every module with parameters is known, and has one path, so that it can be replaced."""
     seen: dict[int, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if next(module.parameters(recurse=False), None) is None or type(module) in adapter.plain:
@@ -205,7 +215,11 @@ def _named(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     return module.named_modules(prefix=path)
 
 
-def quantizer_from(state: Mapping[str, Tensor], prefix: str, spec: QuantSpec, split: tuple[int, ...] | None):
+def quantizer_from(
+    state: Mapping[str, Tensor], prefix: str, spec: QuantSpec, split: tuple[int, ...] | None
+) -> Quantizer:
+    """Make a quantizer, or one for each slice, from the numbers under `prefix`. Raises as `QuantModel.from_state`."""
+
     def one(name: str) -> UniformAffineQuantizer:
         return UniformAffineQuantizer(state[f"{name}.delta"], state[f"{name}.zero_point"], spec)
 

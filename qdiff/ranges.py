@@ -1,4 +1,4 @@
-"""The search for ranges: step sizes and zero points from the extremes of values, and from some of them."""
+"""Searches ranges: step sizes and zero points from the extremes of a tensor's values, and from a part of them."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,11 +16,11 @@ Range = tuple[Tensor, Tensor]  # delta, zero_point, each (rows,)
 
 
 class RowSummary(NamedTuple):
-    """What a search looks at, row by row.
+    """What a range search needs to know of each row.
 
     Args:
-        low, high: (rows,), the extremes of all values.
-        values: (rows, at most 2^16), some of them, evenly spaced.
+        low, high: (rows,), minimum and maximum of all values.
+        values: (rows, at most 2^16), evenly spaced values.
     """
 
     low: Tensor
@@ -29,16 +29,16 @@ class RowSummary(NamedTuple):
 
 
 def _thin(rows: Tensor) -> Tensor:
-    return rows[:, :: -(-rows.shape[1] // SEARCH_VALUES) | 1]  # odd, or a picture gives pixels of its edge alone
+    return rows[:, :: -(-rows.shape[1] // SEARCH_VALUES) | 1]  # odd: an even one may hit few columns
 
 
 def summarize(rows: Tensor) -> RowSummary:
-    """The summary of (rows, n) floats; its values are a view of them."""
+    """Summarize (rows, n) floats; the values are a view of them."""
     return RowSummary(rows.amin(1), rows.amax(1), _thin(rows))
 
 
 def joined(parts: Sequence[RowSummary]) -> RowSummary:
-    """The summary of rows that came in parts of about equal size."""
+    """Join the summaries of parts of the same rows, of about equal size, to one of all."""
     if len(parts) == 1:
         return parts[0]
     lows, highs, values = zip(*parts)
@@ -46,16 +46,17 @@ def joined(parts: Sequence[RowSummary]) -> RowSummary:
 
 
 def affine(low: Tensor, high: Tensor, bits: int, symmetric: bool, zero_low: Tensor | None = None) -> Range:
-    """Step size and zero point of the range low..high.
+    """Compute step size and zero point of the range low..high.
 
     Args:
-        low, high: ends of the range, any equal shape.
-        bits: b.
-        symmetric: cover max(|low|, |high|) on both sides with zero point 0.
-        zero_low: the low end that the zero point is taken from, where it is another one.
+        low, high: ends of the range, floats of the same shape.
+        bits: b, 2..16.
+        symmetric: cover -m..m with zero point 0, where m = max(|low|, |high|).
+        zero_low: take the zero point from this low end instead of `low`.
 
     Returns:
-        delta >= 1e-8 and zero_point (integers, float dtype), shaped like `low`.
+        delta >= 1e-8 and zero_point (integers in float dtype, 0..2^b - 1 only if the range contains zero), shaped like
+        `low`.
     """
     if symmetric:
         delta = torch.maximum(low.abs(), high.abs()) / code_bounds(bits, True)[1]
@@ -65,14 +66,14 @@ def affine(low: Tensor, high: Tensor, bits: int, symmetric: bool, zero_low: Tens
 
 
 def range_minmax(summary: RowSummary, bits: int, symmetric: bool, always_zero: bool) -> Range:
-    """The smallest range that holds every value and zero."""
+    """Take the smallest range that contains every value and zero."""
     low, high, _ = summary
     low = torch.zeros_like(low) if always_zero else low.clamp(max=0)
     return affine(low, high.clamp(min=0), bits, symmetric)
 
 
 def range_max(summary: RowSummary, bits: int, symmetric: bool, always_zero: bool) -> Range:
-    """As published: the step from the raw range, the zero point from the range with zero."""
+    """As in the published code: the step size from the raw range, the zero point from the range that contains zero."""
     low, high, _ = summary
     if always_zero:
         return affine(torch.zeros_like(low), high, bits, symmetric)
@@ -80,7 +81,7 @@ def range_max(summary: RowSummary, bits: int, symmetric: bool, always_zero: bool
 
 
 def range_max_scale(summary: RowSummary, bits: int, symmetric: bool, always_zero: bool) -> Range:
-    """`max` with the ends that the zero point and the symmetric step come from shrunk by (b + 2) / 8, as published."""
+    """As in the published code: `max`, where zero point and symmetric step size see the ends times (b + 2) / 8."""
     low, high, _ = summary
     shrink = (bits + 2) / 8
     if symmetric:
@@ -91,9 +92,9 @@ def range_max_scale(summary: RowSummary, bits: int, symmetric: bool, always_zero
 
 
 def range_mse(summary: RowSummary, bits: int, symmetric: bool, always_zero: bool) -> Range:
-    """Of 80 ranges, each 1 % narrower than the last, the one with the least mean |x - q(x)|^2.4.
+    """Take the one of 80 ranges, each 1 % narrower than the last, with the least mean |x - q(x)|^2.4.
 
-    The ends come from all values; the error from those of the summary.
+    The ends come from all values, the error from those in the summary.
     """
     low, high, values = summary
     if always_zero:
@@ -112,6 +113,7 @@ def range_mse(summary: RowSummary, bits: int, symmetric: bool, always_zero: bool
     return best_delta, best_zero
 
 
+# name in QuantSpec -> (summary, bits, symmetric, always_zero) -> delta and zero_point, each (rows,)
 RANGE_SEARCH: dict[str, Callable[[RowSummary, int, bool, bool], Range]] = {
     "mse": range_mse,
     "minmax": range_minmax,

@@ -1,23 +1,22 @@
 #!/usr/bin/env python
-"""Train a pixel-space model on named images, as the bundled one was; the same command goes on where it stopped."""
+"""Train a pixel-space model on named images, as the bundled one was; the same command resumes."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository before PYTHONPATH
 
-from qdiff.cli.parser import run
-from qdiff.training.flags import training_parser
+from qdiff.cli.parser import parse, run
+from qdiff.training.flags import job_of, training_parser
 
 
 def main() -> None:
-    """Train, then write the EMA weights as safetensors in half precision."""
-    parser = training_parser(__doc__, run=Path("runs/train_ddim"), out="the weights, .safetensors")
-    args = parser.parse_args()
+    """Parse the flags, then import what is slow to load."""
+    args = parse(training_parser("train_ddim.py", __doc__, "the weights, .safetensors"))
 
     from qdiff.training.ddim import train
 
-    train(args.config, args.data, args.run, args.out, init=args.init, seed=args.seed, devices=args.devices)
+    train(job_of(args))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The whole suite with several versions of PyTorch, each with one thread and with two: `make matrix`.
+"""Run the suite with several versions of PyTorch, each with one thread and with two: `make matrix`.
 
-Needs Python alone. Every version has an environment of its own, `.venv-NAME`, which is made where it is not there.
+Needs only Python. Each version has its own virtual environment, `.venv-NAME`, which is created if missing.
 """
 
 import argparse
@@ -22,7 +22,7 @@ VERSIONS = "import platform, torch; print(torch.__version__.partition('+')[0], p
 
 @dataclass(frozen=True)
 class Environment:
-    """What is installed beside the package, and the Python it is installed for; together all that are promised."""
+    """A Python version, and packages that are installed along with ours; all environments cover what we support."""
 
     python: str
     packages: tuple[str, ...]
@@ -37,7 +37,7 @@ ENVIRONMENTS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the suite ended in one cell of the matrix; `versions` are those of PyTorch and Python."""
+    """Result of the suite in one cell of the matrix; `versions` are those of PyTorch and Python."""
 
     versions: tuple[str, str]
     threads: int
@@ -56,8 +56,8 @@ class Outcome:
 HEADER = "| PyTorch | Python | threads | passed | time |\n| --- | --- | --- | --- | --- |"
 
 
-def made(name: str) -> Path:
-    """The folder of an environment, which is made, or brought up to date with pyproject.toml, where need be."""
+def prepared(name: str) -> Path:
+    """Return the folder of an environment; create it, or update it to pyproject.toml, if necessary."""
     folder, wanted = ROOT / f".venv-{name}", ENVIRONMENTS[name]
     stamp = folder / ".installed"
     if stamp.exists() and stamp.stat().st_mtime > (ROOT / "pyproject.toml").stat().st_mtime:
@@ -70,18 +70,18 @@ def made(name: str) -> Path:
     try:
         subprocess.run([python, "-m", "venv", folder], check=True)
         subprocess.run([*install, *wanted.packages, "--editable", ".[dev]"], cwd=ROOT, check=True)
-    except subprocess.CalledProcessError as e:  # its own words stand above
-        sys.exit(f"error: '{' '.join(map(str, e.cmd))}' failed: mend that, or give --use {name}=FOLDER")
+    except subprocess.CalledProcessError as e:  # its output is above
+        sys.exit(f"error: '{' '.join(map(str, e.cmd))}' failed: see above and fix that, or give --use {name}=FOLDER")
     stamp.touch()
     return folder
 
 
 def run(name: str, folder: Path, threads: int, words: Sequence[str]) -> Outcome:
-    """The suite in an environment; what it prints goes to a file."""
+    """Run the suite in an environment; its output goes to a file."""
     python, report = folder / "bin" / "python", LOGS / f"{name}-{threads}.xml"
     report.unlink(missing_ok=True)
     env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
-    env |= {"OMP_WAIT_POLICY": "passive"}  # two threads that wait busily crawl where another program takes a core
+    env |= {"OMP_WAIT_POLICY": "passive"}  # busy waiting is slow if another program takes a core
     versions = subprocess.run([python, "-c", VERSIONS], env=env, capture_output=True, text=True, check=True).stdout
     start = time.monotonic()
     with report.with_suffix(".log").open("w") as log:
@@ -91,7 +91,7 @@ def run(name: str, folder: Path, threads: int, words: Sequence[str]) -> Outcome:
 
 
 def counts(report: Path, status: int) -> tuple[int, int]:
-    """Tests that passed and that failed; one failed where pytest, which ended with `status`, failed as a whole."""
+    """Count passed and failed tests in a JUnit report; at least one failed if `status` is not 0."""
     suite = ElementTree.parse(report).find("testsuite").attrib if report.exists() else {}
     total, skipped, failed, broken = (int(suite.get(key, 0)) for key in ("tests", "skipped", "failures", "errors"))
     failed += broken
@@ -99,7 +99,7 @@ def counts(report: Path, status: int) -> tuple[int, int]:
 
 
 def existing(word: str) -> tuple[str, Path]:
-    """NAME=FOLDER."""
+    """Parse NAME=FOLDER."""
     name, _, folder = word.partition("=")
     if name not in ENVIRONMENTS or not (Path(folder) / "bin" / "python").exists():
         raise argparse.ArgumentTypeError(f"{word!r} is not NAME=FOLDER with one of {', '.join(ENVIRONMENTS)}")
@@ -107,29 +107,29 @@ def existing(word: str) -> tuple[str, Path]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the cells that were asked for; 1 if any failed."""
+    """Run the requested cells; return 1 if any failed."""
     parser = argparse.ArgumentParser(prog="make matrix", usage="make matrix ARGS='[NAME ...] [flags]'")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ENVIRONMENTS)}; all are the default")
-    parser.add_argument("--threads", type=int, action="append", help="once for each number; 1 and 2 are the default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ENVIRONMENTS)} (default: all)")
+    parser.add_argument("--threads", type=int, action="append", help="may be repeated (default: 1 and 2)")
     parser.add_argument("--use", type=existing, action="append", default=[], help="NAME=FOLDER, a virtual environment")
-    parser.add_argument("--pytest", default="", help="more words for pytest, such as files")
+    parser.add_argument("--pytest", default="", help="further arguments for pytest, such as files")
     args = parser.parse_args(words)
     unknown = set(args.names) - ENVIRONMENTS.keys()
     if unknown:
         parser.error(f"{unknown.pop()} is not one of {', '.join(ENVIRONMENTS)}")
     LOGS.mkdir(parents=True, exist_ok=True)
-    outcomes = carry_out(args.names or list(ENVIRONMENTS), args.threads or THREADS, dict(args.use), args.pytest.split())
+    outcomes = run_cells(args.names or list(ENVIRONMENTS), args.threads or THREADS, dict(args.use), args.pytest.split())
     print(HEADER, *(outcome.row for outcome in outcomes), sep="\n")
     return int(any(outcome.failed for outcome in outcomes))
 
 
-def carry_out(
+def run_cells(
     names: Sequence[str], threads: Sequence[int], folders: Mapping[str, Path], words: Sequence[str]
 ) -> list[Outcome]:
-    """One cell after the other, because each is to have the processor for itself."""
+    """Run one cell after the other, so that each has the processor to itself."""
     outcomes = []
     for name in names:
-        folder = folders.get(name) or made(name)
+        folder = folders.get(name) or prepared(name)
         for count in threads:
             outcomes.append(run(name, folder, count, words))
             print(f"{name}, {count} threads: {LOGS.relative_to(ROOT) / f'{name}-{count}.log'}", flush=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from qdiff.calibration import measure
-from qdiff.checkpoints.load import read_checkpoint
+from qdiff.checkpoints.read import read_checkpoint
 from qdiff.errors import UserError
 from qdiff.evaluation import experiments
 from scripts import demo_full as demo
@@ -111,11 +111,11 @@ def test_results_say_what_the_files_say(out, results):
         assert (fp["method"], fp["psnr"], fp["mae"], fp["size"]) == ("FP", None, 0, fp["fp32_size"])
         for run, result in zip(runs[1:], results[model][1:], strict=True):
             file = out / model / run / "quantized.safetensors"
-            facts = read_checkpoint(file).facts
+            summary = read_checkpoint(file).summary
             split = run == "qdiff_split" or (model != "pixel" and "qdiff" in run)
             bits = 8 if "w8" in run else 4
-            assert (facts.weight_bits, facts.activations.bits, facts.split) == (bits, 8, split)
-            assert (result["size"], result["fp32_size"]) == (file.stat().st_size, facts.fp32_bytes)
+            assert (summary.weight_bits, summary.activations.bits, summary.split) == (bits, 8, split)
+            assert (result["size"], result["fp32_size"]) == (file.stat().st_size, summary.fp32_bytes)
             assert result["psnr"] > 0 and 0 < result["mae"] < 255 and result["frechet"] >= 0
             assert (result["recognised"] is None) == (model != "latent")
 

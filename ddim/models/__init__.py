@@ -1,1 +1,1 @@
-"""Networks of the pixel-space models."""
+"""Networks of pixel-space models."""

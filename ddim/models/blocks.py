@@ -10,7 +10,7 @@ from diffusion.blocks import ScoreProduct, ValueProduct, normalize, shortcut
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding of the timesteps (Vaswani et al. 2017, section 3.5, as DDPM uses it).
+    """Compute the sinusoidal embedding of timesteps (Vaswani et al. 2017, section 3.5, as DDPM uses it).
 
     Args:
         t: timesteps, shape (B,), integer or float.
@@ -27,13 +27,13 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class ResnetBlock(nn.Module):
-    """Residual block with a time shift between its two convolutions.
+    """Residual block with two convolutions, between which the time embedding shifts the activations.
 
     Args:
         in_channels: channels of the input, the skip connection's included.
         out_channels: channels of the output.
         temb_channels: width of the time embedding.
-        dropout: probability in front of the second convolution.
+        dropout: probability before the second convolution.
         skip_channels: how many of the *last* input channels come from a skip connection; 0 outside the up path.
     """
 
@@ -57,7 +57,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Single-head self-attention over all pixels, with a residual connection."""
+    """Single-head self-attention over all pixels, with a residual connection; its products can be swapped."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""First stages: autoencoders between images and the latents in which diffusion runs."""
+"""First stages: autoencoders between images and the latents on which diffusion runs."""
 
 from collections.abc import Mapping
 
@@ -22,15 +22,15 @@ class AutoencoderKL(nn.Module):
     """Variational autoencoder (Rombach et al. 2022, appendix G).
 
     Attributes:
-        factor: pixels of an image for each pixel of its latent, along an edge.
-        out_channels: of a decoded image.
+        factor: edge of an image divided by that of its latent.
+        out_channels: channels of a decoded image.
 
     Args:
-        ddconfig: fields of `AutoencoderSettings`, with `double_z`.
-        embed_dim: channels of the latent that diffusion sees.
+        ddconfig: fields of `AutoencoderSettings`, with `double_z` true.
+        embed_dim: channels of the latents on which diffusion runs.
 
     Raises:
-        ValueError: `ddconfig` lacks a field, has an unknown one, or is without `double_z`.
+        ValueError: `ddconfig` lacks a field, has an unknown one, or `double_z` is false.
     """
 
     def __init__(self, ddconfig: Mapping, embed_dim: int):
@@ -43,28 +43,28 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(embed_dim, settings.z_channels, 1)
 
     def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
-        """x: images in -1..1, (B, in_channels, H, W) -> the posterior of their latents (B, embed_dim, h, w)."""
+        """Encode images x in -1..1, (B, in_channels, H, W), to the posterior of their latents, (B, embed_dim, h, w)."""
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
 
     def decode(self, z: Tensor) -> Tensor:
-        """z: (B, embed_dim, h, w) -> images (B, out_ch, H, W)."""
+        """Decode latents z, (B, embed_dim, h, w), to images, (B, out_ch, H, W), about -1..1."""
         return self.decoder(self.post_quant_conv(z))
 
 
 class VQModelInterface(nn.Module):
-    """Vector-quantized autoencoder as diffusion uses it: latents are quantized when they are decoded.
+    """Vector-quantized autoencoder whose latents are quantized on decoding, so that diffusion runs on unquantized ones.
 
     Attributes:
-        factor: pixels of an image for each pixel of its latent, along an edge.
-        out_channels: of a decoded image.
+        factor: edge of an image divided by that of its latent.
+        out_channels: channels of a decoded image.
 
     Args:
-        embed_dim: channels of the latent that diffusion sees, and width of the codebook.
-        ddconfig: fields of `AutoencoderSettings`, without `double_z`.
+        embed_dim: channels of the latents on which diffusion runs, and width of the codebook.
+        ddconfig: fields of `AutoencoderSettings`, with `double_z` false.
         n_embed: entries of the codebook.
 
     Raises:
-        ValueError: `ddconfig` lacks a field, has an unknown one, or has `double_z`.
+        ValueError: `ddconfig` lacks a field, has an unknown one, or `double_z` is true.
     """
 
     def __init__(self, embed_dim: int, ddconfig: Mapping, n_embed: int):
@@ -78,23 +78,23 @@ class VQModelInterface(nn.Module):
         self.post_quant_conv = nn.Conv2d(embed_dim, settings.z_channels, 1)
 
     def encode(self, x: Tensor) -> Tensor:
-        """x: images in -1..1, (B, in_channels, H, W) -> latents before quantization, (B, embed_dim, h, w)."""
+        """Encode images x in -1..1, (B, in_channels, H, W), to latents before quantization, (B, embed_dim, h, w)."""
         return self.quant_conv(self.encoder(x))
 
     def decode(self, z: Tensor) -> Tensor:
-        """z: latents as diffusion leaves them, (B, embed_dim, h, w) -> images (B, out_ch, H, W)."""
+        """Quantize and decode latents z, (B, embed_dim, h, w), to images, (B, out_ch, H, W), about -1..1."""
         return self.decoder(self.post_quant_conv(self.quantize(z)))
 
 
 class IdentityFirstStage(nn.Module):
-    """Diffusion in pixel space: images are their own latents."""
+    """First stage of diffusion in pixel space: images are their own latents."""
 
     factor = 1
 
     def encode(self, x: Tensor) -> Tensor:
-        """`x` itself."""
+        """Return the images `x` unchanged."""
         return x
 
     def decode(self, z: Tensor) -> Tensor:
-        """`z` itself."""
+        """Return the images `z` unchanged."""
         return z

@@ -1,1 +1,1 @@
-"""Layers and networks that latent diffusion models are built from."""
+"""Layers and networks of latent diffusion models."""

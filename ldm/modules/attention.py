@@ -1,4 +1,4 @@
-"""Transformer blocks of the latent UNet (Rombach et al. 2022, section 3.3), with the published state-dict names."""
+"""Transformer blocks of the latent UNet (Rombach et al. 2022, section 3.3), with published state-dict names."""
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,10 @@ from ldm.modules.slices import in_slices
 
 
 class GatedLinear(nn.Module):
-    """(W x + b) * gelu(V x + c), elementwise: the GELU variant of gated linear units (Shazeer 2020, equation 6).
+    """The GELU variant of gated linear units, (W x + b) * gelu(V x + c) elementwise (Shazeer 2020, equation 6).
 
     Args:
-        width: of the input.
+        width: width of the input.
         inner: width of the output.
     """
 
@@ -27,11 +27,11 @@ class GatedLinear(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The gated perceptron of a transformer block, four times as wide inside."""
+    """The gated perceptron of a transformer block, whose hidden layer is four times as wide as its input."""
 
     def __init__(self, dim: int):
         super().__init__()
-        # the published numbering counts a dropout, which no published network uses, as layer 1
+        # layer 1 is a dropout in the published code, which no published network uses
         self.net = nn.Sequential(GatedLinear(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,9 +40,9 @@ class FeedForward(nn.Module):
 
 
 class CrossScoreProduct(nn.Module):
-    """Product of queries and keys: the attention scores. A module without parameters, so that it can be replaced.
+    """Product of queries and keys, the attention scores; a module without parameters, so that it can be swapped.
 
-    Batch entries do not see each other, so they may come in slices.
+    Batch entries are independent, so that they may be computed in slices.
     """
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
@@ -51,10 +51,10 @@ class CrossScoreProduct(nn.Module):
 
 
 class CrossValueProduct(nn.Module):
-    """Product of attention weights and values. A module without parameters, so that it can be replaced."""
+    """Product of attention weights and values; a module without parameters, so that it can be swapped."""
 
     def forward(self, v: Tensor, w: Tensor) -> Tensor:
-        """v: (B, M, d), w: (B, N, M) with rows that sum to one -> (B, N, d)."""
+        """v: (B, M, d), w: (B, N, M), whose rows sum to one -> (B, N, d)."""
         return torch.bmm(w, v)
 
 
@@ -86,7 +86,7 @@ class CrossAttention(nn.Module):
         return self.smv_matmul(v, self.qk_matmul(q, k).softmax(dim=-1))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: (B, N, query_dim), context: (B, M, context_dim), by default `x` -> (B, N, query_dim)."""
+        """x: (B, N, query_dim), context: (B, M, context_dim), `x` if it is None -> (B, N, query_dim)."""
         context = x if context is None else context
         q, k, v = (self._split(y) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
         h = in_slices(self._attend, q, k, v, scores=q.shape[1] * k.shape[1])
@@ -94,12 +94,12 @@ class CrossAttention(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, attention to the context and a perceptron, each normalized before and added to its input.
+    """Self-attention, attention to the context and a perceptron, each with a layer norm before it and a residual.
 
     Args:
         dim: width of the sequence.
         n_heads, d_head: number and width of the heads.
-        context_dim: width of the context; None if there is none, then the second attention is to the sequence, too.
+        context_dim: width of the context; None: there is none, and the second attention is self-attention too.
     """
 
     def __init__(self, dim: int, n_heads: int, d_head: int, context_dim: int | None = None):
@@ -113,21 +113,21 @@ class BasicTransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: (B, N, dim), context: (B, M, context_dim) -> (B, N, dim)."""
-        # A sum has the memory layout of its first operand, and the layout decides how later kernels round: in this
-        # order the activation codes of the published quantized networks come out identical.
+        # A sum takes the memory layout of its first operand, and the layout affects how later kernels round: with this
+        # order, the activation codes are identical to those of the published quantized networks.
         x = self.attn1(self.norm1(x)) + x
         x = self.attn2(self.norm2(x), context) + x
         return self.ff(self.norm3(x)) + x
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks on the pixels of an image as a sequence, with a residual connection.
+    """Transformer blocks over the pixels of a feature map as a sequence, with a residual connection.
 
     Args:
-        in_channels: channels of the image, a multiple of 32.
+        in_channels: channels of the feature map, a multiple of 32.
         n_heads, d_head: number and width of the heads.
         depth: number of transformer blocks.
-        context_dim: width of the context, None if there is none.
+        context_dim: width of the context; None: there is none.
     """
 
     takes = ("context",)
@@ -150,4 +150,4 @@ class SpatialTransformer(nn.Module):
         for block in self.transformer_blocks:
             tokens = block(tokens, *condition)
         h = self.proj_out(tokens.transpose(1, 2).reshape(h.shape))
-        return h + x  # in this order for the same reason as in the blocks
+        return h + x  # in this order for the same reason as in `BasicTransformerBlock`

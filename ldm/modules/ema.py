@@ -1,4 +1,4 @@
-"""Averaged weights."""
+"""Exponential moving averages of weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class LitEma(nn.Module):
-    """Exponential moving averages of a model's parameters, as buffers named as in the published checkpoints.
+    """Exponential moving averages of a model's parameters, as buffers with published names.
 
-    A parameter `a.b.weight` is averaged in the buffer `abweight`; `decay` (float32) and `num_updates` (int32) belong
-    to the training that made the averages.
+    The buffer `abweight` is the average of the parameter `a.b.weight`. The buffers `decay` (float32) and `num_updates`
+    (int32) are state of the training.
 
     Args:
-        model: whose parameters are averaged; the averages start as copies of them.
-        decay: of the averages, in 0..1.
+        model: model whose parameters are averaged; the averages start as copies of them.
+        decay: decay rate of the averages, in 0..1.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999):
@@ -29,20 +29,24 @@ class LitEma(nn.Module):
     def _pairs(self, model: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
         parameters = dict(model.named_parameters())
         if list(parameters) != self.parameter_names:
-            raise ValueError("the model has other parameters than were averaged; adopt the averages before changing it")
+            raise ValueError("the averages are those of other parameters: adopt them before the model is changed")
         return ((p, self.get_buffer(name.replace(".", ""))) for name, p in parameters.items())
 
     def copy_to(self, model: nn.Module) -> None:
-        """Give the averages to `model`, which shares their memory from then on. Raises ValueError for another model."""
+        """Set the parameters of `model` to the averages; they share memory from then on.
+
+        Raises:
+            ValueError: `model` has other parameters than those that are averaged.
+        """
         for p, average in self._pairs(model):
             p.data = average
 
     @contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[None]:
-        """Exchange averages and parameters inside, without a copy, and back on leaving, also by an exception.
+        """Swap averages and parameters within the context, without a copy, and swap them back, even after an exception.
 
         Raises:
-            ValueError: `model` is not the one whose parameters are averaged.
+            ValueError: `model` has other parameters than those that are averaged.
         """
         self._exchange(model)
         try:

@@ -79,8 +79,8 @@ class Adapter:
             with parameters that is neither quantized nor listed here is an error.
         splits: for a network in full precision, the path of every layer whose input concatenates two tensors along
             dimension 1 -> their channels, in order. With `QuantPolicy.split` each of the two has its own quantizers.
-        rehearsed: scope in which attention goes through its slices once for each item that a call gives; only for
-            attention that computes slice by slice.
+        repeat_slices: context in which attention that computes slice by slice repeats all its slices once for each item
+            that its argument, a function, yields; see `qdiff.observers.TwoPass`. Not needed otherwise.
     """
 
     family: str
@@ -89,17 +89,24 @@ class Adapter:
     products: Mapping[type, ProductKind] = field(default_factory=dict)
     plain: tuple[type, ...] = ()
     splits: Callable[[nn.Module], dict[str, tuple[int, int]]] = no_splits
-    rehearsed: Callable[[Callable[[], Iterable]], AbstractContextManager] = nullcontext
+    repeat_slices: Callable[[Callable[[], Iterable]], AbstractContextManager] = nullcontext
 
 
-def shortcut_splits(model: nn.Module, block: type, shortcut: str) -> dict[str, tuple[int, int]]:
-    """`Adapter.splits` of networks whose residual blocks, of type `block`, have `skip_channels` and that shortcut."""
+def shortcut_splits(model: nn.Module, block: type[nn.Module], shortcut: str) -> dict[str, tuple[int, int]]:
+    """Find the layers that `Adapter.splits` returns in networks with one type of residual block.
+
+    Args:
+        model: the network in full precision.
+        block: the type; its attribute `skip_channels` tells how many of its input channels, the last ones, come from
+            the skip connection (0 for none).
+        shortcut: name of its shortcut layer.
+    """
     found = {}
     for path, module in model.named_modules():
-        if isinstance(module, block) and module.skip_channels:
-            layer = f"{path}.{shortcut}"
-            channels = model.get_submodule(layer).in_channels
-            found[layer] = (channels - module.skip_channels, module.skip_channels)
+        skip: int = getattr(module, "skip_channels", 0) if isinstance(module, block) else 0
+        if skip:
+            channels = model.get_parameter(f"{path}.{shortcut}.weight").shape[1]
+            found[f"{path}.{shortcut}"] = (channels - skip, skip)
     return found
 
 
@@ -108,7 +115,11 @@ FAMILIES = {"ddim": "qdiff.adapters.ddim.blocks", "ldm": "qdiff.adapters.ldm.blo
 
 
 def check_packages() -> None:
-    """Raise UserError where Python finds another package under the name of a family than the one beside `qdiff`."""
+    """Check that Python finds the packages `ddim` and `ldm` that belong to this program.
+
+    Raises:
+        UserError: another package of that name comes first in PYTHONPATH.
+    """
     own = Path(__file__).resolve().parents[2]
     for family in FAMILIES:
         spec = find_spec(family)
@@ -121,7 +132,7 @@ def check_packages() -> None:
 
 
 def adapter_of(family: str) -> Adapter:
-    """The adapter of a family. Raises KeyError for one that is not known, UserError as `check_packages`."""
+    """Return the adapter of a family in `FAMILIES`. Raises KeyError for another one, UserError as `check_packages`."""
     try:
         return import_module(FAMILIES[family]).ADAPTER
     except ImportError:

@@ -2,23 +2,27 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from qdiff.block_recon import Captured
-from qdiff.calibration.partial_forward import block_inputs, block_output
-from qdiff.calibration.prefix_cache import Replay
+from qdiff.calibration.block_graph import path_of
+from qdiff.calibration.partial_forward import block_call, block_output
+from qdiff.calibration.prefix_cache import PrefixCache
+from qdiff.calls import BatchMismatch, Call, S, Samples
 from qdiff.files.names import utf8_name
 
 
 class Store:
-    """Room for captured tensors: in memory up to a budget, beyond it in files that vanish with their tensors.
+    """Allocates captured tensors: in memory up to a budget, beyond it in files that vanish with their tensors.
 
     Args:
         budget: bytes of memory.
-        folder: on whose disk the files are; it must have the room (see `qdiff.calibration.plan`).
+        folder: where the files are; its disk must have room for them (see `qdiff.calibration.plan`).
     """
 
     def __init__(self, budget: int, folder: Path):
@@ -26,7 +30,7 @@ class Store:
         self.folder = folder
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor on the CPU. Raises OSError where the disk has no room for it."""
+        """Return an uninitialised tensor on the CPU. Raises OSError if the disk has no room for it."""
         count = torch.Size(shape).numel()
         size = count * dtype.itemsize
         if size <= self.left:
@@ -38,29 +42,52 @@ class Store:
                 os.posix_fallocate(file.fileno(), 0, size)
             return torch.from_file(str(name), shared=True, size=count, dtype=dtype).view(shape)
 
+    def empty_like(self, batch: S, samples: int) -> S:
+        """Return uninitialised tensors for so many samples as of a batch."""
+        return batch.map(lambda x: self.empty((samples, *x.shape[1:]), x.dtype))
 
-def capture(replay: Replay, block: nn.Module, store: Store) -> Captured:
-    """Run the calibration set: inputs from the network quantized so far, targets from the FP network.
 
-    Every sample counts, a last smaller batch included, and the network is left at the block.
+def capture(cache: PrefixCache, block: nn.Module, store: Store) -> Captured:
+    """Run the calibration set up to a block: inputs from the network quantized so far, targets from the FP network.
+
+    All samples are used, including a smaller last batch.
 
     Args:
-        replay: the calibration set on its way.
-        block: a module that the network calls once per forward with positional tensors.
-        store: where the result lives.
+        cache: the calibration set, and the outputs of blocks that are done.
+        block: a module that the network calls once per forward.
+        store: where the result is allocated.
+
+    Raises:
+        ValueError: the batches differ in what must be the same for all samples.
     """
-    kept: list[Tensor] = []
-    done, samples = 0, len(replay.data)
-    replay.advance()
+    cache.extend()
+    node, samples = cache.node(block), len(cache.data)
     with torch.no_grad():
-        for i, batch in replay.batches():
-            with replay.towards(block, i, original=False):
-                found = block_inputs(block, lambda: replay.model(*batch))  # noqa: B023 - called at once
-            with replay.towards(block, i, original=True):
-                target = block_output(block, lambda: replay.model(*batch))  # noqa: B023
-            tensors = (*found, target)
-            kept = kept or [store.empty((samples, *x.shape[1:]), x.dtype) for x in tensors]
-            for place, x in zip(kept, tensors):
-                place[done : done + len(x)] = x.cpu()
-            done += len(target)
-    return Captured(tuple(kept[:-1]), kept[-1])
+        batches = _recorded(cache, block)
+        first = next(batches)
+        inputs = store.empty_like(first[0].with_constants_of(node.call), samples)
+        targets = store.empty_like(first[1].with_constants_of(node.output), samples)
+        done = 0
+        try:
+            for call, target in chain([first], batches):
+                _put(inputs, done, call)
+                _put(targets, done, target)
+                done += len(call)
+        except BatchMismatch as error:
+            raise ValueError(f"{path_of(cache.model, block)} cannot be calibrated: {error}") from None
+    return Captured(inputs, targets)
+
+
+def _recorded(cache: PrefixCache, block: nn.Module) -> Iterator[tuple[Call, Samples]]:
+    """Yield by batch the block's call in the quantized network and its output in the full-precision one."""
+    for i, batch in cache.batches():
+        with cache.recalling(block, i, original=False):
+            call = block_call(cache.model, block, batch)
+        with cache.recalling(block, i, original=True):
+            target = block_output(cache.model, block, batch)
+        yield call, target
+
+
+def _put(place: Samples, start: int, batch: Samples) -> None:
+    for into, x in zip(place.tensors, batch.like(place).tensors):
+        into[start : start + len(x)] = x.cpu()

@@ -1,21 +1,28 @@
-"""Collecting calibration data: what the network is called with while it samples."""
+"""Collect calibration data: the arguments of the network while it samples."""
 
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from qdiff.calibration.data import CalibrationSet, kept_steps
+from qdiff.calibration.argument_names import named_arguments
+from qdiff.calibration.data import PREFIX, CalibrationSet
+from qdiff.calibration.kept_steps import kept_steps
+from qdiff.calls import Call
 from qdiff.files.journal import Journal
+
+T = TypeVar("T")
 
 
 class SamplerStep(Protocol):
-    """What a sampler yields after each call of the network; of it only this is used."""
+    """The part of a sampler's step, yielded after each call of the network, that is used here."""
 
-    index: int
-    x_prev: Tensor
+    @property
+    def index(self) -> int: ...
+    @property
+    def x_prev(self) -> Tensor: ...
 
 
 def collect(
@@ -26,65 +33,102 @@ def collect(
     cali_n: int,
     batch_size: int,
     journal: Journal,
-    progress: Callable[[int], None] = lambda samples: None,
+    progress: Callable[[int], object] = lambda images: None,
     rows: int = 1,
 ) -> CalibrationSet:
-    """Sample `cali_n` images and keep what the network is given at `cali_st` of the steps (Q-Diffusion, section 3.2).
+    """Sample `cali_n` images and keep the network's arguments at `cali_st` of the steps (Q-Diffusion, section 3.2).
 
     Args:
-        network: what the trajectory calls once per step, with positional tensors (N, ...).
-        trajectory: image indices -> the steps of their sampling, first one first.
-        steps: how many steps that are.
+        network: called once per step, with positional and keyword arguments. Tensors (N, ...) are kept, in float32
+            where floating; other arguments must be the same in all calls.
+        trajectory: image indices -> the steps of their sampling, in order.
+        steps: number of sampling steps.
         cali_st, cali_n: steps kept, and images.
         batch_size: images at a time.
-        journal: images that are done, batch by batch; those of an earlier run are taken from it.
-        progress: called with the number of images of every step that is done.
-        rows: how many rows of the network's batch belong to an image, 2 with guidance: first one row of each image,
-            then the other one of each.
+        journal: finished batches; those of an earlier run are taken from it.
+        progress: called after each step with the number of images in the batch.
+        rows: rows of the network's batch per image, 2 with guidance: first one row of each image, then the other one
+            of each.
 
     Returns:
         cali_st * cali_n * rows samples, grouped by step, then by row, whatever the batch size.
+
+    Raises:
+        ValueError: calls differ in more than their samples, or a tensor has no row per sample.
     """
     kept = kept_steps(steps, cali_st)
     whole: dict[str, Tensor] = {}  # (steps, rows, images, ...)
+    constants: dict[str, Any] | None = None
     for start in range(0, cali_n, batch_size):
         images = range(start, min(start + batch_size, cali_n))
         unit = f"images-{images.start:06d}-{images.stop:06d}"
         found = journal.read(unit)
         if found:
-            batch = found[0]
+            batch, info = found
             progress(len(images) * (kept[-1] + 1))
         else:
-            batch = _inputs_at(kept, network, trajectory(images), lambda: progress(len(images)))  # noqa: B023
-            journal.write(unit, batch)
+            batch, info = _inputs_at(kept, network, trajectory(images), lambda: progress(len(images)))  # noqa: B023
+            journal.write(unit, batch, info)
+        constants = _agreed(constants, info.get("constants", {}))
+        _agreed({*(whole or batch)}, {*batch})
         for key, x in batch.items():
             part = x.unflatten(1, (rows, -1))
             if key not in whole:  # room for all, once, because they may take much of the memory
                 whole[key] = part.new_empty(*part.shape[:2], cali_n, *part.shape[3:])
             whole[key][:, :, images.start : images.stop] = part
-    return CalibrationSet(tuple(x.flatten(0, 2) for x in whole.values()))
+    named = {key.removeprefix(PREFIX): x.flatten(0, 2) for key, x in whole.items()}
+    return CalibrationSet.from_named(named, constants or {})
 
 
 def _inputs_at(
-    kept: list[int], network: nn.Module, steps: Iterable[SamplerStep], progress: Callable[[], None]
-) -> dict[str, Tensor]:
-    """`input_0`, `input_1`, ... of the network at some of the steps, each (steps, N, ...), float32 where floating."""
-    given: tuple[Tensor, ...] = ()
-    found: list[tuple[Tensor, ...]] = []
+    kept: list[int], network: nn.Module, steps: Iterable[SamplerStep], progress: Callable[[], object]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the arguments of the network at some of the steps.
 
-    def note(module, args):
+    Returns:
+        Tensors `input_0`, `input_y`, ..., each (steps, N, ...), float32 where floating; and, where there are any,
+        other arguments by name as `constants`.
+    """
+    given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
+    found: list[dict[str, Tensor]] = []
+    constants: dict[str, Any] | None = None
+
+    def note(module, args, kwargs):
         nonlocal given
-        given = args
+        given = args, kwargs
 
-    hook = network.register_forward_pre_hook(note)
+    hook = network.register_forward_pre_hook(note, with_kwargs=True)
     try:
         for step in islice(steps, kept[-1] + 1):
             if step.index in kept:
-                found.append(tuple(_stored(x) for x in given))
+                tensors, others = _batch(*given)
+                found.append({name: _stored(x) for name, x in tensors.items()})
+                constants = _agreed(constants, others)
+                _agreed(found[0].keys(), tensors.keys())
             progress()
     finally:
         hook.remove()
-    return {f"input_{i}": torch.stack(xs) for i, xs in enumerate(zip(*found))}
+    stacked = {f"{PREFIX}{name}": torch.stack([xs[name] for xs in found]) for name in found[0]}
+    return stacked, {"constants": constants} if constants else {}
+
+
+def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors, each (N, ...), and the other arguments of a call by name."""
+    tensors, constants = named_arguments(args, kwargs)
+    samples = len(Call(args, kwargs))
+    for name, x in tensors.items():
+        if not x.ndim or len(x) != samples:
+            raise ValueError(
+                f"the network is called with {samples} samples, but its argument {name} has the shape "
+                f"{tuple(x.shape)}: expand it to one row per sample"
+            )
+    return tensors, constants
+
+
+def _agreed(known: T | None, found: T) -> T:
+    if known is not None and known != found:
+        raise ValueError(f"the network is called with {found} and with {known}: these must be the same in all calls")
+    return found
 
 
 def _stored(x: Tensor) -> Tensor:

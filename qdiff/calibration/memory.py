@@ -1,19 +1,22 @@
-"""Memory that computing takes, counted in tensors: while it runs, or beforehand without any values."""
+"""Count the memory of tensors: while a computation runs, or beforehand without any values."""
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-COUNTED = 32  # samples of the largest batch that is gone through
+from qdiff.calls import Call
+
+COUNTED = 32  # samples of the largest batch that is run
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Counts the bytes of tensors that come into being within its scope, and takes off those that are gone."""
+    """Counts the bytes of tensors allocated in its scope and not yet freed."""
 
     def __init__(self):
         super().__init__()
@@ -21,7 +24,7 @@ class _LiveTensors(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self._note((args, kwargs), counted=False)  # what came from outside is not ours, nor is a view of it
+        self._note((args, kwargs), counted=False)  # tensors from outside are not counted, nor are their views
         output = func(*args, **(kwargs or {}))
         self._note(output, counted=True)
         return output
@@ -41,38 +44,36 @@ class _LiveTensors(TorchDispatchMode):
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """Most bytes that tensors made within `run()` occupy at one time; what kernels take inside them is not seen."""
+    """Return the peak bytes of tensors allocated inside `run()`; the workspace of kernels is not seen."""
     with _LiveTensors() as live:
         run()
     return live.peak
 
 
-def batch_peak(module: nn.Module, run: Callable[..., object], inputs: Sequence[Tensor], size: int) -> int:
-    """`peak_bytes` of `run` on a batch of `size`, without computing it: tensors have shapes and no values.
+def batch_peak(module: nn.Module, run: Callable[..., object], call: Call, size: int) -> int:
+    """Return `peak_bytes` of `run` on a batch, without computing it: tensors have shapes and no values.
 
     Args:
         module: what `run` computes with.
-        run: called with a batch; it must not look at values.
-        inputs: (B, ...), of which the shapes beyond the first dimension count.
+        run: called with the arguments of `call` for a batch; it must not look at values.
+        call: arguments for any number of samples.
         size: of the batch, which is counted too.
 
     Returns:
-        bytes. Beyond 32 samples, 32 in proportion: more than it takes where a part does not grow with the batch, or
-        comes in slices.
+        Bytes. Beyond 32 samples, 32 in proportion: an upper bound where a part does not grow with the batch, or comes
+        in slices.
     """
     counted = min(size, COUNTED)
+    shapes = call.to("meta")
     with without_values(module):
-        shapes = [(counted, *x.shape[1:]) for x in inputs]
-        peak = peak_bytes(
-            lambda: run(*(torch.empty(shape, dtype=x.dtype, device="meta") for shape, x in zip(shapes, inputs)))
-        )
+        peak = peak_bytes(lambda: shapes.empty(counted)(run))
     return peak * size // counted
 
 
 @contextmanager
 def without_values(module: nn.Module) -> Iterator[None]:
-    """Inside, parameters and buffers have shapes and no values; afterwards they are the same objects as before."""
-    found = [
+    """Give parameters and buffers shapes without values inside; afterwards they are the same objects as before."""
+    found: list[tuple[dict[str, Any], str, Tensor]] = [
         (held, name, x)
         for part in module.modules()
         for held in (part._parameters, part._buffers)

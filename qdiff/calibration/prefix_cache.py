@@ -1,125 +1,39 @@
-"""Outputs of finished blocks, kept so that the calibration set reaches the next block without computing them again.
+"""Outputs of finished blocks, kept so that a forward to the next block need not compute them again.
 
-Without them, B blocks cost about B forwards of the network over the whole set; with them, about one where blocks are
-learned in the order in which a forward comes to them, and more where they are not.
+Without the cache, B blocks cost about B forwards of the network over the calibration set; with it about one where
+blocks are learned in the order in which a forward calls them, and more where they are not.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from qdiff.calibration.block_graph import BlockNode, cache_bytes_per_sample, cached_samples, sources_of, trace_blocks
 from qdiff.calibration.data import CalibrationSet
 from qdiff.calibration.partial_forward import block_output
+from qdiff.calls import Call, Samples
 from qdiff.quant_model import QuantModel
 
-
-@dataclass(frozen=True)
-class Stop:
-    """A block on the way through the network.
-
-    Args:
-        module: the block.
-        sources: blocks whose outputs reach it through no other block.
-        captured: bytes of its inputs and output, per sample.
-        output: bytes of its output, per sample.
-    """
-
-    module: nn.Module
-    sources: frozenset[nn.Module]
-    captured: int
-    output: int
+Outputs = dict[nn.Module, list[Samples]]  # by block, then by batch; an empty list once no later block depends on them
 
 
-def route(model: QuantModel, modules: Sequence[nn.Module], inputs: Sequence[Tensor]) -> list[Stop]:
-    """The blocks in the order in which a forward comes to them.
-
-    Each block's output is cut from its past and made a variable: those that a block's inputs have gradients by are its
-    sources.
+class PrefixCache:
+    """The calibration set, with the outputs of finished blocks for as many samples as memory can hold.
 
     Args:
         model: in evaluation mode.
-        modules: the blocks; each is called once in a forward, with positional tensors.
-        inputs: of the network; one sample is enough.
-
-    Raises:
-        ValueError: a forward comes to a block never, or more than once.
-    """
-    outputs: dict[nn.Module, Tensor] = {}
-    stops: list[Stop] = []
-
-    def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        moving = [x for x in args if x.requires_grad]
-        total = sum(x.sum() for x in moving)
-        by = torch.autograd.grad(total, list(outputs.values()), retain_graph=True, allow_unused=True) if moving else []
-        sources = frozenset(source for source, gradient in zip(outputs, by) if gradient is not None)
-        sizes = [x.numel() * x.element_size() // len(x) for x in (*args, output)]
-        stops.append(Stop(module, sources, sum(sizes), sizes[-1]))
-        outputs[module] = output.detach().requires_grad_(True)
-        return outputs[module].clone()  # what requires gradients cannot be changed in place
-
-    handles = [module.register_forward_hook(after) for module in modules]
-    try:
-        with torch.enable_grad(), model.full_precision():
-            model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    reached = [stop.module for stop in stops]
-    for module in modules:
-        if reached.count(module) != 1:
-            path = next(path for path, other in model.named_modules() if other is module)
-            raise ValueError(f"the network calls {path} {reached.count(module)} times: a block must be called once")
-    return stops
-
-
-def _sources(stops: Sequence[Stop]) -> frozenset[nn.Module]:
-    """Of any of these blocks."""
-    return frozenset().union(*(stop.sources for stop in stops))
-
-
-def kept_bytes(stops: Sequence[Stop]) -> int:
-    """Most bytes per sample that replaying keeps: of blocks that are done the outputs that others still take.
-
-    They are kept twice, from the quantized and from the full-precision network.
-    """
-    peak = 0
-    for i in range(len(stops)):
-        ahead = _sources(stops[i:])
-        peak = max(peak, sum(stop.output for stop in stops[: i + 1] if stop.module in ahead or stop is stops[i]))
-    return 2 * peak
-
-
-def replayed_samples(stops: Sequence[Stop], samples: int, batch_size: int, memory: int) -> int:
-    """Of how many samples outputs are kept: of as many whole batches as memory has room for beside a captured block.
-
-    Args:
-        stops: from `route`.
-        samples: size of the calibration set.
-        batch_size: samples per forward.
-        memory: bytes.
-    """
-    room = memory - samples * max(stop.captured for stop in stops)
-    batches = max(0, room) // (max(1, kept_bytes(stops)) * batch_size)
-    return min(samples, batches * batch_size)
-
-
-class Replay:
-    """The calibration set on its way through the network, past blocks that do not change any more.
-
-    Args:
-        model: in evaluation mode.
-        pending: blocks that are still to be learned; take those that are done off with `settle`.
+        pending: blocks that are still to be learned; `mark_done` takes one off.
         data: N samples.
         batch_size: samples per forward.
-        memory: bytes for what is kept and for the captured tensors of one block.
+        memory: bytes for the cache and the captured tensors of one block.
 
     Attributes:
-        passed: blocks whose outputs are kept, as long as others take them.
+        cached: blocks that are done and need not be computed any more, in the order of the network.
     """
 
     def __init__(
@@ -128,81 +42,91 @@ class Replay:
         self.model, self.data, self.batch_size = model, data, batch_size
         self.pending = set(pending)
         self.memory, self.device = memory, next(model.parameters()).device
-        self.passed: list[nn.Module] = []
-        # The outputs of passed blocks, by batch, from the quantized and the full-precision network; None when used up
-        self.quantized: dict[nn.Module, list[Tensor] | None] = {}
-        self.original: dict[nn.Module, list[Tensor] | None] = {}
-        self.shapes: dict[nn.Module, tuple[torch.Size, torch.dtype]] = {}
+        self.cached: list[nn.Module] = []
+        self.quantized: Outputs = {}
+        self.original: Outputs = {}
+        self.shapes: dict[nn.Module, Samples] = {}  # outputs for no sample
 
     @cached_property
-    def stops(self) -> list[Stop]:
-        """The blocks in the order in which a forward comes to them."""
-        first = [x.to(self.device) for x in next(iter(self.data.batches(1)))]
-        return route(self.model, [block.module for block in self.model.blocks()], first)
+    def nodes(self) -> list[BlockNode]:
+        """The blocks in the order in which a forward calls them."""
+        sample = next(self.data.batches(1)).to(self.device)
+        return trace_blocks(self.model, [block.module for block in self.model.blocks()], sample)
+
+    def node(self, module: nn.Module) -> BlockNode:
+        """Return the node of a block."""
+        return next(node for node in self.nodes if node.module is module)
 
     @cached_property
     def samples(self) -> int:
-        """Of how many samples outputs are kept."""
-        return replayed_samples(self.stops, len(self.data), self.batch_size, self.memory)
+        """For how many samples, the first ones, outputs are kept."""
+        return cached_samples(self.nodes, len(self.data), self.batch_size, self.memory)
 
     @property
-    def bytes(self) -> int:
-        """What is kept takes at most so many."""
-        return self.samples * kept_bytes(self.stops)
+    def max_bytes(self) -> int:
+        """Upper bound of the bytes in the cache."""
+        return self.samples * cache_bytes_per_sample(self.nodes)
 
-    def settle(self, module: nn.Module) -> None:
-        """This block does not change any more."""
+    def mark_done(self, module: nn.Module) -> None:
+        """Note that a block does not change any more."""
         self.pending.discard(module)
 
-    def batches(self) -> Iterator[tuple[int, list[Tensor]]]:
-        """Numbered batches of the network's inputs, on its device."""
+    def batches(self) -> Iterator[tuple[int, Call]]:
+        """Yield numbered batches of the network's inputs, on its device."""
         for i, batch in enumerate(self.data.batches(self.batch_size)):
-            yield i, [x.to(self.device) for x in batch]
+            yield i, batch.to(self.device)
 
     @contextmanager
-    def towards(self, module: nn.Module, batch: int, *, original: bool) -> Iterator[None]:
-        """Inside, blocks that have been passed return for this batch what was kept, in the network that is meant."""
+    def recalling(self, module: nn.Module, batch: int, *, original: bool) -> Iterator[None]:
+        """Make cached blocks return their kept outputs inside.
+
+        Args:
+            module: the block at which forwards inside end; only what it depends on has values.
+            batch: number of the batch that forwards inside compute.
+            original: whether in the full-precision network; else in the quantized one.
+        """
         with self.model.full_precision() if original else nullcontext():
-            if batch * self.batch_size >= self.samples:
+            start = batch * self.batch_size
+            if start >= self.samples:
                 yield
                 return
-            kept = self.original if original else self.quantized
-            last = next(i for i, stop in enumerate(self.stops) if stop.module is module)
-            taken = _sources(self.stops[len(self.passed) : last + 1])
-            for passed in self.passed:
-                passed.forward = partial(self._recall, passed, kept[passed][batch] if passed in taken else None)
+            kept, size = self.original if original else self.quantized, min(self.batch_size, len(self.data) - start)
+            end = next(i for i, node in enumerate(self.nodes) if node.module is module)
+            needed = sources_of(self.nodes[len(self.cached) : end + 1])
+            for cached in self.cached:
+                recall = partial(self._recall, kept[cached][batch]) if cached in needed else None
+                cached.forward = recall or partial(self._without_values, self.shapes[cached], size)
             try:
                 yield
             finally:
-                for passed in self.passed:
-                    del passed.forward
+                for cached in self.cached:
+                    del cached.forward
 
-    def _recall(self, module: nn.Module, output: Tensor | None, *args: Tensor) -> Tensor:
-        """What was kept; where nothing that counts depends on it, any tensor of the shape."""
-        if output is not None:
-            return output.to(self.device, copy=True)  # the network may change it in place
-        shape, dtype = self.shapes[module]
-        return torch.empty((len(args[0]), *shape), dtype=dtype, device=self.device)
+    def _recall(self, output: Samples, *args: Any, **kwargs: Any) -> Any:
+        return output.to(self.device, copy=True).tree  # a copy, because the network may change it in place
+
+    def _without_values(self, output: Samples, size: int, *args: Any, **kwargs: Any) -> Any:
+        return output.to(self.device).empty(size).tree
 
     @torch.no_grad()
-    def advance(self) -> None:
-        """Pass the blocks that are done, up to the first one that is not."""
-        for stop in self.stops[len(self.passed) :]:
-            if stop.module in self.pending or not self.samples:
+    def extend(self) -> None:
+        """Keep the outputs of the blocks that are done, up to the first one that is not."""
+        for node in self.nodes[len(self.cached) :]:
+            if node.module in self.pending or not self.samples:
                 return
-            self.quantized[stop.module] = self._outputs(stop.module, original=False)
-            self.original[stop.module] = self._outputs(stop.module, original=True)
-            example = self.quantized[stop.module][0]
-            self.shapes[stop.module] = example.shape[1:], example.dtype
-            self.passed.append(stop.module)
-            ahead = _sources(self.stops[len(self.passed) :])
-            for module in self.passed:
-                if module not in ahead:
-                    self.quantized[module] = self.original[module] = None
+            self.quantized[node.module] = self._outputs(node, original=False)
+            self.original[node.module] = self._outputs(node, original=True)
+            self.shapes[node.module] = self.quantized[node.module][0].empty(0)
+            self.cached.append(node.module)
+            needed = sources_of(self.nodes[len(self.cached) :])
+            for module in self.cached:
+                if module not in needed:
+                    self.quantized[module] = self.original[module] = []
 
-    def _outputs(self, module: nn.Module, *, original: bool) -> list[Tensor]:
+    def _outputs(self, node: BlockNode, *, original: bool) -> list[Samples]:
         found = []
         for i, batch in islice(self.batches(), -(-self.samples // self.batch_size)):
-            with self.towards(module, i, original=original):
-                found.append(block_output(module, lambda: self.model(*batch)).cpu())  # noqa: B023 - called at once
+            with self.recalling(node.module, i, original=original):
+                output = block_output(self.model, node.module, batch)
+            found.append(output.with_constants_of(node.output).map(torch.Tensor.cpu))
         return found

@@ -1,7 +1,7 @@
-"""Where files and networks meet: quantized networks of ours and of the original, and full-precision weights."""
+"""Quantized networks to and from files: ours, and those that the original calibrated."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,67 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from qdiff.adapters import Adapter, adapter_for
-from qdiff.checkpoints import original, weights
-from qdiff.checkpoints.quantized_file import QuantizedFile, read_if_quantized, write_quantized
-from qdiff.checkpoints.summary import Facts, Layer
+from qdiff.checkpoints import original
+from qdiff.checkpoints.content import QuantizedFile
+from qdiff.checkpoints.quantized_file import read_quantized, write_quantized
+from qdiff.checkpoints.read import OriginalFile, read_calibrated
+from qdiff.checkpoints.summary import Layer
 from qdiff.checkpoints.validate import check_numbers, compare, legacy_owners, shapes_of, splits_of, state_shapes
 from qdiff.errors import UserError
 from qdiff.files.dtypes import dtype_name
-from qdiff.files.foreign import kind_of
-from qdiff.files.formats import format_of
-from qdiff.files.state_dicts import StateDict, largest, read_state_dicts
-from qdiff.observers import Observer
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_layer import PackedModule, QuantModule
 from qdiff.quant_model import QuantModel
-
-
-@dataclass(frozen=True)
-class OriginalFile:
-    """A calibrated checkpoint of the original: its tensors by key, and what they tell."""
-
-    state: Mapping[str, Tensor]
-    facts: Facts
-
-
-@dataclass(frozen=True)
-class FullPrecisionFile:
-    """A checkpoint that is neither ours nor calibrated by the original: the state dicts that it holds, at least one."""
-
-    found: Sequence[StateDict]
-
-    @property
-    def kind(self) -> str | None:
-        """What it is instead of weights of ours, and what to do; see `kind_of`."""
-        return kind_of(largest(self.found).tensors)
-
-
-# Gives the tensors of a file, by its path, the keys of a network; tells in phrases what it left out or computed
-Layout = Callable[[str | Path, StateDict], tuple[dict[str, Tensor], list[str]]]
-
-
-def as_it_is(_path: str | Path, chosen: StateDict) -> tuple[dict[str, Tensor], list[str]]:
-    """The `Layout` of files that have exactly the network's keys."""
-    return dict(chosen.tensors), []
-
-
-def read_checkpoint(path: str | Path) -> QuantizedFile | OriginalFile | FullPrecisionFile:
-    """Read a checkpoint of any kind, told apart by content.
-
-    Raises:
-        UserError: no checkpoint, or not a whole one.
-    """
-    if format_of(path) == "safetensors" and (ours := read_if_quantized(path)):
-        return ours
-    found = read_state_dicts(path)
-    calibrated = next((state for state in found if original.is_original(state.tensors)), None)
-    if calibrated is None:
-        return FullPrecisionFile(found)
-    state = calibrated.unwrapped().tensors
-    try:
-        return OriginalFile(state, original.facts(state))
-    except ValueError as e:
-        raise UserError(f"'{path}' is not a whole calibrated checkpoint: {e}") from e
 
 
 def save_quantized(
@@ -79,17 +29,17 @@ def save_quantized(
     config: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a quantized network to one file that needs nothing beside it, whole or not at all.
+    """Write a quantized network to one file, complete by itself; a failure leaves the old file, if any.
 
     Args:
-        path: is replaced if it exists.
-        model: with settled rounding and, where the policy quantizes activations, their step sizes.
-        config: of the network, JSON values, from which a reader can build it; {} by default.
+        path: a file there is replaced.
+        model: calibrated; every activation that the policy quantizes has its quantizer.
+        config: of the network, JSON values, for readers that build it from the file; {} by default.
         provenance: where the numbers come from (settings, digests of weights and data), JSON values; {} by default.
 
     Raises:
-        ValueError: the calibration of `model` is not finished.
-        UserError: the disk refuses.
+        ValueError: the calibration of `model` is not finished, or `model` was loaded with `low_memory`.
+        UserError: the disk is full or cannot be written to.
     """
     for layer, module in model.layers().items():
         if module.rounding is not None:
@@ -97,8 +47,7 @@ def save_quantized(
         if isinstance(module, PackedModule):
             raise ValueError(f"{layer} was loaded with low memory: copy its file instead")
     for site in model.sites():
-        if site.quantizer is None or any(isinstance(part, Observer) for part in site.quantizer.modules()):
-            raise ValueError(f"{site.path}.{site.name} is not calibrated")
+        _ = site.calibrated  # raises if it is not
     layers = {
         path: Layer(tuple(module.codes.shape), model.policy.weight_for(path).bits, module.split or ())
         for path, module in model.layers().items()
@@ -121,57 +70,76 @@ def load_quantized(
     low_memory: bool = False,
     adapter: Adapter | None = None,
 ) -> QuantModel:
-    """The quantized network of a file, ours or the original's; no data, no forward pass and no other file is needed.
+    """Load a calibrated file, ours or the original's, into a network; no data and no forward pass are needed.
 
     Args:
-        model: the network, changed in place; its parameters may hold anything, the file has them all.
+        model: the network, changed in place; its parameters may hold anything, because the file has them all.
         path: the calibrated checkpoint.
-        weight_bit: 2..8; None takes the file's.
+        weight_bit: bits of the weights, 2..8, to be checked against the file; None takes the file's.
         act_bit: bits of the activations, 2..16; None leaves them in floating point.
-        a_sym, split, sm_abit: as the file was calibrated; `a_sym` and `sm_abit` count only with `act_bit`.
-        low_memory: keep the codes packed and compute their values in every forward.
-        adapter: describes the network's family; None for the networks of `ddim` and `ldm`.
+        a_sym: whether activations are symmetric. Counts only with `act_bit`, as `sm_abit` does.
+        split: whether shortcut layers are quantized in two slices.
+        sm_abit: bits of the attention weights, 2..16.
+        low_memory: keep the codes packed and dequantize them in every forward.
+        adapter: describes the network's family; None for networks of `ddim` and `ldm`.
 
     Returns:
-        a network on the device of `model`, in the mode it was in, without full-precision weights.
+        the quantized network on the device of `model` and in its mode, without full-precision weights.
 
     Raises:
-        UserError: damaged file, no calibrated file, one of another network, or one that contradicts the arguments.
-        ValueError: a network from elsewhere without an adapter.
+        UserError: the file is damaged, not calibrated, of another network, or contradicts the arguments.
+        ValueError: a network of another family without an adapter.
     """
     adapter = adapter or adapter_for(model)
-    file = _read_calibrated(path)
-    file.facts.compare(path, weight_bit, act_bit, a_sym, split, sm_abit)
+    file = read_calibrated(path)
+    file.summary.check_flags(path, weight_bit, act_bit, a_sym, split, sm_abit)
     act = None if act_bit is None else QuantSpec(act_bit, symmetric=a_sym)
     if isinstance(file, QuantizedFile):
         policy = file.policy if act else file.policy.without_activations()
     else:
-        weight = QuantSpec(file.facts.weight_bits, per_channel=True, range_search="max")
+        weight = QuantSpec(file.summary.weight_bits, per_channel=True, range_search="max")
         policy = QuantPolicy(weight, act, sm_abit, split)
-    state = _state_for(path, file, model, policy, adapter)
-    layer_type = PackedModule if low_memory else QuantModule
-    quantized = QuantModel.from_state(model, policy, adapter, state, layer_type=layer_type)
-    quantized.provenance = file.provenance if isinstance(file, QuantizedFile) else {}
-    return quantized
+    return _restored(path, file, model, policy, adapter, low_memory)
+
+
+def load_as_written(
+    model: nn.Module, path: str | Path, *, low_memory: bool = False, adapter: Adapter | None = None
+) -> QuantModel:
+    """Load one of our quantized files into a network, weights and activations as the file says.
+
+    Args:
+        model, path, low_memory, adapter: as for `load_quantized`.
+
+    Raises:
+        UserError: the file is damaged, not ours, or of another network.
+        ValueError: a network of another family without an adapter.
+    """
+    adapter = adapter or adapter_for(model)
+    file = read_quantized(path)
+    return _restored(path, file, model, file.policy, adapter, low_memory)
 
 
 def load_rounding(
     model: nn.Module, path: str | Path, policy: QuantPolicy, *, adapter: Adapter | None = None
 ) -> QuantModel:
-    """The weight codes of a calibrated file, for a network whose activations are still to be calibrated.
+    """Load the weight codes of a calibrated file into a network whose activations are still to be calibrated.
 
     Args:
         model: the network with its full-precision weights, which it keeps; changed in place.
         path: the calibrated checkpoint, ours or the original's.
-        policy: how weights are quantized there, and how activations will be; rules for weights are the file's.
+        policy: how weights are quantized in the file, and how activations will be. `weight_rules` are the file's: leave
+            them empty or give the same ones.
         adapter: as for `load_quantized`.
+
+    Returns:
+        the quantized network; `full_precision` works.
 
     Raises:
         UserError, ValueError: as `load_quantized`.
     """
     adapter = adapter or adapter_for(model)
-    file = _read_calibrated(path)
-    file.facts.compare(path, policy.weight.bits, None, False, policy.split, policy.softmax_bits)
+    file = read_calibrated(path)
+    file.summary.check_flags(path, policy.weight.bits, None, False, policy.split, policy.softmax_bits)
     rules = file.policy.weight_rules if isinstance(file, QuantizedFile) else ()
     if policy.weight_rules not in ((), rules):
         raise UserError(f"'{path}' has other bits per layer than the policy: leave out its weight_rules")
@@ -180,75 +148,49 @@ def load_rounding(
     return QuantModel.from_state(model, policy, adapter, state, keep_weights=True, activations=False)
 
 
-def load_weights(
-    model: nn.Module,
+def _restored(
     path: str | Path,
-    *,
-    layout: Layout = as_it_is,
-    averages: bool | None = None,
-    skip: tuple[str, ...] = (),
-) -> None:
-    """Load the full-precision weights of a file into a network, on the CPU and where possible mapped instead of copied.
-
-    Finds them in the file and logs which were taken; see `qdiff.checkpoints.weights.choose`.
-
-    Args:
-        model: may be on the meta device; its parameters and buffers are replaced and keep their dtypes.
-        path: the weights, in any floating-point type.
-        layout: how the keys of files differ from those of the network.
-        averages: whether averages are wanted where the file has weights and their averages; None where nothing says it.
-        skip: key prefixes that are compared but not loaded; their numbers are not read.
-
-    Raises:
-        UserError: damaged file, a calibrated file, weights of another network or several sets of weights.
-    """
-    file = read_checkpoint(path)
-    if not isinstance(file, FullPrecisionFile):
-        raise UserError(
-            f"'{path}' is calibrated, full-precision weights are needed here: use --resume --cali_ckpt for it"
-        )
-    own = model.state_dict()
-    chosen, notes = weights.choose(path, file.found, own, averages)
-    state, differences = layout(path, chosen)
-    compare(path, shapes_of(state), shapes_of(own), written=chosen.tensors)
-    loaded = weights.converted(path, {key: x for key, x in state.items() if not key.startswith(skip)}, own)
-    check_numbers(path, loaded)
-    model.load_state_dict(loaded, assign=True, strict=not skip)
-    weights.report(path, chosen, own, [*notes, *differences])
-
-
-def _read_calibrated(path: str | Path) -> QuantizedFile | OriginalFile:
-    file = read_checkpoint(path)
-    if isinstance(file, FullPrecisionFile):
-        full_precision = "a full-precision checkpoint without quantizers: use --ckpt or -r for it"
-        raise UserError(f"'{path}' is {file.kind or full_precision}")
-    return file
+    file: QuantizedFile | OriginalFile,
+    model: nn.Module,
+    policy: QuantPolicy,
+    adapter: Adapter,
+    low_memory: bool,
+) -> QuantModel:
+    state = _state_for(path, file, model, policy, adapter)
+    layer_type = PackedModule if low_memory else QuantModule
+    quantized = QuantModel.from_state(model, policy, adapter, state, layer_type=layer_type)
+    quantized.provenance = file.provenance if isinstance(file, QuantizedFile) else {}
+    return quantized
 
 
 def _state_for(
     path: str | Path, file: QuantizedFile | OriginalFile, model: nn.Module, policy: QuantPolicy, adapter: Adapter
 ) -> Mapping[str, Tensor]:
-    """The file's tensors as our state, all of them checked against the network."""
-    if isinstance(file, QuantizedFile):
-        shapes, splits = state_shapes(model, file.policy, adapter), splits_of(model, file.policy, adapter)
-        compare(path, file.shapes, shapes)
-        check_numbers(path, file.state)
-        if file.splits != splits:
-            raise UserError(
-                f"'{path}' splits its shortcuts at other channels than the network: give the --config of its network"
-            )
-        return file.state
-    held = QuantPolicy(act=QuantSpec(8) if file.facts.activations else None, split=policy.split)
-    shapes, splits = state_shapes(model, held, adapter), splits_of(model, held, adapter)
-    owners = legacy_owners(model, adapter)
-    compare(path, shapes_of(file.state), original.original_shapes(shapes, splits, owners))
+    """Return the file's tensors as `QuantModel.from_state` takes them, checked against the network."""
+    if isinstance(file, OriginalFile):
+        return _converted(path, file, model, policy, adapter)
+    compare(path, file.shapes, state_shapes(model, file.policy, adapter))
+    check_numbers(path, file.state)
+    if file.splits != splits_of(model, file.policy, adapter):
+        raise UserError(
+            f"'{path}' splits its shortcuts at other channels than the network: give the --config of its network"
+        )
+    return file.state
+
+
+def _converted(
+    path: str | Path, file: OriginalFile, model: nn.Module, policy: QuantPolicy, adapter: Adapter
+) -> Mapping[str, Tensor]:
+    held = QuantPolicy(act=QuantSpec(8) if file.summary.activations else None, split=policy.split)
+    shapes, owners = state_shapes(model, held, adapter), legacy_owners(model, adapter)
+    compare(path, shapes_of(file.state), original.original_shapes(shapes, splits_of(model, held, adapter), owners))
     check_numbers(path, file.state)
     _check_precision(path, file.state)
     return original.from_original(file.state, shapes, policy, owners)
 
 
 def _check_precision(path: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Refuse a calibrated file in less than float32: floor(w / delta) of rounded numbers gives other codes."""
+    """Refuse weights and step sizes in half precision: floor(w / delta) of rounded numbers gives other codes."""
     for key, x in state.items():
         if key.endswith((".weight", ".alpha", ".delta")) and x.dtype not in (torch.float32, torch.float64):
             dtype = dtype_name(x.dtype)

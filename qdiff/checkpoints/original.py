@@ -1,9 +1,9 @@
-"""Calibrated checkpoints as the original Q-Diffusion code saves them -> our state; dict to dict.
+"""Converts calibrated checkpoints of the original Q-Diffusion code to our state, dict to dict.
 
-The original keeps, per layer, the FP weight, the learned-rounding variable `alpha`, `delta` and `zero_point`; those of
-the second slice of a split layer as `weight_quantizer_0` and `act_quantizer_0`; the quantizers of some attention
-products on the module that holds the product (its owner). Bit widths and symmetry are not in the file, but the numbers
-show those of the weights and whether activations are symmetric.
+For each layer the original stores the FP weight, the variable of learned rounding `alpha`, `delta` and `zero_point`;
+the second slice of a split layer has its own under `weight_quantizer_0` and `act_quantizer_0`. The quantizers of some
+attention products stand under the module that holds the product (its owner). Bits and symmetry are not stored, but the
+numbers reveal the bits of the weights and whether activations are symmetric.
 """
 
 import math
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from qdiff.checkpoints.summary import Activations, Facts, Layer
+from qdiff.checkpoints.summary import Activations, CheckpointSummary, Layer
 from qdiff.policy import QuantPolicy, QuantSpec
 
 SLOTS = ("weight_quantizer", "weight_quantizer_0")  # channels from below, channels of the skip connection
@@ -23,22 +23,22 @@ State = Mapping[str, Tensor]
 
 
 def is_original(state: State) -> bool:
-    """Whether these are the keys of a calibrated checkpoint of the original."""
+    """Tell from its keys whether a state dict is a calibrated checkpoint of the original."""
     return any(key.endswith(tuple(f".{SLOTS[0]}.{field}" for field in FIELDS)) for key in state)
 
 
-def facts(state: State) -> Facts:
-    """What the file tells by itself.
+def summarize(state: State) -> CheckpointSummary:
+    """Find out how a file is quantized, from its tensors alone.
 
     Raises:
-        ValueError: a layer is incomplete, or the step sizes belong to no bit width.
+        ValueError: a layer is incomplete, or the step sizes fit no number of bits.
     """
     paths = dict.fromkeys(key.partition(f".{SLOTS[0]}.")[0] for key in state if f".{SLOTS[0]}." in key)
     slices = {path: _slice_channels(state, path) for path in paths}
     bits = _weight_bits(state, paths)
     layers = {path: Layer(tuple(state[f"{path}.weight"].shape), bits, split) for path, split in slices.items()}
     act = {key: x for key, x in state.items() if ".act_quantizer" in key}
-    return Facts(
+    return CheckpointSummary(
         weight_bits=bits,
         split=any(layer.split for layer in layers.values()),
         activations=Activations(_symmetric(act)) if act else None,
@@ -48,13 +48,15 @@ def facts(state: State) -> Facts:
     )
 
 
-def original_shapes(shapes: Mapping[str, Shape], splits: Mapping[str, Shape], owners: Mapping[str, str]) -> dict:
-    """The original's keys and shapes for the same network.
+def original_shapes(
+    shapes: Mapping[str, Shape], splits: Mapping[str, Shape], owners: Mapping[str, str]
+) -> dict[str, Shape]:
+    """Return the keys and shapes that the original's file of the same network has.
 
     Args:
-        shapes: of our state.
-        splits: path of each split layer -> input channels of its slices.
-        owners: path of each product whose quantizers the original keeps elsewhere -> that path.
+        shapes: keys and shapes of our state.
+        splits: input channels of the slices, by path of the split layer.
+        owners: path of the owner, by path of the product; only products whose quantizers the original keeps there.
     """
     out: dict[str, Shape] = {}
     for key, shape in shapes.items():
@@ -71,16 +73,16 @@ def original_shapes(shapes: Mapping[str, Shape], splits: Mapping[str, Shape], ow
 def from_original(
     state: State, shapes: Mapping[str, Shape], policy: QuantPolicy, owners: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """Our state of the original's, which has the keys and shapes that `original_shapes` tells.
+    """Convert the original's state to ours.
 
     Args:
-        state: as saved, with the prefix `model.`; every number finite.
-        shapes: of the state that is wanted.
+        state: as saved, with the prefix `model.`, the keys and shapes of `original_shapes`, and finite numbers.
+        shapes: keys and shapes of our state.
         policy: how weights are quantized.
         owners: as for `original_shapes`.
 
     Returns:
-        `.codes` as uint8 in the weight's shape; everything else as saved.
+        tensors by the keys of `shapes`: `.codes` are offset codes, uint8 in the weight's shape; the others as saved.
     """
     return {
         key: _codes(state, layer, policy.weight_for(layer))
@@ -97,13 +99,13 @@ def _original_key(key: str, owners: Mapping[str, str]) -> str:
 
 
 def _slices(state: State, path: str) -> Iterator[tuple[str, Tensor]]:
-    """Each weight quantizer of a layer, with the slice of the weight that it rounds."""
+    """Yield the key of each weight quantizer of a layer, and the slice of the weight that it rounds."""
     slots = [f"{path}.{slot}" for slot in SLOTS if f"{path}.{slot}.alpha" in state]
     return zip(slots, state[f"{path}.weight"].split([state[f"{slot}.alpha"].shape[1] for slot in slots], dim=1))
 
 
 def _codes(state: State, path: str, spec: QuantSpec) -> Tensor:
-    """clamp(floor(w / delta) + (alpha >= 0) + zero_point) of a layer."""
+    """Compute the offset codes of a layer, clamp(floor(w / delta) + (alpha >= 0) + zero_point, lo, hi) - lo."""
     parts = []
     for slot, weight in _slices(state, path):
         alpha, delta, zero_point = (state[f"{slot}.{field}"] for field in FIELDS)
@@ -143,10 +145,10 @@ def _slice_channels(state: State, path: str) -> Shape:
 
 
 def _weight_bits(state: State, layers: Iterable[str]) -> int:
-    """The b for which a channel's range is 2^b - 1 steps wide, as in the median channel of the file.
+    """Find the b for which the range of a channel is 2^b - 1 steps wide, in the median over all channels of the file.
 
-    The original takes the step from the whole range of a channel, so this is exact; a step from a range that was
-    shrunk to less than the half would be needed to mislead it.
+    The original computes the step size from the whole range of a channel, so this is exact. Only step sizes from ranges
+    that were shrunk to less than half would mislead it.
     """
     steps = []
     for path in layers:
@@ -163,5 +165,5 @@ def _weight_bits(state: State, layers: Iterable[str]) -> int:
 
 
 def _symmetric(act: State) -> bool:
-    """Whether every zero point is 0: an asymmetric one is not, wherever a network has negative activations."""
+    """Tell whether every zero point is 0, as asymmetric ones are only if no activation is ever negative."""
     return not any(bool(x.any()) for key, x in act.items() if key.endswith(".zero_point"))

@@ -1,4 +1,4 @@
-"""Our file of a quantized network: one safetensors file with packed codes; nothing else is needed beside it.
+"""Our file of a quantized network: one safetensors file with packed codes, complete by itself.
 
 The header has one metadata entry, `qdiff`: JSON with `format`, `version`, `family` (of networks), `config` (of the
 network), `policy`, `codes` (layer, bits, shape and split of every packed weight, in order), `provenance`, `versions`
@@ -10,10 +10,8 @@ would overlook them.
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,79 +20,29 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from qdiff.checkpoints.summary import Activations, Facts, Layer
+from qdiff.checkpoints.content import CODES, PackedState, QuantizedFile
+from qdiff.checkpoints.summary import Layer
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
 from qdiff.files.digest import digest, tensor_bytes
 from qdiff.files.names import utf8_name
 from qdiff.files.version import own_version
-from qdiff.packing import pack, packed_size, unpack
+from qdiff.packing import pack
 from qdiff.policy import QuantPolicy
 
 FORMAT, UNIFORM, VERSION = "qdiff-quantized", 1, 2
 HEADER = "qdiff"  # a single entry, because safetensors writes several in random order
-CODES = ".codes"
-
-
-@dataclass(frozen=True)
-class QuantizedFile:
-    """Content of one of our files.
-
-    Attributes:
-        policy: what is quantized how.
-        family: `Adapter.family` of the network.
-        config: of the network, JSON values.
-        layers: the quantized layers by path, in definition order.
-        state: tensors by key, as `QuantModel.quantized_state` returns them. In a file that was read, codes are unpacked
-            on each access; ask `shapes` for shapes.
-        provenance: where the numbers come from (settings, digests), JSON values.
-        versions: of the software that wrote the file; filled in by `write_quantized`.
-    """
-
-    policy: QuantPolicy
-    family: str
-    config: Mapping[str, Any]
-    layers: Mapping[str, Layer]
-    state: Mapping[str, Tensor]
-    provenance: Mapping[str, Any]
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def splits(self) -> dict[str, tuple[int, ...]]:
-        """Input channels of each slice, by the path of the split layer."""
-        return {path: layer.split for path, layer in self.layers.items() if layer.split}
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor of `state`; no code is unpacked."""
-        codes = {path + CODES: layer.shape for path, layer in self.layers.items()}
-        return {key: codes[key] if key in codes else tuple(self.state[key].shape) for key in self.state}
-
-    @property
-    def facts(self) -> Facts:
-        """What the file says about itself."""
-        act, shapes = self.policy.act, self.shapes.items()
-        return Facts(
-            weight_bits=self.policy.weight.bits,
-            split=self.policy.split,
-            activations=Activations(act.symmetric, act.bits, self.policy.softmax_bits) if act else None,
-            layers=dict(self.layers),
-            parameters=sum(math.prod(s) for key, s in shapes if not key.endswith((".delta", ".zero_point"))),
-            policy=self.policy,
-        )
 
 
 def write_quantized(path: str | Path, file: QuantizedFile) -> None:
-    """Write `file` to `path`, whole or not at all; what was there is replaced.
+    """Write one of our files; a file at `path` is replaced, and stays as it was if writing fails.
 
     Raises:
         ValueError: a code exceeds its layer's bits, or `config` or `provenance` are not JSON.
-        UserError: the disk refuses.
+        UserError: the disk is full or cannot be written to.
     """
-    tensors = {key: x.detach().cpu().contiguous() for key, x in file.state.items()}
-    for layer, (_, bits, _) in file.layers.items():
-        tensors[layer + CODES] = pack(tensors[layer + CODES], bits)
-    tensors |= {key: _narrow(x) for key, x in tensors.items() if key.endswith(".zero_point")}
+    bits = {path + CODES: layer.bits for path, layer in file.layers.items()}
+    tensors = {key: _stored(key, x.detach().cpu().contiguous(), bits) for key, x in file.state.items()}
     has_rules = file.policy.weight_rules or file.policy.act_rules
     header = {
         "format": FORMAT,
@@ -112,7 +60,7 @@ def write_quantized(path: str | Path, file: QuantizedFile) -> None:
         with replacing(Path(path)) as partial:
             partial.write_bytes(save(tensors, {HEADER: _json(header)}))
     except OSError as e:
-        raise UserError(f"cannot write '{path}' ({e.strerror}): mend that, or choose another place") from e
+        raise UserError(f"cannot write '{path}' ({e.strerror}): make room, or choose another place") from e
 
 
 def is_quantized(path: str | Path) -> bool:
@@ -123,20 +71,6 @@ def is_quantized(path: str | Path) -> bool:
     """
     with _opened(path) as file:
         return _is_ours(file)
-
-
-def read_policy(path: str | Path) -> QuantPolicy:
-    """Read how one of our files is quantized, from its header alone, unverified.
-
-    Raises:
-        UserError: missing, damaged, or not one of our files.
-    """
-    with _opened(path) as file:
-        text = (file.metadata() or {}).get(HEADER)
-    try:
-        return QuantPolicy.from_dict(json.loads(text or "")["policy"])
-    except (ValueError, TypeError, KeyError) as e:
-        raise UserError(f"'{path}' is not a quantized file of this program: give one that it wrote") from e
 
 
 def read_quantized(path: str | Path) -> QuantizedFile:
@@ -177,27 +111,6 @@ def read_if_quantized(path: str | Path) -> QuantizedFile | None:
         raise UserError(f"'{path}' is damaged ({cause}): copy or make it again") from e
 
 
-class _State(Mapping[str, Tensor]):
-    """The tensors of a file. Codes are unpacked on each access: all of them at once would take twice the memory."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], layers: Mapping[str, Layer]):
-        self.packed = {path + CODES: (tensors[path + CODES], x.bits, x.shape) for path, x in layers.items()}
-        zero_points = {key: x.float() for key, x in tensors.items() if key.endswith(".zero_point")}
-        self.others = {key: x for key, x in tensors.items() if key not in self.packed} | zero_points
-        for packed, bits, shape in self.packed.values():
-            if packed.shape != (packed_size(torch.Size(shape).numel(), bits),):
-                raise ValueError(f"codes of shape {shape} and {bits} bits do not take {len(packed)} bytes")
-
-    def __getitem__(self, key: str) -> Tensor:
-        return unpack(*self.packed[key]) if key in self.packed else self.others[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter((*self.packed, *self.others))
-
-    def __len__(self) -> int:
-        return len(self.packed) + len(self.others)
-
-
 def _content(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantizedFile:
     codes = {code["layer"]: code for code in header["codes"]}
     layers = {path: Layer(tuple(code["shape"]), code["bits"], tuple(code["split"])) for path, code in codes.items()}
@@ -206,7 +119,7 @@ def _content(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Quanti
         family=header["family"],
         config=header["config"],
         layers=layers,
-        state=_State(tensors, layers),
+        state=PackedState(tensors, layers),
         provenance=header["provenance"],
         versions=header["versions"],
     )
@@ -214,7 +127,7 @@ def _content(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Quanti
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
-    """Open a safetensors file, which safetensors maps into memory. Raises UserError if it is not a whole one."""
+    """Open a safetensors file, whose tensors are read one by one. Raises UserError if it is missing or not whole."""
     try:
         with utf8_name(path) as name, safe_open(name, "pt") as file:
             yield file
@@ -228,8 +141,14 @@ def _is_ours(file: Any) -> bool:
     return HEADER in (file.metadata() or {}) or any(key.endswith(CODES) for key in file.keys())  # noqa: SIM118
 
 
+def _stored(key: str, x: Tensor, bits: Mapping[str, int]) -> Tensor:
+    if key in bits:
+        return pack(x, bits[key])
+    return _narrow(x) if key.endswith(".zero_point") else x
+
+
 def _narrow(zero_point: Tensor) -> Tensor:
-    """The same integers in as few bytes as they need."""
+    """Convert to the smallest integer type that holds the values; unchanged if none does."""
     for dtype in (torch.uint8, torch.int16, torch.int32):
         small = zero_point.to(dtype)
         if torch.equal(small.to(zero_point.dtype), zero_point):

@@ -1,5 +1,6 @@
-"""What a calibrated file says about itself, whoever wrote it."""
+"""What a calibrated file tells about itself, whoever wrote it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +14,8 @@ class Layer(NamedTuple):
 
     Args:
         shape: of its weight, (out, in, ...).
-        bits: of its weight codes, 2..8.
-        split: input channels of each slice that has its own quantizer; empty for a layer that is not split.
+        bits: of its weight, 2..8.
+        split: input channels of each slice that has its own quantizers; empty for a layer that is not split.
     """
 
     shape: tuple[int, ...]
@@ -24,7 +25,7 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Activations:
-    """How activations are quantized; bit widths are None where the file does not tell them."""
+    """How activations are quantized unless a rule says otherwise; bits are None where the file does not hold them."""
 
     symmetric: bool
     bits: int | None = None
@@ -32,16 +33,16 @@ class Activations:
 
 
 @dataclass(frozen=True)
-class Facts:
+class CheckpointSummary:
     """What is quantized how.
 
     Attributes:
-        weight_bits: 2..8, of the layers that no rule gives other ones.
-        split: whether shortcut layers have a quantizer for each slice.
-        activations: None where they stay in floating point.
+        weight_bits: 2..8, of the layers that no rule gives other bits.
+        split: whether shortcut layers have quantizers for each of their two slices.
+        activations: None if they stay in floating point.
         layers: the quantized layers by path, in the file's order.
-        parameters: of the network in full precision.
-        policy: None where the file does not have it.
+        parameters: number of parameters of the network in full precision.
+        policy: with its rules; None for files that do not hold it (the original's).
     """
 
     weight_bits: int
@@ -53,41 +54,45 @@ class Facts:
 
     @property
     def fp32_bytes(self) -> int:
-        """Size of the full-precision network."""
+        """Size of the network in float32."""
         return 4 * self.parameters
 
-    def compare(
+    def check_flags(
         self, path: str | Path, weight_bit: int | None, act_bit: int | None, a_sym: bool, split: bool, sm_abit: int
     ) -> None:
-        """Check that the flags of the command line say what the file says.
+        """Check the command-line flags against the file.
 
         Args:
             path: the file, for the error message.
-            weight_bit, act_bit: None where nothing was asked; without `act_bit`, `a_sym` and `sm_abit` do not count.
+            weight_bit: None if the flag was not given.
+            act_bit: None to load the weights alone; then `a_sym` and `sm_abit` do not count.
 
         Raises:
-            UserError: they do not; it names the flag to change.
+            UserError: the file says something else; the message names the flag to change.
         """
-        bits, act = self.weight_bits, self.activations
-        checks = [
-            (weight_bit in (None, bits), f"has weights of {bits} bits", f"give --weight_bit {bits}"),
-            (split <= self.split, "was calibrated without --split", "leave it out"),
-            (split >= self.split, "was calibrated with --split", "add it"),
-        ]
-        if act_bit is not None and act is None:
-            remedy = "leave out --quant_act, or calibrate them with --resume_w"
-            checks.append((False, "has no step sizes for activations", remedy))
-        elif act_bit is not None:
-            checks += [
-                (a_sym <= act.symmetric, "was calibrated without --a_sym", "leave it out"),
-                (a_sym >= act.symmetric, "was calibrated with --a_sym", "add it"),
-                (act.bits in (None, act_bit), f"has activations of {act.bits} bits", f"give --act_bit {act.bits}"),
-                (
-                    act.softmax_bits in (None, sm_abit),
-                    f"has {act.softmax_bits} bits after the softmax",
-                    f"give --sm_abit {act.softmax_bits}",
-                ),
-            ]
-        for agrees, fact, remedy in checks:
-            if not agrees:
-                raise UserError(f"'{path}' {fact}: {remedy}")
+        for contradiction in self._contradictions(weight_bit, act_bit, a_sym, split, sm_abit):
+            raise UserError(f"'{path}' {contradiction}")
+
+    def _contradictions(
+        self, weight_bit: int | None, act_bit: int | None, a_sym: bool, split: bool, sm_abit: int
+    ) -> Iterator[str]:
+        if weight_bit not in (None, self.weight_bits):
+            yield f"has weights of {self.weight_bits} bits: give --weight_bit {self.weight_bits}"
+        if split != self.split:
+            yield _switch("--split", self.split)
+        act = self.activations
+        if act_bit is None:
+            return
+        if act is None:
+            yield "has no step sizes for activations: leave out --quant_act, or calibrate them with --resume_w"
+            return
+        if a_sym != act.symmetric:
+            yield _switch("--a_sym", act.symmetric)
+        if act.bits not in (None, act_bit):
+            yield f"has activations of {act.bits} bits: give --act_bit {act.bits}"
+        if act.softmax_bits not in (None, sm_abit):
+            yield f"has {act.softmax_bits} bits after the softmax: give --sm_abit {act.softmax_bits}"
+
+
+def _switch(flag: str, used: bool) -> str:
+    return f"was calibrated with {flag}: add it" if used else f"was calibrated without {flag}: leave it out"

@@ -1,4 +1,4 @@
-"""Whether the tensors of a file fit a network: keys, shapes, numbers."""
+"""Checks whether the tensors of a file fit a network: keys, shapes, numbers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +16,17 @@ Shape = tuple[int, ...]
 
 
 def splits_of(model: nn.Module, policy: QuantPolicy, adapter: Adapter) -> dict[str, Shape]:
-    """Path in the quantized network of each layer that the policy splits -> channels of its slices."""
+    """Return the input channels of the slices of each split layer, by its path in the quantized network."""
     return {f"model.{path}": sizes for path, sizes in adapter.splits(model).items()} if policy.split else {}
 
 
 def state_shapes(model: nn.Module, policy: QuantPolicy, adapter: Adapter) -> dict[str, Shape]:
-    """Keys and shapes of `QuantModel.quantized_state` that a full-precision `model` comes to under a policy."""
+    """Return the expected keys and shapes of `QuantModel.quantized_state` for this network and policy.
+
+    Args:
+        model: the network in full precision; its parameters are not read, so it may be on the meta device.
+        policy, adapter: as for `QuantModel`.
+    """
     shapes = {f"model.{key}": tuple(x.shape) for key, x in model.state_dict().items()}
     splits = splits_of(model, policy, adapter)
 
@@ -44,7 +49,7 @@ def state_shapes(model: nn.Module, policy: QuantPolicy, adapter: Adapter) -> dic
 
 
 def legacy_owners(model: nn.Module, adapter: Adapter) -> dict[str, str]:
-    """Path of each product whose quantizers the original keeps on the module that holds it -> path of that module."""
+    """Return the path of the owner, by path of the product, where the original keeps the product's quantizers on it."""
     kinds = {path: adapter.products.get(type(module)) for path, module in model.named_modules(prefix="model")}
     return {path: path.rpartition(".")[0] for path, kind in kinds.items() if kind and kind.legacy_owner}
 
@@ -56,7 +61,7 @@ def compare(
     *,
     written: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Check keys and shapes.
+    """Compare the keys and shapes of a file with those that a network needs.
 
     Args:
         path: the file, for the error message.
@@ -93,10 +98,12 @@ def _difference(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str
 
 
 def check_numbers(path: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Check that every number is finite, step sizes are positive and zero points integers. Codes are not looked at.
+    """Check that every number is finite, step sizes are positive, and zero points are integers.
+
+    Codes are integers and need no check; they are not unpacked for it.
 
     Raises:
-        UserError: a number is not; the message names its tensor.
+        UserError: the message names the first tensor that fails.
     """
     for key in (key for key in state if not key.endswith(".codes")):
         x = state[key]

@@ -1,74 +1,66 @@
-"""Decides which tensors of a full-precision checkpoint are a network's, and says so in one line of the log."""
+"""Loads full-precision weights into a network, and says in one line of the log which were taken."""
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from qdiff.checkpoints.choose import choose
+from qdiff.checkpoints.read import FullPrecisionFile, read_checkpoint
+from qdiff.checkpoints.validate import check_numbers, compare, shapes_of
 from qdiff.errors import UserError
 from qdiff.files.dtypes import FLOATS, dtype_name
-from qdiff.files.state_dicts import WRAPPERS, StateDict, largest
+from qdiff.files.state_dicts import StateDict
 
 log = logging.getLogger(__name__)
 
-NOTICED = 0.1  # share of a network's tensors from which unnamed averages count: those of a UNet alone must
-SHARE = 0.5  # share of a network's tensors that a state dict must hold to count as its weights
+# Renames the tensors of a file (path, state dict) to the keys of a network; returns them, and phrases for the log that
+# say what was left out or computed
+Layout = Callable[[str | Path, StateDict], tuple[dict[str, Tensor], list[str]]]
 
 
-def choose(
-    path: str | Path, found: Sequence[StateDict], wanted: Mapping[str, Tensor], averages: bool | None
-) -> tuple[StateDict, list[str]]:
-    """Choose the state dict that holds a network's weights, under the network's names.
+def as_it_is(_path: str | Path, chosen: StateDict) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors under their own keys: the `Layout` of files that have exactly the network's keys."""
+    return dict(chosen.tensors), []
 
-    The weights may stand below any keys, under prefixes (`module.`, `_orig_mod.`, `model.`), beside an optimizer or
-    other networks.
+
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    layout: Layout = as_it_is,
+    averages: bool | None = None,
+    skip: tuple[str, ...] = (),
+) -> None:
+    """Load full-precision weights from a file into a network, on the CPU, memory-mapped where possible.
+
+    Finds them in the file (see `qdiff.checkpoints.choose`) and logs which were taken.
 
     Args:
-        path: the file, for the error message.
-        found: its state dicts; at least one.
-        wanted: the network's own state dict, of which only the names count.
-        averages: whether the averages are wanted where the file has both; None where nothing says it.
-
-    Returns:
-        the state dict that holds at least `SHARE` of the names, and a phrase about each other that does. If none does,
-        the largest.
+        model: may be on the meta device; its parameters and buffers are replaced and keep their dtypes.
+        path: the checkpoint, in any floating-point type.
+        layout: maps the file's keys to those of the network.
+        averages: whether to take the averages if the file has both weights and averages; None if that is not known.
+        skip: key prefixes to leave out; their keys and shapes are compared, their data are not read.
 
     Raises:
-        UserError: several remain.
+        UserError: damaged file, a calibrated file, weights of another network or several sets of weights.
     """
-    fits = _distinct(part for state in found for part in _parts(state, wanted))
-    if not fits:
-        return largest(found).unwrapped(), []
-    if averages and not any(state.averaged for state in fits):
-        _refuse_unread_averages(path, found, wanted)
-    chosen = fits if len(fits) == 1 else [state for state in fits if state.averaged == averages]
-    if len(chosen) != 1:
-        places = " and ".join(sorted(map(str, fits)))
-        both = averages is None and len({state.averaged for state in fits}) > 1
-        remedy = ", or say in the --config which, with model.ema: true for averages or false" if both else ""
-        raise UserError(f"'{path}' holds several sets of weights, {places}: give a file with one of them{remedy}")
-    reason = f"the configuration says {'ema: true' if averages else 'ema: false'}"
-    notes = [f"left out {state} ({reason})" for state in fits if state is not chosen[0]]
-    if chosen[0].outside:
-        notes.append(f"left out {chosen[0].outside} tensors beside {chosen[0]} (under other names)")
-    return chosen[0], notes
-
-
-def _refuse_unread_averages(path: str | Path, found: Sequence[StateDict], wanted: Mapping[str, Tensor]) -> None:
-    """Refuse a file whose averages, which are wanted, cannot be matched with the network's parameters."""
-    known = {name.partition(".")[0] for name in wanted}
-    for state in found:
-        levels = {key.partition(".")[0] for key in state.tensors}
-        inner = [state.under(f"{level}.") for level in levels - known]
-        for part in [state, *inner]:
-            if part.averaged and len(part.tensors) >= NOTICED * len(wanted):
-                raise UserError(
-                    f"'{path}' has averages under {part}, without the names of the network's parameters: give a file "
-                    "that has them by name, or take the raw weights with ema: false (latent models: use_ema: false)"
-                )
+    file = read_checkpoint(path)
+    if not isinstance(file, FullPrecisionFile):
+        raise UserError(
+            f"'{path}' is calibrated, full-precision weights are needed here: use --resume --cali_ckpt for it"
+        )
+    own = model.state_dict()
+    chosen, notes = choose(path, file.found, own, averages)
+    state, differences = layout(path, chosen)
+    compare(path, shapes_of(state), shapes_of(own), written=chosen.tensors)
+    loaded = converted(path, {key: x for key, x in state.items() if not key.startswith(skip)}, own)
+    check_numbers(path, loaded)
+    model.load_state_dict(loaded, assign=True, strict=not skip)
+    report(path, chosen, own, [*notes, *differences])
 
 
 def converted(path: str | Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -107,35 +99,3 @@ def report(path: str | Path, chosen: StateDict, own: Mapping[str, Tensor], notes
     dtypes = {x.dtype for key, x in chosen.tensors.items() if key in own and x.dtype != own[key].dtype}
     kinds = f"converted from {', '.join(sorted(map(dtype_name, dtypes)))}" if dtypes else None
     log.info("%s", "; ".join(filter(None, [f"{which} from {chosen} of '{path}'", kinds, *notes])))
-
-
-def _parts(state: StateDict, wanted: Mapping[str, Tensor]) -> Iterator[StateDict]:
-    """Yield the network's weights within a state dict, for each prefix under which enough of its names stand."""
-    wrappers = WRAPPERS - {part for name in wanted for part in name.split(".")}
-    enough = _prefixes(state, wanted)
-    if not enough:  # wrappers around most of the network's parts
-        state = state.unwrapped(wrappers)
-        enough = _prefixes(state, wanted)
-    for prefix in enough:
-        others = [other for other in enough if other != prefix and other.startswith(prefix)]
-        yield state.under(prefix, others).unwrapped(wrappers)
-
-
-def _distinct(states: Iterable[StateDict]) -> list[StateDict]:
-    """Drop state dicts that hold the same tensors as an earlier one."""
-    by_tensors = {}
-    for state in states:
-        by_tensors.setdefault(frozenset((name, x.data_ptr()) for name, x in state.tensors.items()), state)
-    return list(by_tensors.values())
-
-
-def _prefixes(state: StateDict, wanted: Mapping[str, Tensor]) -> list[str]:
-    """Find the prefixes under which a state dict holds at least `SHARE` of the names."""
-    counts = Counter(prefix for key in state.tensors for prefix, name in _endings(key) if name in wanted)
-    return [prefix for prefix, count in counts.items() if count >= SHARE * len(wanted)]
-
-
-def _endings(key: str) -> Iterator[tuple[str, str]]:
-    """Yield every way to split a dotted name into a prefix and a name."""
-    parts = key.split(".")
-    return ((".".join([*parts[:i], ""]) if i else "", ".".join(parts[i:])) for i in range(len(parts)))

@@ -47,8 +47,9 @@ def main(argv: Sequence[str]) -> None:
     if args.out.exists() and not args.force:
         raise UserError(f"'{args.out}' exists: choose another --out, or add --force to replace it")
 
-    from qdiff.checkpoints.load import load_quantized, read_checkpoint, save_quantized
+    from qdiff.checkpoints.load import load_quantized, save_quantized
     from qdiff.checkpoints.quantized_file import is_quantized
+    from qdiff.checkpoints.read import read_checkpoint
     from qdiff.cli.inspect import describe
     from qdiff.config.networks import load_network, plain
     from qdiff.files.digest import file_digest

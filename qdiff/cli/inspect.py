@@ -9,9 +9,9 @@ from qdiff.cli.parser import Parser, parse
 from qdiff.files.tables import aligned
 
 if TYPE_CHECKING:
-    from qdiff.checkpoints.load import FullPrecisionFile, OriginalFile
-    from qdiff.checkpoints.quantized_file import QuantizedFile
-    from qdiff.checkpoints.summary import Facts
+    from qdiff.checkpoints.content import QuantizedFile
+    from qdiff.checkpoints.read import FullPrecisionFile, OriginalFile
+    from qdiff.checkpoints.summary import CheckpointSummary
     from qdiff.files.state_dicts import StateDict
 
 
@@ -25,21 +25,21 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the checkpoint")
     path = parse(parser, argv).file
 
-    from qdiff.checkpoints.load import read_checkpoint
+    from qdiff.checkpoints.read import read_checkpoint
 
     print(describe(path, read_checkpoint(path)))
 
 
 def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile") -> str:
     """What `inspect` prints about the content `file` of `path`."""
-    from qdiff.checkpoints.load import FullPrecisionFile, OriginalFile
+    from qdiff.checkpoints.read import FullPrecisionFile, OriginalFile
     from qdiff.files.formats import format_of
 
     size = path.stat().st_size
     checked = ", and the checksums agree" if format_of(path) == "zip" else "; the format has no checksum"
     if isinstance(file, FullPrecisionFile):
         return _pairs([*_uncalibrated(path, file), ("whole", f"yes, every tensor can be read{checked}")])
-    facts = file.facts
+    summary = file.summary
     if isinstance(file, OriginalFile):
         head = [("file", f"{path}: calibrated checkpoint of the original (goes with --resume --cali_ckpt)")]
         tail = [("whole", f"yes, every layer has its weight, rounding, step size and zero point{checked}")]
@@ -50,7 +50,8 @@ def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile
             ("written by", ", ".join(f"{name} {version}" for name, version in file.versions.items())),
             *((f"  {key}", str(value)) for key, value in file.provenance.items()),
         ]
-    return _pairs([*head, *_about(facts), ("size", _size(size, facts.fp32_bytes)), *tail]) + "\n\n" + _table(facts)
+    about = [*_about(summary), ("size", _size(size, summary.fp32_bytes))]
+    return _pairs([*head, *about, *tail]) + "\n\n" + _table(summary)
 
 
 def _uncalibrated(path: Path, file: "FullPrecisionFile") -> list[tuple[str, str]]:
@@ -77,20 +78,20 @@ def _contents(state: "StateDict") -> str:
     return f"{state}: {len(tensors)} tensors of {kinds}, {sum(x.numel() for x in tensors):,} parameters{averages}"
 
 
-def _about(facts: "Facts") -> list[tuple[str, str]]:
-    act, split = facts.activations, [path for path, layer in facts.layers.items() if layer.split]
-    layers = Counter(layer.bits for layer in facts.layers.values())
+def _about(summary: "CheckpointSummary") -> list[tuple[str, str]]:
+    act, split = summary.activations, [path for path, layer in summary.layers.items() if layer.split]
+    layers = Counter(layer.bits for layer in summary.layers.values())
     acts = "in floating point"
     if act:
         known = act.bits is not None
         bits = f"{act.bits} bits, {act.softmax_bits} after the softmax" if known else "bits not stored in the file"
-        rules = facts.policy.act_rules if facts.policy else ()
+        rules = summary.policy.act_rules if summary.policy else ()
         others = "".join(f", {pattern} {bits or 'in floating point'}" for pattern, bits in rules)
         acts = f"{'symmetric' if act.symmetric else 'asymmetric'}, {bits}{others}"
     return [
         ("weights", ", ".join(f"{bits} bits in {n} layers" for bits, n in layers.most_common())),
         ("activations", acts),
-        ("split", f"yes, {len(split)} layers" if facts.split else "no"),
+        ("split", f"yes, {len(split)} layers" if summary.split else "no"),
     ]
 
 
@@ -102,16 +103,16 @@ def _pairs(lines: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"{name:12} {text}" for name, text in lines)
 
 
-def _act_bits(facts: "Facts", path: str) -> str:
-    if facts.policy is None:
-        return "?" if facts.activations else "-"
-    spec = facts.policy.act_for(path)
+def _act_bits(summary: "CheckpointSummary", path: str) -> str:
+    if summary.policy is None:
+        return "?" if summary.activations else "-"
+    spec = summary.policy.act_for(path)
     return str(spec.bits) if spec else "-"
 
 
-def _table(facts: "Facts") -> str:
+def _table(summary: "CheckpointSummary") -> str:
     rows = [("layer", "weight", "bits", "split", "act bits")]
-    for path, layer in facts.layers.items():
+    for path, layer in summary.layers.items():
         split = "+".join(map(str, layer.split)) or "-"
-        rows.append((path, "x".join(map(str, layer.shape)), str(layer.bits), split, _act_bits(facts, path)))
+        rows.append((path, "x".join(map(str, layer.shape)), str(layer.bits), split, _act_bits(summary, path)))
     return aligned(rows)

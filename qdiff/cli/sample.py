@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qdiff.calibration.job import CalibrationSettings
+    from qdiff.calibration.settings import CalibrationSettings
     from qdiff.pipelines.output import Output
     from qdiff.pipelines.pipeline import Pipeline
     from qdiff.pipelines.quantization import Quantization
@@ -30,7 +30,7 @@ def policy_of(args: Namespace) -> "QuantPolicy":
 def learning_of(args: Namespace) -> "CalibrationSettings":
     """Return what the flags learn; `linear` learns nothing, `--resume_w` no rounding."""
     from qdiff.block_recon import Schedule
-    from qdiff.calibration.job import CalibrationSettings
+    from qdiff.calibration.settings import CalibrationSettings
 
     learns = args.quant_mode == "qdiff"
     return CalibrationSettings(
@@ -48,7 +48,8 @@ def learning_of(args: Namespace) -> "CalibrationSettings":
 def quantization_of(args: Namespace) -> "Quantization | None":
     """Return how the flags quantize; None for full precision."""
     from qdiff.calibration.plan import GIB
-    from qdiff.pipelines.calibrate import Calibrate, DataSettings
+    from qdiff.pipelines.calibrate import Calibrate
+    from qdiff.pipelines.calibration_set import DataSettings
     from qdiff.pipelines.quantization import LoadQuantized
 
     a = args

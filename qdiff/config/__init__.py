@@ -1,1 +1,1 @@
-"""Model configurations: YAML files, read and checked."""
+"""Model configurations: YAML files that are read and checked."""

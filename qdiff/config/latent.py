@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,16 +21,20 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = ("model.ckpt", "model.safetensors")
 CONFIG = "config.yaml"
-CONTAINERS = {Mapping: DictConfig, Sequence: ListConfig}  # as annotations and in a configuration
-NAMES = {bool: "a truth value", int: "a whole number", float: "a number", str: "a word"}
+CONTAINERS = {Mapping: DictConfig, Sequence: ListConfig}  # annotation -> type in a configuration
+NAMES: dict[type, str] = {bool: "a truth value", int: "a whole number", float: "a number", str: "a word"}
 NAMES |= {ListConfig: "a list", DictConfig: "a section", NoneType: "null"}
 
 
 def find_config(base: Path, config: Path | None) -> Path:
-    """The configuration of a model: `config`, or the file `config.yaml` beside the checkpoint `base` or in the folder.
+    """Return the path of a model's configuration.
+
+    Args:
+        base: checkpoint, or folder of the model.
+        config: the path; None means `config.yaml` in the folder.
 
     Raises:
-        UserError: it is not there.
+        UserError: there is no such file.
     """
     config = config or (base if base.is_dir() else base.parent) / CONFIG
     if not config.is_file():
@@ -39,7 +43,15 @@ def find_config(base: Path, config: Path | None) -> Path:
 
 
 def find_checkpoint(base: Path, flag: str) -> Path:
-    """The checkpoint `base` of a flag, or that in the folder `base`. Raises UserError where there is none."""
+    """Return the checkpoint `base`, or the one in the folder `base`.
+
+    Args:
+        base: a path.
+        flag: the command-line flag that names it, for the error message.
+
+    Raises:
+        UserError: there is none.
+    """
     candidates = [base / name for name in CHECKPOINTS] if base.is_dir() else [base]
     found = [path for path in candidates if path.is_file()]
     if not found:
@@ -54,12 +66,12 @@ def load_latent_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
 
     Args:
         path: the YAML file.
-        overrides: words such as `model.params.timesteps=500`, of keys that the file has or of parameters that the
-            class of a section takes.
+        overrides: such as "model.params.timesteps=500"; each names a key of the file, or a parameter of the class of
+            a section.
 
     Raises:
-        UserError: no such file, no YAML, no section `model` with a `target`, an override of another key, or with
-            another type.
+        UserError: the file is missing or not YAML, has no section `model` with a `target`, or lacks a value; or an
+            override names another key or has another type.
     """
     config = read_yaml(path)
     if not isinstance(config.get("model"), DictConfig) or "target" not in config.model:
@@ -67,7 +79,7 @@ def load_latent_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
     try:
         OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as e:
-        raise UserError(f"'{path}' lacks a value ({one_line(e)}): correct it") from e
+        raise UserError(f"'{path}' lacks a value ({one_line(e)}): add it") from e
     OmegaConf.resolve(config)
     for word in overrides:
         _override(config, word, path)
@@ -75,15 +87,15 @@ def load_latent_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def build_latent(config: DictConfig, path: Path, *, empty: bool = False) -> "LatentDiffusion":
-    """The model of a configuration, its parameters drawn at random.
+    """Build the model of a configuration.
 
     Args:
-        config: the configuration.
+        config: as `load_latent_config` returns it.
         path: its file, for the error message.
-        empty: draw nothing: the model is on the meta device.
+        empty: build it on the meta device; otherwise its parameters are random.
 
     Raises:
-        UserError: there is no such model, or its parts do not fit each other.
+        UserError: the configuration describes no available model, or its parts do not fit each other.
     """
     import torch
 
@@ -97,7 +109,7 @@ def build_latent(config: DictConfig, path: Path, *, empty: bool = False) -> "Lat
 
 
 def build_unet(config: DictConfig, path: Path) -> "nn.Module":
-    """The UNet alone, its parameters drawn at random. Raises UserError where there is none."""
+    """Build the UNet of a configuration alone, with random parameters. Raises UserError as `build_latent`."""
     from qdiff.adapters import adapter_of
 
     with _described(path):
@@ -106,7 +118,7 @@ def build_unet(config: DictConfig, path: Path) -> "nn.Module":
 
 @contextmanager
 def _described(path: Path) -> Iterator[None]:
-    """One line for whatever a configuration that makes no sense leads to."""
+    """Turn any error of an invalid configuration into a UserError of one line."""
     from qdiff.adapters.ldm.models import NotAvailable
 
     try:
@@ -118,7 +130,7 @@ def _described(path: Path) -> Iterator[None]:
 
 
 def _override(config: DictConfig, word: str, path: Path) -> None:
-    """Carry out one `key=value`, in place."""
+    """Apply one `key=value` to the configuration, in place. Raises UserError if it does not fit."""
     key = word.partition("=")[0]
     keys, parameters = _keys(config), _parameters(config)
     if key not in keys and key not in parameters:
@@ -127,7 +139,7 @@ def _override(config: DictConfig, word: str, path: Path) -> None:
     try:
         value = OmegaConf.select(OmegaConf.from_dotlist([word]), key)
     except (YAMLError, OmegaConfBaseException) as e:
-        raise UserError(f"'{word}' has no valid value ({one_line(e)}): correct it") from e
+        raise UserError(f"'{word}' is not valid YAML ({one_line(e)}): correct it") from e
     before = OmegaConf.select(config, key)
     kinds = _kinds(parameters[key]) if key in parameters else [type(before)]
     if kinds != [NoneType] and type(value) not in kinds and not (type(value) is int and float in kinds):
@@ -138,19 +150,19 @@ def _override(config: DictConfig, word: str, path: Path) -> None:
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:
-    """Dotted names of everything that is no section."""
-    found = []
-    for name, value in config.items():
+    """Return the dotted names of all keys that are not sections."""
+    found: list[str] = []
+    for name, value in _items(config):
         found += _keys(value, f"{prefix}{name}.") if isinstance(value, DictConfig) else [f"{prefix}{name}"]
     return found
 
 
 def _parameters(config: DictConfig, prefix: str = "") -> dict[str, object]:
-    """Dotted names of what the classes of the sections take, but for sections, with their annotations."""
+    """Return parameters of the classes of the sections, except sections: dotted name -> annotation."""
     from qdiff.adapters.ldm.models import parameter_types
 
-    found = {}
-    for name, section in config.items():
+    found: dict[str, object] = {}
+    for name, section in _items(config):
         if isinstance(section, DictConfig):
             given = section.get("params") or {}
             types = parameter_types(section.get("target"))
@@ -160,8 +172,12 @@ def _parameters(config: DictConfig, prefix: str = "") -> dict[str, object]:
     return found
 
 
+def _items(config: DictConfig) -> list[tuple[str, Any]]:
+    return [(str(key), value) for key, value in config.items()]
+
+
 def _kinds(annotation: object) -> list[type]:
-    """The types of the values that a parameter takes, as they stand in a configuration."""
-    is_union = get_origin(annotation) in (Union, UnionType)  # Python 3.10 makes the one of the other
+    """Return the types that a parameter accepts, as they are in a configuration."""
+    is_union = get_origin(annotation) in (Union, UnionType)  # Python 3.10 has two kinds
     alternatives = get_args(annotation) if is_union else (annotation,)
     return [CONTAINERS.get(get_origin(kind) or kind, kind) for kind in alternatives]

@@ -1,4 +1,4 @@
-"""The network that predicts the noise, from the configuration of a pixel-space or of a latent model."""
+"""The network that predicts noise, from the configuration of a pixel-space or latent model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def is_latent(path: Path) -> bool:
-    """Whether the configuration is that of a latent model. Raises UserError where it cannot be read."""
+    """Return whether a configuration is that of a latent model. Raises UserError if it cannot be read."""
     model = read_yaml(path).get("model")
     return isinstance(model, DictConfig) and "target" in model
 
 
 def load_network(path: Path) -> tuple[DictConfig, "nn.Module"]:
-    """A configuration and its network, the parameters drawn at random. Raises UserError where there is none."""
+    """Read a configuration and build its network with random parameters. Raises UserError if it describes none."""
     if is_latent(path):
         config = load_latent_config(path)
         return config, build_unet(config, path)

@@ -103,7 +103,7 @@ class Experiment:
         net = load_feature_net(classifier)
         metrics = [PSNR, MAE, frechet(net, read_statistics(self.reference)), recognised(net)]
         runs = self.runs
-        fp32_bytes = read_quantized(runs[-1].file).facts.fp32_bytes
+        fp32_bytes = read_quantized(runs[-1].file).summary.fp32_bytes
         labels = torch.arange(self.num_images) % self.categories if self.categories else None
         results: list[Result] = []
         fp = None

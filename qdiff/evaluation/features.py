@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 
 CATEGORIES = 9  # of the bundled classifier's training images
 DIMENSION = 32  # of a feature vector

@@ -1,1 +1,2 @@
-"""Files made elsewhere: published weights, and the pickles of the original."""
+"""Files that know no network: checkpoints of others read safely, images, prompts and tokenizers, downloads, digests,
+text tables, logs, and files of ours that appear whole or not at all."""

@@ -1,4 +1,4 @@
-"""Images as one array, for the tools that compute FID."""
+"""One array of all images, as the tools that compute FID expect it."""
 
 import io
 import math
@@ -18,14 +18,19 @@ def write_array(images: Sequence[Path], folder: Path) -> Path:
     """Write PNGs of equal shape as one array, `folder`/NxHxWxC-samples.npz.
 
     Its only member, `arr_0`, is uint8 of shape (N, H, W, C). One image at a time is in memory, and the file appears
-    whole or not at all. It replaces arrays of other numbers of such images. A whole one that is newer than its
-    images stays.
+    whole or not at all. Arrays of other numbers of such images in the folder are deleted. A complete array that is
+    newer than all images is kept as it is.
+
+    Args:
+        images: N >= 1 PNGs.
+        folder: created if missing.
 
     Returns:
-        the path.
+        path of the array.
 
     Raises:
         UserError: as `read_images`; nothing is written.
+        OSError: the array cannot be written.
     """
     channels, height, width = shape = image_shape(images[0])
     header = _header((len(images), height, width, channels))
@@ -42,7 +47,7 @@ def write_array(images: Sequence[Path], folder: Path) -> Path:
     ):
         member.write(header)
         for image in images:
-            member.write(read_image(image, shape).permute(1, 2, 0).contiguous().numpy())
+            member.write(read_image(image, shape).permute(1, 2, 0).contiguous().numpy().tobytes())
     for other in folder.glob(f"*{name}"):
         if other != path and other.name.removesuffix(name).isdecimal():
             other.unlink()
@@ -50,14 +55,14 @@ def write_array(images: Sequence[Path], folder: Path) -> Path:
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
-    """What an .npy file of uint8 begins with."""
+    """Return the header of an .npy file of uint8."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return header.getvalue()
 
 
 def _holds(path: Path, size: int) -> bool:
-    """Whether the file is a whole archive with an array of so many bytes."""
+    """Return whether the file is a complete archive whose array has `size` bytes."""
     try:
         with ZipFile(path) as archive:
             return archive.getinfo(MEMBER).file_size == size

@@ -8,14 +8,18 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-PARTIAL = ".partial"  # suffix of what is being written; leftovers of a killed process may be deleted
+PARTIAL = ".partial"  # suffix of a file that is being written
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write to the path that is yielded; on leaving it takes the place of `path`, on an exception it is deleted.
+    """Yield a path to write to. On leaving, the file replaces `path`; on an exception, it is deleted.
 
-    What the system refuses is an OSError that names `path`, whoever writes.
+    Args:
+        path: its folder is created if missing.
+
+    Raises:
+        OSError: the file cannot be written; the error names `path`, also where a library raised it.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
@@ -33,14 +37,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path, *aliases: Path) -> Iterator[None]:
-    """Name `path` in what the system refuses inside, where the error names no file or one of these `aliases`."""
+    """Make OSErrors inside, and refused writes of safetensors, name `path` instead of no file or one of `aliases`."""
     try:
         yield
     except OSError as e:
         if e.errno is None or e.filename not in (None, *map(str, aliases)):
             raise
         raise OSError(e.errno, e.strerror, str(path)) from e
-    except SafetensorError as e:  # which tells a refused write in its text alone
+    except SafetensorError as e:  # whose text alone tells that a write was refused
         number = re.search(r"\(os error (\d+)\)", str(e))
         if not number:
             raise
@@ -54,6 +58,6 @@ def _umask() -> int:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes left half-written in `folder`, which must be in use by this process alone."""
+    """Delete files that killed processes left half-written in `folder`, which only this process may be using."""
     for partial in folder.glob(f"*{PARTIAL}"):
         partial.unlink(missing_ok=True)

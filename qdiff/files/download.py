@@ -1,18 +1,19 @@
-"""Published full-precision weights: found by name, downloaded once, verified."""
+"""Published full-precision weights: found by name, downloaded once, verified by md5."""
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from qdiff.errors import UserError
 
 PUBLISHED = Path(__file__).with_name("published.json")  # section -> name -> url, file below the cache, md5
-FOLDER = "diffusion_models_converted"  # where the DDIM code has always kept them
-CHUNK = 1 << 16  # bytes; what a broken connection can lose
+FOLDER = "diffusion_models_converted"  # below the cache, as in the published DDIM code
+CHUNK = 1 << 16  # bytes; a broken connection loses at most one chunk
 
 
-def name_for(config) -> str:
-    """The published weights that belong to a DDIM model configuration: always the EMA ones, which sampling uses.
+def name_for(config: Any) -> str:
+    """Return the name of the published EMA weights for a pixel-space configuration.
 
     Args:
         config: namespace or OmegaConf node with `data.dataset`, and for LSUN `data.category`; see `configs/`.
@@ -25,25 +26,25 @@ def name_for(config) -> str:
         case "CIFAR10":
             return "ema_cifar10"
         case "LSUN":
-            name = f"ema_lsun_{data.category.removesuffix('_outdoor')}"  # the dataset says church_outdoor
+            name = f"ema_lsun_{data.category.removesuffix('_outdoor')}"  # of church_outdoor, as the dataset calls it
             _entry(name)
             return name
     raise UserError(f"no weights are published for data.dataset={data.dataset}: give your own with --ckpt FILE")
 
 
 def fetch(name: str, cache: Path | None = None) -> Path:
-    """Path of published weights, downloaded on first use to `<cache>/diffusion_models_converted/<file>`.
+    """Return the path of published weights, `<cache>/diffusion_models_converted/<file>`; download them on first use.
 
-    The file appears there complete and with the right md5, or not at all. A download that was interrupted, even by a
-    kill, goes on from its `.part` file where the server can. The md5 is checked on every use, unless a `.verified`
-    file beside it records that a file of this size and modification time had it. Processes may run at the same time.
+    The file appears complete and with the right md5, or not at all. An interrupted download resumes from its `.part`
+    file if the server supports it. The md5 is checked on every use, unless a `.verified` file next to it records that
+    a file of this size and modification time has it. Several processes may call this at the same time.
 
     Args:
-        name: as `name_for` gives it.
-        cache: default `$XDG_CACHE_HOME`, else `~/.cache`.
+        name: as returned by `name_for`.
+        cache: folder; None means `$XDG_CACHE_HOME`, else `~/.cache`.
 
     Raises:
-        UserError: unknown name, the download failed, the cache cannot be written, or the md5 is wrong.
+        UserError: the name is unknown, the download fails, the cache cannot be written, or the md5 is wrong.
     """
     from filelock import FileLock
 
@@ -56,12 +57,12 @@ def fetch(name: str, cache: Path | None = None) -> Path:
         with FileLock(f"{path}.lock"):
             if not path.exists():
                 _download(url, path, md5)
-            elif not _is_verified(path, md5):  # whoever held the lock may have done it
+            elif not _is_verified(path, md5):  # another process may have done it meanwhile
                 _verify(path, md5)
     except OSError as e:  # requests' errors are OSErrors too
         reason = " ".join(str(e).split())
         raise UserError(
-            f"cannot get {url} ({reason}): run it again to go on from there, or put the file at '{path}' by hand, "
+            f"cannot get {url} ({reason}): run it again to resume, or put the file at '{path}' by hand, "
             "or give one with --ckpt FILE"
         ) from e
     return path
@@ -70,12 +71,14 @@ def fetch(name: str, cache: Path | None = None) -> Path:
 def _entry(name: str) -> dict[str, str]:
     weights = {name: entry for section in json.loads(PUBLISHED.read_text()).values() for name, entry in section.items()}
     if name not in weights:
-        raise UserError(f"no weights are published as '{name}', only {', '.join(weights)}: give yours with --ckpt FILE")
+        raise UserError(
+            f"no weights are published as '{name}', only {', '.join(weights)}: give your own with --ckpt FILE"
+        )
     return weights[name]
 
 
 def _download(url: str, path: Path, md5: str) -> None:
-    """Complete `<path>.part`, and move it to `path` once its md5 agrees."""
+    """Complete `<path>.part`, and move it to `path` if its md5 is right."""
     from pooch import file_hash
 
     part = Path(f"{path}.part")
@@ -92,13 +95,13 @@ def _download(url: str, path: Path, md5: str) -> None:
             f"{url} sent a file with md5 {found} instead of {md5}, which was removed: try again later, "
             f"or put the right file at '{path}' by hand, or give one with --ckpt FILE"
         )
-    _download(url, path, md5)  # what was left of an earlier attempt did not fit
+    _download(url, path, md5)  # the part of an earlier attempt belonged to another file
 
 
 def _append(url: str, part: Path) -> None:
-    """Append to `part` what it lacks of `url`; if the server can only send the whole, `part` starts again."""
+    """Append the missing rest of `url` to `part`; start `part` again if the server sends the whole file."""
     from pooch import HTTPDownloader
-    from requests import HTTPError
+    from requests import HTTPError, Response
     from tqdm import tqdm
     from tqdm.utils import CallbackIOWrapper
 
@@ -106,7 +109,7 @@ def _append(url: str, part: Path) -> None:
         have = file.tell()
         bar = tqdm(desc=f"downloading {part.stem}", initial=have, unit="B", unit_scale=True)
 
-        def expect(response, **_):
+        def expect(response: Response, **_: object) -> None:
             if response.status_code == 200:
                 file.truncate(0)
                 bar.reset()
@@ -123,7 +126,7 @@ def _append(url: str, part: Path) -> None:
 
 
 def _verify(path: Path, md5: str) -> None:
-    """Record that the file has this md5; one that has not is moved aside."""
+    """Record that the file has this md5; otherwise move it aside. Raises UserError then."""
     from pooch import file_hash
 
     if (found := file_hash(path, alg="md5")) != md5:
@@ -136,7 +139,7 @@ def _verify(path: Path, md5: str) -> None:
 
 
 def _stamp(path: Path, md5: str) -> bytes:
-    """Names one state of one file; a write changes it."""
+    """Return a record of the file's state, which any write changes."""
     stat = path.stat()
     return json.dumps({"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "md5": md5}).encode()
 

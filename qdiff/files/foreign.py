@@ -1,4 +1,4 @@
-"""Names what a checkpoint is if not the weights of one of our networks, by names, dtypes and shapes of its tensors."""
+"""Recognises checkpoints that are not weights of our networks, by names, dtypes and shapes of their tensors."""
 
 import re
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from qdiff.files.dtypes import FLOATS, dtype_name
 
-REMEDY = "give a full-precision checkpoint, or one that was calibrated here or by Q-Diffusion"
+REMEDY = "give a full-precision checkpoint, or one calibrated here or by Q-Diffusion"
 FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
-# Input channels of that convolution -> the models that have as many; a latent has four
+# Input channels of that convolution -> kind of model; a plain latent model has 4
 INPUTS = {
     5: "a depth-to-image model",
     8: "an InstructPix2Pix model",
@@ -22,8 +22,8 @@ class Kind(NamedTuple):
     """A kind of file.
 
     Attributes:
-        names: what the names of its tensors contain.
-        what: its name, and what to do about it.
+        names: pattern found in the names of its tensors.
+        what: what it is, and what to do.
     """
 
     names: re.Pattern
@@ -31,7 +31,7 @@ class Kind(NamedTuple):
 
 
 def _quantized(names: str, tool: str) -> Kind:
-    return Kind(re.compile(names), f"quantized by another tool ({tool}), whose format is not read: {REMEDY}")
+    return Kind(re.compile(names), f"quantized by another tool ({tool}), whose format is not supported: {REMEDY}")
 
 
 def _other(names: str, what: str) -> Kind:
@@ -51,11 +51,11 @@ KINDS = (
     _quantized(r"\.weight\.(int_data|scale|zero_point|q?data)$", "torchao"),
     _other(
         r"(^|[._])lora[._]|\.(hada_w|lokr_w|oft_)",
-        "a LoRA, which changes a model and is none: merge it into its model, and give that",
+        "a LoRA, not a model: merge it into its model, and give that",
     ),
     _other(
         r"(^|\.)(down|up)_blocks\.\d+\.(resnets|attentions)",
-        "a network in the layout of diffusers, which is not read: convert the whole model with diffusers' "
+        "a network in the layout of diffusers, which is not supported: convert the whole model with diffusers' "
         "scripts/convert_diffusers_to_original_stable_diffusion.py, and give that",
     ),
     _other(r"^conditioner\.embedders\.", "a Stable Diffusion XL model, which is not available"),
@@ -64,20 +64,21 @@ KINDS = (
     _other(r"(^|\.)double_blocks\.\d+\.img_attn", "a FLUX model, which is not available"),
     _other(
         r"^(control_model\.|input_hint_block|zero_convs)",
-        "a ControlNet, which guides a model and is none: give the model",
+        "a ControlNet, not a model: give the model that it controls",
     ),
     _other(
         r"^(emb_params|\*|<.+>)$",
-        "a textual inversion, which adds words to a model and is none: give the model",
+        "a textual inversion, not a model: give the model",
     ),
     _other(r"(^|\.)adaLN_modulation\.", "a diffusion transformer, which is not available"),
 )
 
 
 def kind_of(tensors: Mapping[str, Tensor]) -> str | None:
-    """Name what tensors are, and say what to do, where they are no weights of ours; None where nothing tells.
+    """Return what the tensors are and what to do, if they are recognised as not being weights of our networks.
 
-    The answer follows "the file is" or "is".
+    Returns:
+        text that continues "the file is"; None if nothing is recognised.
     """
     for kind in KINDS:
         if any(kind.names.search(name) for name in tensors):
@@ -91,4 +92,4 @@ def kind_of(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _other_numbers(name: str, x: Tensor) -> str:
-    return f"in numbers that are no weights by themselves ('{name}' is {dtype_name(x.dtype)}): {REMEDY}"
+    return f"stored in a type that does not hold weights ('{name}' is {dtype_name(x.dtype)}): {REMEDY}"

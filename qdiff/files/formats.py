@@ -1,4 +1,4 @@
-"""What kind of file or folder a path is, told by its content and never by its suffix."""
+"""Formats of checkpoint files and folders, recognised by content, never by suffix."""
 
 from pathlib import Path
 from typing import Literal
@@ -8,45 +8,45 @@ from qdiff.errors import UserError
 
 Format = Literal["zip", "safetensors", "pickle"]
 
-HEADER = 100_000_000  # bytes at most of a safetensors header, whose length comes first; text there is a larger number
+HEADER = 100_000_000  # bytes of the longest safetensors header; its length comes first, and text there reads as more
 WEIGHTS = "give a checkpoint that torch.save or safetensors wrote"
 
-# First bytes of files that are no checkpoint -> what they are, and what to do
+# First bytes of files that are not checkpoints -> what they are, and what to do
 SIGNATURES = {
-    b"<": f"a web page or another XML text: {WEIGHTS}",
+    b"<": f"a web page or other XML text: {WEIGHTS}",
     b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` to get the file itself",
-    b"GGUF": f"a GGUF file, whose format is not read: {WEIGHTS}",
-    b"\x89HDF\r\n": f"an HDF5 file, whose format is not read: {WEIGHTS}",
+    b"GGUF": f"a GGUF file, whose format is not supported: {WEIGHTS}",
+    b"\x89HDF\r\n": f"an HDF5 file, whose format is not supported: {WEIGHTS}",
     b"\x89PNG": f"a PNG image: {WEIGHTS}",
     b"\x1f\x8b": "a gzip archive: unpack it, and give the checkpoint inside",
     b"7z\xbc\xaf": "a 7z archive: unpack it, and give the checkpoint inside",
     b"Rar!": "a RAR archive: unpack it, and give the checkpoint inside",
 }
-INDEX = "the index of a checkpoint in several files, which are not read: merge them into one file, and give that"
+INDEX = "the index of a checkpoint in several files, which is not supported: merge them into one file, and give that"
 DIFFUSERS = (
-    "a model in the folder layout of diffusers, which is not read: convert it to one file with diffusers' "
+    "a model in the folder layout of diffusers, which is not supported: convert it to one file with diffusers' "
     "scripts/convert_diffusers_to_original_stable_diffusion.py, and give that"
 )
-# Entries of folders that are no checkpoint -> what the folder is
+# Entries of folders that are not checkpoints -> what the folder is
 FOLDERS = {
     "model_index.json": DIFFUSERS,
     "unet": DIFFUSERS,
     "diffusion_pytorch_model.safetensors": DIFFUSERS,
     "diffusion_pytorch_model.bin": DIFFUSERS,
     "*.index.json": INDEX,
-    "adapter_config.json": "a LoRA, which changes a model and is none: merge it into its model, and give that",
-    ".metadata": "a distributed checkpoint of PyTorch, which is not read: merge it into one file, and give that",
+    "adapter_config.json": "a LoRA, not a model: merge it into its model, and give that",
+    ".metadata": "a distributed checkpoint of PyTorch, which is not supported: merge it into one file, and give that",
 }
 
 
 def format_of(path: str | Path) -> Format:
-    """Tell the format of a checkpoint.
+    """Return the format of a checkpoint.
 
     Returns:
         "safetensors"; "zip" (torch.save since 1.6); "pickle" (anything else, which only torch.load can judge).
 
     Raises:
-        UserError: missing, unreadable, empty, a folder, or a file that is something else, which the message names.
+        UserError: the file is missing, unreadable, empty, a folder, or recognised as something else.
     """
     path = Path(path)
     if path.is_dir():
@@ -71,12 +71,12 @@ def format_of(path: str | Path) -> Format:
 
 
 def folder_kind(folder: Path) -> str | None:
-    """Name the layout of a folder that holds a model which is not read here; None for any other folder."""
+    """Return the unsupported layout of a model folder, and what to do; None for any other folder."""
     return next((what for pattern, what in FOLDERS.items() if any(folder.glob(pattern))), None)
 
 
 def zip_kind(archive: ZipFile) -> str | None:
-    """Name a zip archive that torch.save did not write; None for one that it did.
+    """Return what a zip archive is if torch.save did not write it, and what to do; None if it did.
 
     Raises:
         BadZipFile: the archive has no members.

@@ -1,8 +1,11 @@
-"""A crash-safe record of finished work: one file per unit, written whole or not at all."""
+"""Crash-safe record of a job: one file per finished unit of work, written whole or not at all."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -14,14 +17,14 @@ from qdiff.files.names import utf8_name
 
 
 class Journal:
-    """Finished units of one job in a folder. A killed job loses at most the unit in work.
+    """Finished units of one job, in a folder. A killed job loses at most the unit in progress.
 
     Args:
-        folder: made if it is missing.
-        job: what the job depends on (settings, digests), JSON values; a folder of another job is refused.
+        folder: created if missing.
+        job: everything that the units depend on (settings, digests), JSON values.
 
     Raises:
-        UserError: the folder belongs to a job with other settings, data or weights.
+        UserError: the folder belongs to a job with other settings, data or weights, or its record is damaged.
     """
 
     def __init__(self, folder: Path, job: Mapping[str, object]):
@@ -29,23 +32,23 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         record = folder / "job.json"
-        job = json.loads(json.dumps(job))
+        described = json.loads(json.dumps(job))  # as a reader sees it: tuples as lists
         if record.exists():
-            _refuse_other_job(record, job)
+            _check_same_job(record, described)
         else:
             with replacing(record) as partial:
-                partial.write_text(json.dumps(job, indent=1, sort_keys=True))
+                partial.write_text(json.dumps(described, indent=1, sort_keys=True))
 
     def _file(self, unit: str) -> Path:
         return self.folder / f"{unit}.safetensors"
 
-    def write(self, unit: str, tensors: Mapping[str, Tensor], info: Mapping[str, float] | None = None) -> None:
-        """Record a finished unit."""
+    def write(self, unit: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> None:
+        """Record a finished unit: its tensors, of any device, and numbers about it. Raises OSError if that fails."""
         with replacing(self._file(unit)) as partial:
             save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"info": json.dumps(info or {})})
 
-    def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, float]] | None:
-        """A recorded unit's tensors and info, None if it is not there or its file is damaged: then do it again."""
+    def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the tensors, on the CPU, and numbers of a unit; None if it must be redone: missing or damaged."""
         try:
             with utf8_name(self._file(unit)) as file, safe_open(file, "pt") as stored:
                 names = list(stored.keys())
@@ -54,17 +57,24 @@ class Journal:
             return None
 
 
-def _refuse_other_job(record: Path, job: dict) -> None:
+@contextmanager
+def temporary_journal() -> Iterator[Journal]:
+    """Give a journal in a temporary folder (see `tempfile.gettempdir`), which is removed at the end."""
+    with TemporaryDirectory(prefix="qdiff-") as folder:
+        yield Journal(Path(folder), {})
+
+
+def _check_same_job(record: Path, job: dict) -> None:
     try:
         stored = json.loads(record.read_text())
     except ValueError:
         stored = None
     if not isinstance(stored, dict):
-        raise UserError(f"{record} is damaged: delete {record.parent} to calibrate from the start")
+        raise UserError(f"'{record}' is damaged: delete '{record.parent}' to start afresh")
     changed = sorted(key for key in stored.keys() | job.keys() if stored.get(key) != job.get(key))
     if changed:
         key = changed[0]
         raise UserError(
-            f"{record.parent} holds a calibration with other {', '.join(changed)} ({key}: {stored.get(key)} there, "
-            f"{job.get(key)} now): use another -l, or delete it to calibrate from the start"
+            f"'{record.parent}' holds results for other {', '.join(changed)} ({key}: {stored.get(key)} there, "
+            f"{job.get(key)} now): use another -l, or delete it to start afresh"
         )

@@ -1,4 +1,4 @@
-"""The log of a run: a file with everything, and lines on the console."""
+"""Log of a run: everything in a file, warnings on the console."""
 
 import logging
 import sys
@@ -14,14 +14,14 @@ logger = logging.getLogger("qdiff")
 
 
 class _File(logging.FileHandler):
-    """A log that fails as other files do, where logging's own way is to print a traceback and go on."""
+    """A file handler that raises OSErrors; logging's own prints a traceback and continues."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with naming(Path(self.baseFilename)):
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        raise  # noqa: PLE0704 - logging calls this where it has caught the error
+        raise  # noqa: PLE0704 - called by logging while it handles the error
 
     def close(self) -> None:
         with naming(Path(self.baseFilename)):
@@ -29,7 +29,7 @@ class _File(logging.FileHandler):
 
 
 class _Console(logging.Handler):
-    """Lines that do not tear a progress bar."""
+    """A handler whose lines do not break a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
@@ -37,11 +37,11 @@ class _Console(logging.Handler):
 
 @contextmanager
 def logging_to(file: Path, verbose: bool) -> Iterator[None]:
-    """Log everything of `qdiff` to a file as long as the context lasts, and what ends it by an exception.
+    """Log everything of `qdiff` to a file inside the context, and the exception that ends it.
 
     Args:
-        file: is continued if it exists; in UTF-8, with escapes for bytes of paths that are none.
-        verbose: log details too, and everything on the console as well, not only warnings.
+        file: appended to if it exists; in UTF-8, with escapes for bytes of paths that are not UTF-8.
+        verbose: log details too, and log to the console as well, where only warnings appear otherwise.
 
     Raises:
         OSError: the file cannot be written, at any time inside the context.

@@ -1,4 +1,4 @@
-"""Names of files for libraries that take them in UTF-8 alone."""
+"""File names for libraries that accept only UTF-8."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 @contextmanager
 def utf8_name(path: str | Path) -> Iterator[str | Path]:
-    """The path or, where its bytes are no UTF-8, that of a link to it, as long as the context lasts."""
+    """Yield the path or, if its bytes are not UTF-8, a temporary link to it."""
     if os.fsencode(path).decode("utf-8", "ignore") == os.fspath(path):
         yield path
         return

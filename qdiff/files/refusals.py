@@ -1,4 +1,4 @@
-"""What an operating system refuses, in one line with a remedy that fits."""
+"""Errors of the operating system in one line, with a remedy."""
 
 import errno
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ from qdiff.errors import UserError
 
 CONTINUE = "then the same command continues"
 ELSEWHERE = "give another folder with {flag}"
-# What to do -> the numbers of the errors where it helps; `{flag}` names the run's folder
+# Remedy -> error numbers; `{flag}` is the flag that names the folder
 REMEDIES = {
     f"free some space, {CONTINUE}": (errno.ENOSPC, errno.EDQUOT),
     f"raise the limit (`ulimit -f`, or that of the disk), {CONTINUE}; or {ELSEWHERE}": (errno.EFBIG,),
-    f"see that its disk is there and works, {CONTINUE}; or {ELSEWHERE}": (
+    f"check that its disk is mounted and works, {CONTINUE}; or {ELSEWHERE}": (
         *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT),
         *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EREMOTE),
     ),
-    f"see that it is there, {CONTINUE}; or {ELSEWHERE}": (errno.ENOENT,),
+    f"check that it exists, {CONTINUE}; or {ELSEWHERE}": (errno.ENOENT,),
     f"{ELSEWHERE}, on another disk": (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV),
     f"close other programs or raise the limit (`ulimit -n`), {CONTINUE}": (errno.EMFILE, errno.ENFILE),
     f"close other programs, {CONTINUE}": (errno.ENOMEM, errno.EAGAIN, errno.EBUSY, errno.ETXTBSY),
@@ -28,24 +28,24 @@ REMEDIES = {
     ),
 }
 REMEDY = {number: remedy for remedy, numbers in REMEDIES.items() for number in numbers}
-DEFAULT = f"mend that, {CONTINUE}; or {ELSEWHERE}"  # for all others
+DEFAULT = f"fix that, {CONTINUE}; or {ELSEWHERE}"  # for all others
 
 
 @contextmanager
 def explaining(path: Path, flag: str) -> Iterator[None]:
-    """Turn what the system refuses inside into a UserError.
+    """Turn OSErrors of the operating system inside into UserErrors; errors that libraries derive from them stay.
 
     Args:
-        path: what is worked on, for errors that name no file.
-        flag: the flag that gave it.
+        path: file or folder in use, for errors that name none.
+        flag: the command-line flag that names it.
     """
     try:
         yield
-    except BrokenPipeError:  # of whoever reads the output
+    except BrokenPipeError:  # the reader of our output has gone
         raise
     except OSError as e:
-        if e.errno not in errno.errorcode:  # not the system's: libraries derive their own errors
+        if e.errno not in errno.errorcode:  # a library's own error
             raise
         where = e.filename2 or e.filename or path
-        remedy = REMEDY.get(e.errno, DEFAULT).format(flag=flag)
+        remedy = REMEDY.get(e.errno or 0, DEFAULT).format(flag=flag)
         raise UserError(f"cannot use '{where}' ({e.strerror}): {remedy}") from e

@@ -1,4 +1,4 @@
-"""The state dicts inside a checkpoint, wherever its trainer has put them."""
+"""State dicts inside a checkpoint, wherever its trainer put them."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from qdiff.files.pickles import explained, load_pickle
 from qdiff.files.stand_ins import Inert
 
 DEPTH = 4  # levels of dicts and lists that are searched; trainers nest two or three
-# Levels that DataParallel, torch.compile, FSDP and activation checkpointing put into names
+# Levels that DataParallel, torch.compile, FSDP and activation checkpointing add to names
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 _AVERAGES = re.compile(r"EMA|(?<![A-Za-z])(?i:ema|swa|polyak|avg|averaged?|shadow)(?![A-Za-z])")
@@ -29,10 +29,10 @@ class StateDict:
     """Named tensors of a file.
 
     Attributes:
-        place: the keys that lead to them, such as "state_dict.model" or "[4]"; "" for the file itself.
-        tensors: name -> tensor on the CPU, mapped where possible, without gradient.
-        averaged: whether the place says that they are averages over the training (EMA).
-        outside: how many tensors of the same dict have been left out.
+        place: keys that lead to them, such as "state_dict.model" or "[4]"; "" for the top level.
+        tensors: name -> tensor on the CPU, memory-mapped where possible, without gradient.
+        averaged: whether the place says that they are averages over training (EMA).
+        outside: number of tensors of the same dict that are left out.
     """
 
     place: str
@@ -63,10 +63,10 @@ class StateDict:
 
 
 def read_state_dicts(path: str | Path) -> list[StateDict]:
-    """Read every state dict of a checkpoint, safetensors or pickle, as it is written there.
+    """Read every state dict of a checkpoint, safetensors or pickle.
 
     Raises:
-        UserError: as `load_pickle`; also a file without tensors.
+        UserError: as `load_pickle`; or the file has no named tensors, or tensors that are not dense.
     """
     if format_of(path) == "safetensors":
         with explained(path, "safetensors file"), utf8_name(path) as name:
@@ -76,7 +76,7 @@ def read_state_dicts(path: str | Path) -> list[StateDict]:
     found = list(find_state_dicts(content))
     if not found:
         raise UserError(
-            f"'{path}' holds no tensors by name but {_described(content)}: give a checkpoint with a state dict"
+            f"'{path}' contains no named tensors but {_described(content)}: give a checkpoint with a state dict"
         )
     for state in found:
         _check_kinds(path, state)
@@ -86,16 +86,16 @@ def read_state_dicts(path: str | Path) -> list[StateDict]:
 def _check_kinds(path: str | Path, state: StateDict) -> None:
     for key, x in state.tensors.items():
         if x.is_meta or x.layout != torch.strided:
-            kind = "has no numbers (it is on the meta device)" if x.is_meta else f"is a {x.layout} tensor"
+            kind = "has no values (it is on the meta device)" if x.is_meta else f"is a {x.layout} tensor"
             raise UserError(f"'{path}': '{key}' {kind}: give a file of dense tensors")
 
 
 def find_state_dicts(content: Any, place: str = "", depth: int = DEPTH) -> Iterator[StateDict]:
     """Find every dict of named tensors, down to `depth` levels; other entries are ignored.
 
-    A list is what the DDIM training code writes: weights, optimizer, epoch, step and averages. State dicts after its
-    first entry are therefore averages. Under a key that says "averages", lists of tensors are found too, named by
-    index: they cannot serve as weights, but the caller learns that they exist.
+    The DDIM training code writes a list of weights, optimizer, epoch, step and averages, so state dicts after the
+    first entry of a list are averages. Under a key that says "averages", lists of tensors are found too, named by
+    index: they cannot be loaded, but the caller learns that they exist.
     """
     if not depth:
         return
@@ -113,7 +113,7 @@ def find_state_dicts(content: Any, place: str = "", depth: int = DEPTH) -> Itera
 
 
 def _entries(content: Any) -> dict[str, Any]:
-    """List what a dict, a list or a trainer's helper holds, by name or index."""
+    """Return the entries of a dict, a list or a trainer's helper, by name or index."""
     if isinstance(content, Inert):
         content = content.state
     if isinstance(content, Mapping):

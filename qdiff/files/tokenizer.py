@@ -1,4 +1,4 @@
-"""Prompts -> tokens, with a vocabulary from a folder or from the Hugging Face hub."""
+"""CLIP tokenizer with a vocabulary from a folder or from the Hugging Face hub."""
 
 import logging
 from collections.abc import Iterator
@@ -13,38 +13,37 @@ from qdiff.files.names import utf8_name
 from qdiff.files.prompts import as_text
 
 if TYPE_CHECKING:
-    from transformers import CLIPTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-REPOSITORY = "openai/clip-vit-large-patch14"  # whose text encoder Stable Diffusion v1 has
+REPOSITORY = "openai/clip-vit-large-patch14"  # has the text encoder of Stable Diffusion v1
 VOCABULARY = ("vocab.json", "merges.txt")
 WHOLE = "tokenizer.json"
 
 
 class Tokenizer:
-    """CLIP's tokenizer: lower case, byte-level byte pairs, between a start and an end token; see `load_tokenizer`.
+    """CLIP's tokenizer: lower case, byte-level BPE, between a start and an end token; see `load_tokenizer`.
 
     Args:
         clip: the tokenizer of transformers.
-        max_length: tokens of each prompt, at least 2.
+        max_length: tokens per prompt, at least 2.
     """
 
-    def __init__(self, clip: "CLIPTokenizerFast", max_length: int):
+    def __init__(self, clip: "PreTrainedTokenizerFast", max_length: int):
         self.clip, self.max_length = clip, max_length
 
     def __call__(self, prompts: list[str]) -> Tensor:
-        """B >= 1 prompts of any content -> int64 of shape (B, max_length).
+        """Return the tokens of B >= 1 prompts, int64 of shape (B, max_length).
 
-        Longer prompts are cut before their end token, shorter ones are padded, which for CLIP is with the end token
-        again.
+        Longer prompts are cut before the end token; shorter ones are padded, for CLIP with the end token.
         """
         prompts = [as_text(prompt) for prompt in prompts]
         padded = {"padding": "max_length", "max_length": self.max_length, "return_tensors": "pt"}
         return self.clip(prompts, truncation=True, **padded)["input_ids"]
 
     def cut(self, prompt: str) -> tuple[str, str]:
-        """The part of a prompt that is within `max_length` tokens, and the rest, which is left out."""
-        prompt, room = as_text(prompt), self.max_length - 2  # beside the start and the end token
-        with _quiet("transformers"):  # it warns of long prompts, about which this is
+        """Split a prompt into the part within `max_length` tokens and the rest, which the encoder does not read."""
+        prompt, room = as_text(prompt), self.max_length - 2  # without the start and the end token
+        with _quiet("transformers"):  # which warns of long prompts
             spans = self.clip(prompt, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         if len(spans) <= room:
             return prompt, ""
@@ -53,16 +52,16 @@ class Tokenizer:
 
 
 def load_tokenizer(path: Path | None, max_length: int, vocab_size: int) -> Tokenizer:
-    """CLIP's tokenizer with a vocabulary of one's own.
+    """Load a CLIP tokenizer.
 
     Args:
         path: folder with a tokenizer as transformers saves it, `vocab.json` and `merges.txt` or `tokenizer.json`;
-            None for that of `REPOSITORY`, from the hub's cache on this machine or else downloaded to it.
-        max_length: tokens of each prompt, at least 2.
+            None for that of `REPOSITORY`, from the local cache of the hub or else downloaded to it.
+        max_length: tokens per prompt, at least 2.
         vocab_size: of the text encoder.
 
     Raises:
-        UserError: there is no tokenizer in the folder, it is damaged, or another model's; the hub cannot be reached.
+        UserError: the folder has no tokenizer, a damaged one, or one of another size; or the hub cannot be reached.
     """
     folder = _download() if path is None else path
     if not has_tokenizer(folder):
@@ -78,22 +77,28 @@ def load_tokenizer(path: Path | None, max_length: int, vocab_size: int) -> Token
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether there are the files of a tokenizer."""
+    """Return whether the folder contains a tokenizer."""
     return (folder / WHOLE).is_file() or has_vocabulary(folder)
 
 
 def has_vocabulary(folder: Path) -> bool:
-    """Whether there is a tokenizer as its vocabulary and merges."""
+    """Return whether the folder contains a tokenizer as vocabulary and merges."""
     return all((folder / name).is_file() for name in VOCABULARY)
 
 
-def _read(folder: Path) -> "CLIPTokenizerFast":
-    from transformers import CLIPTokenizerFast
+def clip_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+    """Return the tokenizer of transformers with the vocabulary in a folder, without any checks."""
+    from transformers import CLIPTokenizerFast  # type: ignore[attr-defined]  # an alias made at run time since 5.0
 
+    with utf8_name(folder) as name:
+        return CLIPTokenizerFast.from_pretrained(name, local_files_only=True)
+
+
+def _read(folder: Path) -> "PreTrainedTokenizerFast":
     try:
-        with _quiet("transformers"), utf8_name(folder) as name:
-            tokenizer = CLIPTokenizerFast.from_pretrained(name, local_files_only=True)
-            tokenizer("a")  # some damage shows only in use
+        with _quiet("transformers"):
+            tokenizer = clip_tokenizer(folder)
+            tokenizer("a")  # some damage appears only in use
     except Exception as e:  # the reader raises nothing more specific
         reason = " ".join(str(e).split())
         raise UserError(f"the tokenizer in '{folder}' is damaged ({reason}): give another --clip_path FOLDER") from e
@@ -101,18 +106,16 @@ def _read(folder: Path) -> "CLIPTokenizerFast":
 
 
 def _download() -> Path:
-    """Folder in the hub's cache."""
+    """Download the tokenizer of `REPOSITORY` unless it is cached; return its folder."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     cached = [try_to_load_from_cache(REPOSITORY, name) for name in VOCABULARY]
+    files = [path for path in cached if isinstance(path, str)]
     try:
-        with _quiet("huggingface_hub"):
-            files = (
-                cached
-                if all(isinstance(path, str) for path in cached)
-                else [hf_hub_download(REPOSITORY, name) for name in VOCABULARY]
-            )
-    except Exception as e:  # those of whatever the hub's client uses for HTTP
+        if len(files) < len(VOCABULARY):
+            with _quiet("huggingface_hub"):
+                files = [hf_hub_download(REPOSITORY, name) for name in VOCABULARY]
+    except Exception as e:  # the HTTP client of the hub has its own errors
         reason = " ".join(str(e).split())
         raise UserError(
             f"cannot get the tokenizer of {REPOSITORY} from the Hugging Face hub ({reason}): "
@@ -123,7 +126,7 @@ def _download() -> Path:
 
 @contextmanager
 def _quiet(library: str) -> Iterator[None]:
-    """Errors only from a library's logger inside."""
+    """Silence a library's logger below errors inside."""
     logger = logging.getLogger(library)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The version of this program, for the files that it writes."""
+"""Version of this program, recorded in the files that it writes."""
 
 import os
 import platform
@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def own_version() -> str | None:
-    """Return the installed version; None where the package runs uninstalled, from its folder."""
+    """Return the installed version; None if the package runs uninstalled."""
     try:
         return version("qdiff")
     except PackageNotFoundError:

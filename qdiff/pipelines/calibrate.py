@@ -1,24 +1,21 @@
 """Calibration of a pipeline's network: collect data from its own sampling, calibrate, save; resumable."""
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from tqdm.auto import tqdm
-
 from qdiff.adapters import adapter_for
-from qdiff.calibration.collect import collect
-from qdiff.calibration.data import CalibrationSet, kept_steps, read_calibration_data
-from qdiff.calibration.job import CalibrationSettings, calibrate
+from qdiff.calibration.data import CalibrationSet
+from qdiff.calibration.job import calibrate
+from qdiff.calibration.kept_steps import kept_steps
 from qdiff.calibration.measure import make_plan
 from qdiff.calibration.plan import Plan
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.checkpoints.load import load_rounding, save_quantized
-from qdiff.errors import UserError
 from qdiff.files.digest import file_digest, tensors_digest
 from qdiff.files.journal import Journal
+from qdiff.pipelines.calibration_set import DataSettings, calibration_set
 from qdiff.pipelines.device import free_memory
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.progress import CalibrationBar
@@ -26,25 +23,9 @@ from qdiff.pipelines.quantization import LoadQuantized
 from qdiff.policy import QuantPolicy
 from qdiff.quant_model import QuantModel
 
-CHECKED = 64  # samples checked for finite values at a time, because a check takes as much memory as they do
 FILE = "quantized.safetensors"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Where calibration data come from.
-
-    Args:
-        timesteps: sampling steps whose inputs of the network are kept, spread over the trajectory.
-        samples: images, each of which gives a sample at each of these steps.
-        path: file of data that were collected before; None collects them.
-    """
-
-    timesteps: int
-    samples: int
-    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +82,7 @@ class Calibrate:
             log.info("calibrated before: %s", file)
             return self.finished(file).run(pipeline, folder)
         weights = tensors_digest(pipeline.network.state_dict())
-        data = self._data(pipeline, folder, weights, progress) if self._samples(pipeline) else None
+        data = calibration_set(pipeline, self.data, folder, weights, progress) if self._samples(pipeline) else None
         model = self._starting_point(pipeline)
         provenance = {"settings": asdict(self.learning), "policy": self.policy.to_dict(), "weights": weights}
         if self.weights_from:
@@ -133,39 +114,6 @@ class Calibrate:
             return load_rounding(network, self.weights_from, self.policy).eval()
         return QuantModel(network, self.policy, adapter_for(network)).eval()
 
-    def _data(self, pipeline: Pipeline, folder: Path, weights: str, progress: bool | None) -> CalibrationSet:
-        """Return the given data, those of an earlier run in this folder, or new ones from the model's trajectory."""
-        own, journal, d = folder / "calibration_data.safetensors", folder / "collecting", self.data
-        example = pipeline.example(1)
-        if d.path is None and not own.exists():
-            data = self._collect(pipeline, Journal(journal, {"weights": weights}), progress)
-            _check(data, example, "the network's own sampling")
-            data.save(own)
-        else:
-            source, conditions = d.path or own, len(example) > 2
-            data = read_calibration_data(source, d.timesteps, d.samples, pipeline.cfg_copies, conditions=conditions)
-            _check(data, example, f"'{source}'")
-        if own.exists():  # also after a kill between saving and this
-            shutil.rmtree(journal, ignore_errors=True)
-        return data
-
-    def _collect(self, pipeline: Pipeline, journal: Journal, progress: bool | None) -> CalibrationSet:
-        d = self.data
-        total = d.samples * (kept_steps(pipeline.nfe, d.timesteps)[-1] + 1)
-        hidden = None if progress is None else not progress
-        with tqdm(total=total, unit="step", desc="collecting calibration data", disable=hidden) as bar:
-            return collect(
-                pipeline.network,
-                pipeline.calibration_steps,
-                steps=pipeline.nfe,
-                cali_st=d.timesteps,
-                cali_n=d.samples,
-                batch_size=pipeline.batch_size,
-                journal=journal,
-                progress=bar.update,
-                rows=pipeline.cfg_copies,
-            )
-
     def _calibrate(
         self,
         pipeline: Pipeline,
@@ -182,18 +130,3 @@ class Calibrate:
         plan.check(folder, free_memory(pipeline.device))
         with CalibrationBar(plan, progress if plan.units else False) as bar:
             calibrate(model, data, self.learning, journal, memory=plan.budget, reporter=bar)
-
-
-def _check(data: CalibrationSet, example: Sequence[torch.Tensor], source: str) -> None:
-    """Check that data fit the network and are finite. Raises UserError."""
-    have, want = ([tuple(x.shape[1:]) for x in inputs] for inputs in (data.inputs, example))
-    if have != want:
-        raise UserError(
-            f"calibration data from {source} have the shapes {have}, the network takes {want}: give data of this "
-            "network, or leave out --cali_data_path"
-        )
-    if not all(torch.isfinite(x).all() for batch in data.batches(CHECKED) for x in batch):
-        raise UserError(
-            f"calibration data from {source} are not finite: check the weights, or give other data with "
-            "--cali_data_path"
-        )

@@ -12,7 +12,8 @@ from diffusion.steps import Model
 from qdiff.adapters.ldm.checkpoints import PublishedKeys
 from qdiff.adapters.ldm.models import Condition, build, decode, guided, image_shape
 from qdiff.adapters.ldm.samplers import DDIM, DDPM, PLMS, DPMSolver
-from qdiff.checkpoints.load import load_weights
+from qdiff.calls import Call
+from qdiff.checkpoints.weights import load_weights
 from qdiff.config.latent import build_latent, load_latent_config
 from qdiff.files.images import Shape
 from qdiff.pipelines.conditions import Conditions
@@ -129,11 +130,11 @@ class LatentPipeline(Pipeline[GuidedT]):
         with self._context:
             return self.latent.apply_model(x, t, c).float()
 
-    def example(self, batch_size: int) -> tuple[Tensor, ...]:
+    def example(self, batch_size: int) -> Call:
         x, _ = self.noise(range(batch_size))
-        inputs = x, self._latest_timestep(batch_size)
         c = self.conditions.of([0])
-        return inputs if c is None else (*inputs, c.expand(batch_size, -1, -1))
+        condition = () if c is None else (c.expand(batch_size, -1, -1),)
+        return Call((x, self._latest_timestep(batch_size), *condition))
 
     def decode(self, x: Tensor) -> Tensor:
         with self._context:

@@ -14,7 +14,7 @@ from qdiff.pipelines.class_conditional import ClassPipeline
 from qdiff.pipelines.latent import LatentPipeline
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.pixel import PixelPipeline
-from qdiff.pipelines.quantization import LoadQuantized
+from qdiff.pipelines.quantization import LoadAsWritten
 from qdiff.pipelines.settings import ClassSampling, LatentModel, PixelModel, Sampling, TextSampling
 from qdiff.pipelines.text import TextPipeline
 
@@ -64,7 +64,7 @@ def load_pipeline(
     pipeline.load(network=quantized is None)
     if quantized is None:
         return pipeline
-    return pipeline.with_network(LoadQuantized.as_written(Path(quantized)).run(pipeline, Path()))
+    return pipeline.with_network(LoadAsWritten(Path(quantized)).run(pipeline, Path()))
 
 
 def _pixel(model: PixelModel) -> PixelPipeline:

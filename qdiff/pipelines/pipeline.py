@@ -3,7 +3,6 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -14,10 +13,12 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from diffusion.steps import Correction, Model, Noise, Sampler, Step, uncorrected
+from qdiff.calls import Call
 from qdiff.checkpoints.load import save_quantized
 from qdiff.config.networks import plain
-from qdiff.errors import UserError, suggestion
+from qdiff.errors import UserError
 from qdiff.files.images import Shape, to_uint8
+from qdiff.pipelines.changes import changed, like
 from qdiff.pipelines.device import find_device
 from qdiff.pipelines.images import Images
 from qdiff.pipelines.settings import Sampling
@@ -134,8 +135,8 @@ class Pipeline(ABC, Generic[SamplingT]):
         return self.model_for(indices)
 
     @abstractmethod
-    def example(self, batch_size: int) -> tuple[Tensor, ...]:
-        """Return inputs of the network for a batch, as it takes them by position."""
+    def example(self, batch_size: int) -> Call:
+        """Return a call of the network with a batch."""
 
     def decode(self, x: Tensor) -> Tensor:
         """Turn the sampler's last x_prev into images (B, 1 or 3, H, W) of about -1..1."""
@@ -176,26 +177,16 @@ class Pipeline(ABC, Generic[SamplingT]):
             TypeError: a setting that this model's sampling does not have.
             ValueError, UserError: a value that it cannot have.
         """
-        chosen = self._sampler(sampler)
-        own = {field.name.replace("num_steps", "steps"): field.name for field in fields(chosen)}
-        known = {field.name for field in fields(self.sampling)} - {"sampler"}
-        for name in changes.keys() - own.keys() - known:
-            hint = suggestion(name, [*own, *known]) or f"use {', '.join(sorted(known.union(own)))}"
-            raise TypeError(f"sampling has no setting '{name}': {hint}")
-        chosen = replace(chosen, **{own[name]: value for name, value in changes.items() if name in own})
-        others = {name: value for name, value in changes.items() if name in known}
         other = copy.copy(self)
-        other._configure(replace(self.sampling, sampler=chosen, **others))
+        other._configure(changed(self.sampling, self._sampler(sampler), changes))
         return other
 
-    def _sampler(self, sampler: Sampler | str | None) -> Any:
+    def _sampler(self, sampler: Sampler | str | None) -> Sampler:
         if not isinstance(sampler, str):
             return sampler or self.sampling.sampler
         if sampler not in self.samplers:
             raise ValueError(f"unknown sampler '{sampler}': use {', '.join(self.samplers)}")
-        kind, current = self.samplers[sampler], self.sampling.sampler
-        kept = {"num_steps": self.nfe} | vars(current)
-        return kind(**{field.name: kept[field.name] for field in fields(kind) if field.name in kept})
+        return like(self.sampling.sampler, self.samplers[sampler], self.nfe)
 
     def _configure(self, sampling: SamplingT) -> None:
         """Adopt settings of sampling. Raises UserError for those that do not fit the model."""
@@ -249,17 +240,18 @@ class Pipeline(ABC, Generic[SamplingT]):
             return self.with_sampling(**changes).sample(count, progress=progress)
         if count < 1:
             raise ValueError(f"count must be at least 1, not {count}")
-        pixels = []
+        batches = [batch.tolist() for batch in torch.arange(count).split(self.batch_size)]
         with tqdm(total=count * self.nfe, unit="call", desc="sampling", disable=not progress) as bar:
-            for batch in torch.arange(count).split(self.batch_size):
-                indices = batch.tolist()
-                for step in self.steps(indices):
-                    x = step.x_prev
-                    bar.update(len(indices))
-                images = self.decode(x)
-                check_finite(images, indices)
-                pixels.append(to_uint8(images))
-        return Images(torch.cat(pixels))
+            return Images(torch.cat([to_uint8(self._sampled(batch, bar)) for batch in batches]))
+
+    def _sampled(self, indices: Sequence[int], bar: tqdm) -> Tensor:
+        """Return finished images (B, C, H, W), about -1..1."""
+        for step in self.steps(indices):
+            x = step.x_prev
+            bar.update(len(indices))
+        images = self.decode(x)
+        check_finite(images, indices)
+        return images
 
     def save(self, path: str | Path) -> None:
         """Write the quantized network to one file, whole or not at all; see `load_pipeline(..., quantized=path)`.

@@ -10,7 +10,8 @@ from typing_extensions import Self
 
 from diffusion.steps import Model, check_schedule
 from qdiff.adapters.ddim.samplers import DDIM, DDPM, DPMSolver, clips, schedule, to_images
-from qdiff.checkpoints.load import load_weights
+from qdiff.calls import Call
+from qdiff.checkpoints.weights import load_weights
 from qdiff.config.pixel import build_network, load_config
 from qdiff.errors import UserError
 from qdiff.files.download import fetch, name_for
@@ -93,9 +94,9 @@ class PixelPipeline(Pipeline[Sampling]):
     def model_for(self, indices: Sequence[int]) -> Model:
         return self.network
 
-    def example(self, batch_size: int) -> tuple[Tensor, Tensor]:
+    def example(self, batch_size: int) -> Call:
         x, _ = self.noise(range(batch_size))
-        return x, self._latest_timestep(batch_size)
+        return Call((x, self._latest_timestep(batch_size)))
 
     def decode(self, x: Tensor) -> Tensor:
         return to_images(x, self.config.data)

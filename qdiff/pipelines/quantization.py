@@ -1,13 +1,15 @@
 """How the network of a pipeline gets quantized: read from a file, or calibrated (see `calibrate`)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
+from torch import nn
+
 from qdiff.calibration.plan import Plan
-from qdiff.checkpoints.load import load_quantized
-from qdiff.checkpoints.quantized_file import read_policy
+from qdiff.checkpoints.load import load_as_written, load_quantized
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.quant_model import QuantModel
 
@@ -52,33 +54,29 @@ class Quantization(Protocol):
 
 
 @dataclass(frozen=True)
-class LoadQuantized:
-    """Take a quantized file, ours or the original's, as it is; arguments as in `load_quantized`."""
+class LoadFile(ABC):
+    """Take a quantized file as it is.
+
+    Args:
+        path: of the file.
+    """
 
     path: Path
-    weight_bit: int | None = None
-    act_bit: int | None = None
-    a_sym: bool = False
-    split: bool = False
-    sm_abit: int = 8
-    low_memory: bool = False
 
     needs_weights = False
     collects = False
 
-    @classmethod
-    def as_written(cls, path: Path) -> "LoadQuantized":
-        """Return how to load one of our files with everything that it holds. Raises UserError for another file."""
-        p = read_policy(path)
-        act_bit, a_sym = (p.act.bits, p.act.symmetric) if p.act else (None, False)
-        return cls(path, p.weight.bits, act_bit, a_sym, p.split, p.softmax_bits)
+    @abstractmethod
+    def load(self, network: nn.Module) -> QuantModel:
+        """Read the file into a network, which is changed. Raises UserError for a file that does not fit."""
 
     def check(self, pipeline: Pipeline) -> None:
-        """Do nothing: whether the file fits is seen when it is read."""
+        """Accept any: whether the file fits is seen when it is read."""
+        return None
 
     def plan(self, pipeline: Pipeline, batch_size: int) -> None:
         """Read the file, so that errors are seen in a dry run."""
-        self._load(pipeline)
+        self.load(pipeline.network)
 
     def describe(self, pipeline: Pipeline, plan: Plan | None) -> Sequence[str]:
         """Name the file."""
@@ -86,17 +84,27 @@ class LoadQuantized:
 
     def run(self, pipeline: Pipeline, folder: Path, *, progress: bool | None = None) -> QuantModel:
         """Read the file; see `Quantization`."""
-        return self._load(pipeline)
+        return self.load(pipeline.network).eval().to(pipeline.device)
 
-    def _load(self, pipeline: Pipeline) -> QuantModel:
-        model = load_quantized(
-            pipeline.network,
-            self.path,
-            weight_bit=self.weight_bit,
-            act_bit=self.act_bit,
-            a_sym=self.a_sym,
-            split=self.split,
-            sm_abit=self.sm_abit,
-            low_memory=self.low_memory,
-        )
-        return model.eval().to(pipeline.device)
+
+@dataclass(frozen=True)
+class LoadQuantized(LoadFile):
+    """Take a file, ours or the original's, that must agree with these arguments of `load_quantized`."""
+
+    weight_bit: int | None = None
+    act_bit: int | None = None
+    a_sym: bool = False
+    split: bool = False
+    sm_abit: int = 8
+    low_memory: bool = False
+
+    def load(self, network: nn.Module) -> QuantModel:
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "path"}
+        return load_quantized(network, self.path, **options)
+
+
+class LoadAsWritten(LoadFile):
+    """Take one of our files, whatever its bits."""
+
+    def load(self, network: nn.Module) -> QuantModel:
+        return load_as_written(network, self.path)

@@ -9,8 +9,9 @@ from typing import TypeVar
 from torch import nn
 
 from qdiff.block_recon import Schedule
-from qdiff.calibration.job import CalibrationSettings
-from qdiff.pipelines.calibrate import Calibrate, DataSettings
+from qdiff.calibration.settings import CalibrationSettings
+from qdiff.pipelines.calibrate import Calibrate
+from qdiff.pipelines.calibration_set import DataSettings
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.policy import QuantPolicy, QuantSpec
 

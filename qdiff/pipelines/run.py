@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from qdiff.calibration.measure import forward_seconds
-from qdiff.calibration.plan import clock
+from qdiff.calibration.plan import format_duration
 from qdiff.files.digest import file_digest, tensors_digest
 from qdiff.pipelines.output import Output
 from qdiff.pipelines.pipeline import Pipeline
@@ -92,7 +92,7 @@ class Run:
         for line in self._lines():
             print(line)
         each = forward_seconds(p.network, p.example(MEASURED)) / MEASURED * p.cfg_copies
-        print(f"sampling: {n} images, {p.nfe} steps, about {clock(each * p.nfe * n)}, to {self.folder}")
+        print(f"sampling: {n} images, {p.nfe} steps, about {format_duration(each * p.nfe * n)}, to {self.folder}")
 
     def _settings(self, weights: Mapping[str, Tensor]) -> dict:
         """Return everything that decides the images; `weights` are those that were loaded."""

@@ -1,1 +1,1 @@
-"""Seeds to images: noise, files and the folder of a run."""
+"""From seeds to images: noise, the sampling loop, and the folder of a run."""

@@ -1,4 +1,4 @@
-"""Noise: every image draws from a stream of its own."""
+"""Sampling noise: one independent stream of numbers per image."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,21 +12,21 @@ Noise = Callable[[Tensor], Tensor]
 def batch_noise(
     seed: int, indices: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Noise]:
-    """Standard Gaussian noise of which each image draws from a stream of its own, determined by (seed, index) alone.
+    """Draw standard Gaussian noise from one stream per image, which (seed, index) alone determines.
 
-    Neither the batch nor the device nor earlier images have a part in it: the numbers are drawn on the CPU in float32,
-    then moved. Streams are numpy's, because a generator of torch on the CPU takes 32 bits of a seed, and among 50000
-    images two could well be alike.
+    Neither the batch nor the device nor other images matter: numbers are drawn on the CPU in float32, then moved. The
+    streams are numpy's, because torch's CPU generator uses only 32 bits of a seed, and two of 50,000 images could get
+    the same ones.
 
     Args:
         seed: of the run, >= 0.
-        indices: numbers of the images, >= 0; the length is B.
+        indices: of the B images, each >= 0.
         shape: of one x_T, such as (C, H, W).
         device: of x_T.
 
     Returns:
-        x_T, float32 of shape (B, *shape), and `noise(x)`: the next numbers of each image's stream, with the shape,
-        dtype and device of x, whose rows are the images; ValueError if they are not B.
+        x_T, float32 of shape (B, *shape), and a function `noise(x)`: x of shape (B, ...) -> the next numbers of each
+        stream, with the shape, dtype and device of x. It raises ValueError for another batch size.
     """
     streams = [np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(i,)))) for i in indices]
 

@@ -1,1 +1,1 @@
-"""Training of the small models that the repository carries; needs the `train` extra."""
+"""Training of the bundled models; needs the extra `train`."""

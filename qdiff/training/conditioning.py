@@ -1,4 +1,4 @@
-"""What a latent model is trained to show: the category of an image, or its name."""
+"""Conditions for the training of a latent model: categories of images, or their names."""
 
 import shutil
 from abc import ABC, abstractmethod
@@ -16,87 +16,94 @@ from qdiff.adapters.ldm.models import (
     class_conditioner_of,
     text_conditioner_of,
 )
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 from qdiff.errors import UserError
 from qdiff.files.tokenizer import VOCABULARY, has_vocabulary, load_tokenizer
 from qdiff.training.images import ImageDataset
+from qdiff.training.job import TrainingJob
 from qdiff.training.sections import classes_of
 from qdiff.training.vocabulary import write_vocabulary
 
 
 class TrainingCondition(ABC):
-    """The condition of each image, as whole numbers that the model's conditioner turns into a context.
+    """Conditions of images, as integers that the model's conditioner embeds.
 
     Attributes:
-        conditioner: is trained with the UNet.
-        none: what stands for no condition, shaped as one image's.
-        files: what the conditioner needs beside the weights.
-        mirrored: whether a mirror image has the same condition as its image.
+        conditioner: trained with the UNet.
+        null: the null condition of one image, int64.
+        files: files that the conditioner needs besides the weights.
+        mirrored: whether a mirrored image has the same condition.
     """
 
     conditioner: nn.Module
-    none: Tensor
+    null: Tensor
     files: Sequence[Path] = ()
     mirrored: bool
 
     @abstractmethod
     def of(self, dataset: ImageDataset) -> Tensor:
-        """int64, shape (N, ...). Raises UserError for images that the model is not for."""
+        """Return the conditions of N images, int64, (N, ...). Raises UserError for images of another model."""
 
     @abstractmethod
     def embed(self, numbers: Tensor) -> Tensor:
-        """Conditions of B images, (B, ...) -> context of the UNet, (B, tokens, width)."""
+        """Return the UNet's context (B, tokens, width) for B conditions, (B, ...)."""
 
 
 class Categories(TrainingCondition):
-    """Categories in the order of the alphabet; each is one of the model's real classes, and its null class is none.
+    """Categories in alphabetical order: each is one of the model's classes, and its null class is the null condition.
 
     Args:
-        conditioner: the model's.
-        config, path: of the model, and its file.
+        conditioner: of the model.
+        config: of the model.
+        path: its file, for error messages.
 
     Raises:
-        UserError: the configuration names no classes, or another number of them than the model has, or no null class.
+        UserError: the configuration names no classes, not as many as the model has, or no null class.
     """
 
     mirrored = True
 
     def __init__(self, conditioner: ClassConditioner, config: DictConfig, path: Path):
-        self.conditioner, self.classes = conditioner, classes_of(config, path)
+        self.embedder, self.classes = conditioner, classes_of(config, path)
         known = conditioner.embedding.num_embeddings
         if not self.classes:
-            raise UserError(f"{path} describes no model that can be trained here: it must name its `classes`")
+            raise UserError(f"'{path}': this model cannot be trained: it must name its `classes`")
         if known != len(self.classes) + 1:
-            wanted = f"make it {len(self.classes) + 1}: `classes`, and one for no class"
-            raise UserError(f"{path}: n_classes is {known}, {wanted}")
+            wanted = f"make it {len(self.classes) + 1}: one for each of `classes`, and the null class"
+            raise UserError(f"'{path}': n_classes is {known}, {wanted}")
         if conditioner.null_class is None:
-            raise UserError(f"{path} says of no class that it stands for none: give its number as null_class")
-        self.none, self.numbers = torch.tensor(conditioner.null_class), torch.tensor(conditioner.classes)
+            raise UserError(f"'{path}' names no null class: give its number as null_class")
+        self.conditioner = conditioner
+        self.null, self.numbers = torch.tensor(conditioner.null_class), torch.tensor(conditioner.classes)
 
     def of(self, dataset: ImageDataset) -> Tensor:
+        """Return the class of each image, int64, (N,). Raises UserError if the categories are not the classes."""
         if dataset.classes != self.classes:
             raise UserError(
-                f"{dataset.path} has the categories {dataset.classes}, the configuration's `classes` are {self.classes}"
+                f"'{dataset.path}' has the categories {dataset.classes}, the configuration's `classes` are "
+                f"{self.classes}: make them equal"
             )
         return self.numbers[dataset.labels]
 
     def embed(self, numbers: Tensor) -> Tensor:
-        return self.conditioner({self.conditioner.key: numbers})
+        """Return the embeddings (B, 1, width) of classes (B,)."""
+        return self.embedder({self.embedder.key: numbers})
 
 
 class Names(TrainingCondition):
-    """Names as tokens of a vocabulary that is made from them; the empty name stands for none.
+    """Names as tokens of a vocabulary made from them; the empty name is the null condition.
 
-    A mirror image has another name where that says left or right, so there are no mirror images.
+    Images are not mirrored, because names may say left or right.
 
     Args:
-        conditioner: the model's, which gets a tokenizer, and parameters that are trained.
-        dataset: whose names the vocabulary is made from.
-        folder: where the vocabulary is written to.
-        init: weights of a model to start from; if its vocabulary lies beside, that is taken, and its conditioner.
+        conditioner: of the model; it gets a tokenizer, and its parameters are trained.
+        dataset: the vocabulary is made from its names.
+        folder: for the vocabulary.
+        init: weights of a model to start from; if its vocabulary lies in the same folder, vocabulary and conditioner
+            are taken from it.
 
     Raises:
-        UserError: the names make no vocabulary of the conditioner's size.
+        UserError: the names do not suffice for a vocabulary of the conditioner's size, or `init` cannot be read.
     """
 
     mirrored = False
@@ -109,37 +116,39 @@ class Names(TrainingCondition):
                 shutil.copyfile(init.parent / name, folder / name)
         else:
             write_vocabulary(sorted(set(dataset.names)), conditioner.vocab_size, folder)
-        self.conditioner, self.files = conditioner.requires_grad_(True), [folder / name for name in VOCABULARY]
-        conditioner.tokenizer = load_tokenizer(folder, conditioner.max_length, conditioner.vocab_size)
-        self.none = conditioner.tokenizer([""])[0]
+        self.tokenizer = load_tokenizer(folder, conditioner.max_length, conditioner.vocab_size)
+        self.encoder = conditioner.requires_grad_(True)
+        self.encoder.tokenizer = self.tokenizer
+        self.conditioner, self.files = self.encoder, [folder / name for name in VOCABULARY]
+        self.null = self.tokenizer([""])[0]
 
     def of(self, dataset: ImageDataset) -> Tensor:
-        return self.conditioner.tokenizer(dataset.names)
+        """Return the tokens of each name, int64, (N, max_length)."""
+        return self.tokenizer(dataset.names)
 
     def embed(self, numbers: Tensor) -> Tensor:
-        return self.conditioner.encode_tokens(numbers)
+        """Return the text encoder's states (B, max_length, width) for tokens (B, max_length)."""
+        return self.encoder.encode_tokens(numbers)
 
 
 def condition_of(
-    latent: LatentDiffusion, dataset: ImageDataset, config: DictConfig, path: Path, run_dir: Path, init: Path | None
+    latent: LatentDiffusion, dataset: ImageDataset, config: DictConfig, job: TrainingJob
 ) -> TrainingCondition:
-    """The conditions that a model takes.
+    """Return the conditions that a model takes.
 
     Args:
         latent: the model.
-        dataset: what it is trained on.
-        config, path: its configuration, and the file.
-        run_dir: folder of the training.
-        init: weights of a model to start from.
+        dataset: its training images.
+        config: its configuration.
+        job: files; a vocabulary is written to the folder `tokenizer` in its run.
 
     Raises:
-        UserError: another kind of conditioner, or what the kinds raise.
+        UserError: the model has another conditioner, or as `Categories` and `Names`.
     """
     if embedder := class_conditioner_of(latent):
-        return Categories(embedder, config, path)
+        return Categories(embedder, config, job.config)
     if encoder := text_conditioner_of(latent):
-        return Names(encoder, dataset, run_dir / "tokenizer", init)
+        return Names(encoder, dataset, job.run / "tokenizer", job.init)
     raise UserError(
-        f"{path} describes no model that can be trained here: its conditioner must be a ClassEmbedder or a "
-        "FrozenCLIPEmbedder"
+        f"'{job.config}': this model cannot be trained: its conditioner must be a ClassEmbedder or a FrozenCLIPEmbedder"
     )

@@ -1,21 +1,18 @@
-"""Training of a pixel-space model from its configuration."""
-
-from pathlib import Path
-
-import torch
+"""Training of a pixel-space model."""
 
 from qdiff.adapters.ddim.samplers import schedule
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 from qdiff.config.pixel import build_network, load_config
 from qdiff.config.schema import checked_section
 from qdiff.errors import UserError
 from qdiff.training.denoiser import Denoiser
 from qdiff.training.images import ImageDataset, Unlabelled
+from qdiff.training.job import TrainingJob
 from qdiff.training.sections import PixelData, PixelModel, PixelTraining, training_sections
 from qdiff.training.trainer import fit_as_configured, save_half, seed_process
 
 REMEDY = "see configs/emoji32.yml for one"
-PIXELS = {  # what `ImageDataset` gives: colours in -1..1 without noise
+PIXELS = {  # what `ImageDataset` returns: colours in [-1, 1] without noise
     "channels": 3,
     "rescaled": True,
     "logit_transform": False,
@@ -24,29 +21,24 @@ PIXELS = {  # what `ImageDataset` gives: colours in -1..1 without noise
 }
 
 
-def train(
-    config_path: Path, data_path: Path, run_dir: Path, out: Path, *, init: Path | None, seed: int, devices: int
-) -> None:
-    """Train and write the EMA weights in half precision to `out`; `init` are weights to start from.
+def train(job: TrainingJob) -> None:
+    """Train a network and write its EMA weights in float16 to the file `job.out`.
 
     Raises:
-        UserError: the configuration is none or has no settings of a training, or the images cannot be read.
+        UserError: the configuration is invalid or has no training settings, or a file cannot be read.
     """
-    config = load_config(config_path)
+    config = load_config(job.config)
     for key, value in PIXELS.items():
         if config.data[key] != value:
-            raise UserError(
-                f"{config_path}: data.{key} is {config.data[key]}, a training here needs {value}: correct it"
-            )
-    training, optim = training_sections(config, PixelTraining, config_path, REMEDY)
-    flip = checked_section(config, "data", PixelData, config_path, REMEDY).random_flip
-    ema_decay = checked_section(config, "model", PixelModel, config_path, REMEDY).ema_rate
-    data = ImageDataset(data_path, config.data.image_size, list(training.categories), flip)
-    seed_process(seed)
-    network = build_network(config, config_path)
-    if init:
-        load_weights(network, init)
-    network.to(memory_format=torch.channels_last)
+            raise UserError(f"'{job.config}': data.{key} is {config.data[key]}, training needs {value}: correct it")
+    training, optim = training_sections(config, PixelTraining, job.config, REMEDY)
+    flip = checked_section(config, "data", PixelData, job.config, REMEDY).random_flip
+    ema_decay = checked_section(config, "model", PixelModel, job.config, REMEDY).ema_rate
+    data = ImageDataset(job.data, config.data.image_size, training.categories, flip)
+    seed_process(job.seed)
+    network = build_network(config, job.config)
+    if job.init:
+        load_weights(network, job.init)
     denoiser = Denoiser(
         network,
         schedule(config.diffusion),
@@ -56,7 +48,4 @@ def train(
         weight_limit=training.weight_limit,
         scale_base=training.scale_base,
     )
-    weights = fit_as_configured(
-        denoiser, Unlabelled(data), run_dir, training, optim, ema_decay=ema_decay, devices=devices
-    )
-    save_half(out, {key.removeprefix("model."): x for key, x in weights.items()})
+    save_half(job.out, fit_as_configured(denoiser, Unlabelled(data), job, training, optim, ema_decay=ema_decay))

@@ -1,4 +1,4 @@
-"""Training of a conditional latent model: its UNet and its conditioner, on a finished first stage."""
+"""Training of a conditional latent model: its UNet and conditioner, on a trained first stage."""
 
 import shutil
 from pathlib import Path
@@ -9,32 +9,33 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from qdiff.adapters.ldm.models import LatentDiffusion, kl_first_stage_of
-from qdiff.checkpoints.load import load_weights
+from qdiff.adapters.ldm.models import AutoencoderKL, LatentDiffusion, kl_first_stage_of
+from qdiff.checkpoints.weights import load_weights
 from qdiff.config.latent import build_latent, load_latent_config
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
 from qdiff.files.digest import tensors_digest
 from qdiff.training.conditioning import TrainingCondition, condition_of
 from qdiff.training.denoiser import Denoiser
-from qdiff.training.first_stage import REMEDY, side_of
+from qdiff.training.first_stage import REMEDY, image_side
 from qdiff.training.images import ImageDataset
+from qdiff.training.job import TrainingJob
 from qdiff.training.sections import LatentTraining, classes_of, training_sections
 from qdiff.training.trainer import fit_as_configured, seed_process
 
-ENCODED = 256  # images that are encoded at a time
+ENCODED = 256  # images encoded at a time
 
 
 class Conditional(nn.Module):
-    """The UNet of a latent model, called with conditions as whole numbers.
+    """The UNet and conditioner of a latent model, called with conditions as integers.
 
-    While it is trained, a condition becomes none with probability `drop`: that is what guidance needs (Ho and
-    Salimans 2022, arXiv 2207.12598, algorithm 1).
+    In training mode, a condition is replaced by the null condition with probability `drop`, as guidance needs it (Ho
+    and Salimans 2022, arXiv 2207.12598, algorithm 1).
 
     Args:
-        latent: the model; its first stage has no part in this one.
-        condition: what the images show.
-        drop: 0..1.
+        latent: the model; its first stage is not included.
+        condition: how images are conditioned.
+        drop: probability, 0..1.
     """
 
     def __init__(self, latent: LatentDiffusion, condition: TrainingCondition, drop: float):
@@ -43,87 +44,88 @@ class Conditional(nn.Module):
         self.condition, self.drop = condition, drop
 
     def forward(self, x: Tensor, t: Tensor, numbers: Tensor) -> Tensor:
-        """x: z_t (B, C, H, W); t: (B,); numbers: (B, ...) -> predicted noise."""
+        """Predict the noise of z_t.
+
+        Args:
+            x: z_t, (B, C, H, W).
+            t: timesteps, (B,), int64.
+            numbers: conditions, (B, ...), int64.
+
+        Returns:
+            (B, C, H, W).
+        """
         if self.training:
             dropped = torch.rand(len(numbers), device=numbers.device) < self.drop
             numbers = numbers.clone()
-            numbers[dropped] = self.condition.none.to(numbers.device)
+            numbers[dropped] = self.condition.null.to(numbers.device)
         return self.model(x, t, c_crossattn=[self.condition.embed(numbers)])
 
 
 @torch.no_grad()
-def encode(latent: nn.Module, images: Tensor) -> Tensor:
-    """Means of the latents of images (N, 3, H, W) in -1..1, before `scale_factor`."""
-    parts = [latent.encode_first_stage(part).mode() for part in images.split(ENCODED)]
-    return torch.cat(parts)
+def encode(first_stage: AutoencoderKL, images: Tensor) -> Tensor:
+    """Return the means of the latents of images (N, 3, H, W) in [-1, 1], before `scale_factor`."""
+    return torch.cat([first_stage.encode(batch).mode() for batch in images.split(ENCODED)])
 
 
-def train(
-    config_path: Path,
-    data_path: Path,
-    run_dir: Path,
-    out: Path,
-    *,
-    first_stage: Path,
-    init: Path | None,
-    seed: int,
-    devices: int,
-) -> None:
-    """Train on the latents of the images; write a folder as published ones are laid out.
+def train(job: TrainingJob, first_stage: Path) -> None:
+    """Train on the latents of images and write a folder as published models are laid out.
+
+    The folder `job.out` gets `config.yaml`, `model.safetensors` with EMA weights in float16 and, for a text model, the
+    tokenizer. With `job.init`, the UNet starts from that model, and so does a text encoder whose tokenizer lies in the
+    same folder.
 
     Args:
-        out: the folder, of `config.yaml` and `model.safetensors` with EMA weights in half precision.
+        job: files and settings.
         first_stage: weights of the first stage.
-        init: weights of a model with such a UNet, which this one's starts as, and so does a text encoder if their
-            tokenizer lies beside.
 
     Raises:
-        UserError: the configuration is none or has no settings of a training, or a file cannot be read.
+        UserError: the configuration is invalid or has no training settings, or a file cannot be read.
     """
-    config = load_latent_config(config_path)
-    training, optim = training_sections(config, LatentTraining, config_path, REMEDY)
-    seed_process(seed)
-    latent = build_latent(config, config_path)
-    _check_kind(latent, config_path)
-    dataset = ImageDataset(data_path, side_of(config, config_path), classes_of(config, config_path))
-    condition = condition_of(latent, dataset, config, config_path, run_dir, init)
-    if init:
-        load_weights(latent.model, init)
-    load_weights(latent.first_stage_model, first_stage)
-    latent.first_stage_model.eval()
-    data = _latents(latent, condition, dataset)
-    _same_latents(run_dir, data)
+    config = load_latent_config(job.config)
+    training, optim = training_sections(config, LatentTraining, job.config, REMEDY)
+    seed_process(job.seed)
+    latent = build_latent(config, job.config)
+    autoencoder = _trainable(latent, job.config)
+    dataset = ImageDataset(job.data, image_side(config, job.config), classes_of(config, job.config))
+    condition = condition_of(latent, dataset, config, job)
+    if job.init:
+        load_weights(latent.model, job.init)
+    load_weights(autoencoder, first_stage)
+    data = _latents(latent, autoencoder.eval(), condition, dataset)
+    _check_same_latents(job.run, data)
     denoiser = Denoiser(
         Conditional(latent, condition, training.drop_condition),
-        latent.alphas_cumprod.double(),
+        latent.get_buffer("alphas_cumprod").double(),
         optim,
         warmup=training.warmup,
         steps=training.n_iters,
         weight_limit=training.weight_limit,
         scale_base=training.scale_base,
     )
-    weights = fit_as_configured(denoiser, data, run_dir, training, optim, ema_decay=training.ema_rate, devices=devices)
-    trained = {key.removeprefix("model."): x for key, x in weights.items()}
-    latent.load_state_dict(latent.state_dict() | trained)
-    write_folder(out, latent, config)
+    weights = fit_as_configured(denoiser, data, job, training, optim, ema_decay=training.ema_rate)
+    latent.load_state_dict(latent.state_dict() | weights)
+    write_folder(job.out, latent, config)
     for file in condition.files:
-        shutil.copyfile(file, out / file.name)
+        shutil.copyfile(file, job.out / file.name)
 
 
-def _check_kind(latent: LatentDiffusion, path: Path) -> None:
-    """Raises UserError for a model that cannot be trained here."""
+def _trainable(latent: LatentDiffusion, path: Path) -> AutoencoderKL:
+    """Check that the model can be trained and return its first stage. Raises UserError otherwise."""
+    first_stage = kl_first_stage_of(latent)
+    if first_stage is None:
+        raise UserError(f"'{path}': this model cannot be trained: its first stage must be an AutoencoderKL")
     wrong = {
-        "its first stage must be an AutoencoderKL": kl_first_stage_of(latent) is None,
         "model.params.scale_by_std must be true": "scale_factor" not in latent.state_dict(),
-        "model.params.use_ema must be false, for the averages are written as the weights": latent.model_ema is not None,
+        "model.params.use_ema must be false, because averages are written as the weights": latent.model_ema is not None,
     }
     for what, is_wrong in wrong.items():
         if is_wrong:
-            raise UserError(f"{path} describes no model that can be trained here: {what}")
+            raise UserError(f"'{path}': this model cannot be trained: {what}")
+    return first_stage
 
 
-def write_folder(folder: Path, latent: nn.Module, config: DictConfig) -> None:
-    """Write `config.yaml` and `model.safetensors`, parameters in half precision, buffers (the schedule) as they are."""
+def write_folder(folder: Path, latent: LatentDiffusion, config: DictConfig) -> None:
+    """Write `config.yaml` and `model.safetensors`, with parameters in float16 and buffers (the schedule) unchanged."""
     parameters = dict(latent.named_parameters())
     state = {key: (x.half() if key in parameters else x).contiguous() for key, x in latent.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,22 +136,24 @@ def write_folder(folder: Path, latent: nn.Module, config: DictConfig) -> None:
         OmegaConf.save(OmegaConf.create(published), partial)
 
 
-def _same_latents(run_dir: Path, data: TensorDataset) -> None:
-    """Refuse to go on with a training whose latents were others. Raises UserError."""
+def _check_same_latents(run_dir: Path, data: TensorDataset) -> None:
+    """Record the digest of the latents. Raises UserError if the run to resume had others."""
     note, found = run_dir / "latents.txt", tensors_digest(dict(zip(("z", "condition"), data.tensors)))
     if note.exists() and note.read_text() != found:
         raise UserError(
-            f"the training in {run_dir} has other latents: give its --first_stage and --data, or another --run"
+            f"the training in '{run_dir}' has other latents: give its --first_stage and --data, or another --run"
         )
     with replacing(note) as partial:
         partial.write_text(found)
 
 
-def _latents(latent: nn.Module, condition: TrainingCondition, dataset: ImageDataset) -> TensorDataset:
-    """Latents of unit variance and conditions; sets the model's `scale_factor`."""
+def _latents(
+    latent: LatentDiffusion, first_stage: AutoencoderKL, condition: TrainingCondition, dataset: ImageDataset
+) -> TensorDataset:
+    """Return latents of unit variance and their conditions; set the model's `scale_factor`."""
     images, numbers = dataset.images, condition.of(dataset)
     if condition.mirrored:
         images, numbers = torch.cat([images, images.flip(-1)]), torch.cat([numbers, numbers])
-    z = encode(latent, images)
-    latent.scale_factor.fill_(1 / z.std())
-    return TensorDataset(z * latent.scale_factor, numbers)
+    z = encode(first_stage, images)
+    scale_factor = latent.get_buffer("scale_factor").fill_(1 / z.std())
+    return TensorDataset(z * scale_factor, numbers)

@@ -1,20 +1,33 @@
-"""The optimiser of the bundled models."""
+"""Optimiser of the bundled models."""
 
 import math
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
 
-def warm_cosine(parameters: Iterable[nn.Parameter], optim, *, warmup: int, steps: int) -> dict:
-    """Adam whose learning rate rises linearly, then falls to 0 as a cosine; as `configure_optimizers` returns it.
+class Optim(Protocol):
+    """Settings of Adam, as in `qdiff.training.sections.Optim`."""
+
+    lr: float
+    beta1: float
+    eps: float
+    weight_decay: float
+
+
+def warm_cosine(
+    parameters: Iterable[nn.Parameter], optim: Optim, *, warmup: int, steps: int
+) -> OptimizerLRSchedulerConfig:
+    """Return Adam with a learning rate that rises linearly, then falls to 0 as a cosine, for `configure_optimizers`.
 
     Args:
-        parameters: what is trained.
-        optim: section of a configuration with `lr`, `beta1`, `eps`, `weight_decay`.
-        warmup: steps of the rise.
-        steps: of the whole training.
+        parameters: to be trained.
+        optim: settings.
+        warmup: steps of the rise, >= 0.
+        steps: of the whole training, >= 1.
     """
 
     def rate(step: int) -> float:

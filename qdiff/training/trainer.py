@@ -1,9 +1,12 @@
-"""One way to train for every bundled model: EMA weights, checkpoints, and the same command resumes."""
+"""Training loop of all bundled models: EMA weights, checkpoints, resumption."""
 
+from collections.abc import Sized
 from pathlib import Path
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
+from omegaconf import DictConfig
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -12,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from qdiff.files.atomic import replacing
+from qdiff.training.job import TrainingJob
 
 
 def fit(
@@ -27,19 +31,31 @@ def fit(
     accelerator: str = "auto",
     devices: int = 1,
 ) -> dict[str, Tensor]:
-    """Train until `steps` optimiser steps are done, going on from `run_dir/last.ckpt` where there is one.
+    """Train for `steps` optimiser steps in all, resuming from `run_dir/last.ckpt` if it exists.
 
-    `batch_size` is that of a step, shared out among `devices` processes (on a CPU two of one thread each are faster
-    than one of two threads). Only the first of them returns.
+    Args:
+        module: the model, its loss and its optimiser.
+        data: examples, with a length.
+        run_dir: folder of checkpoints and logs.
+        steps: optimiser steps, >= 1.
+        batch_size: examples per step, split among the devices.
+        ema_decay: decay of the averaged weights per step, 0..1.
+        save_every: steps between checkpoints, >= 1.
+        grad_clip: largest norm of the gradient; 0 for no limit.
+        accelerator: as `Trainer` of Lightning takes it.
+        devices: processes; on a CPU, two of one thread each are faster than one of two threads.
 
     Returns:
-        the EMA weights, keyed as in `module.state_dict()`.
+        EMA weights, keyed as in `module.state_dict()`.
+
+    Raises:
+        SystemExit: in every process but the first.
     """
     keep = ModelCheckpoint(
         run_dir, save_last=True, every_n_train_steps=save_every, save_top_k=0, enable_version_counter=False
     )
-    share = batch_size // devices
-    loader = DataLoader(data, batch_size=share, shuffle=True, drop_last=len(data) >= batch_size)
+    per_device, size = batch_size // devices, len(cast(Sized, data))
+    loader = DataLoader(data, batch_size=per_device, shuffle=True, drop_last=size >= batch_size)
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=devices,
@@ -59,33 +75,44 @@ def fit(
 
 
 def fit_as_configured(
-    module: pl.LightningModule, data: Dataset, run_dir: Path, training, optim, *, ema_decay: float, devices: int
+    module: pl.LightningModule,
+    data: Dataset,
+    job: TrainingJob,
+    training: DictConfig,
+    optim: DictConfig,
+    *,
+    ema_decay: float,
 ) -> dict[str, Tensor]:
-    """`fit` with the sections `training` and `optim` of a configuration."""
-    return fit(
+    """Call `fit` with the checked sections `training` and `optim` of a configuration.
+
+    Returns:
+        EMA weights of `module.model`, keyed as in its state dict.
+    """
+    weights = fit(
         module,
         data,
-        run_dir,
+        job.run,
         steps=training.n_iters,
         batch_size=training.batch_size,
         ema_decay=ema_decay,
         save_every=training.snapshot_freq,
         grad_clip=optim.grad_clip,
-        devices=devices,
+        devices=job.devices,
     )
+    return {key.removeprefix("model."): x for key, x in weights.items()}
 
 
 def seed_process(seed: int) -> None:
-    """Seed this process: every one draws its own noise; weights come from the first."""
-    pl.seed_everything(seed + rank_zero_only.rank)
+    """Seed this process by `seed` plus its rank, so that each draws its own noise; weights come from rank 0."""
+    pl.seed_everything(seed + getattr(rank_zero_only, "rank", 0))
 
 
 def ema_weights(path: Path) -> dict[str, Tensor]:
-    """The averaged weights of a checkpoint that `fit` wrote."""
+    """Return the averaged weights of a checkpoint that `fit` wrote."""
     return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
 
 
 def save_half(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write weights as safetensors in half precision, which is enough for weights; whole or not at all."""
+    """Write weights as safetensors in float16, whole or not at all."""
     with replacing(path) as partial:
         save_file({key: x.half().contiguous() for key, x in weights.items()}, partial)

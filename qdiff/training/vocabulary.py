@@ -1,4 +1,4 @@
-"""Vocabularies of byte pairs, made from the texts that a model is trained on."""
+"""Byte-pair vocabularies made from the training texts of a model."""
 
 import json
 from collections.abc import Sequence
@@ -7,25 +7,25 @@ from tempfile import TemporaryDirectory
 
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
-from qdiff.files.tokenizer import VOCABULARY
+from qdiff.files.tokenizer import VOCABULARY, clip_tokenizer
 
 END_OF_WORD = "</w>"
 SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 
 
 def write_vocabulary(texts: Sequence[str], size: int, folder: Path) -> None:
-    """Make a vocabulary laid out as CLIP's and write its `vocab.json` and `merges.txt`.
+    """Make a vocabulary in CLIP's layout and write `vocab.json` and `merges.txt`.
 
-    Tokens in their order: 256 bytes, 256 bytes that end a word, merges from the most frequent one on, the start and
-    the end of a text. No text is foreign to it, because any byte has a token.
+    Its tokens are, in order: 256 bytes, 256 bytes that end a word, merges by falling frequency, and the start and the
+    end of a text. Every text can be encoded, because every byte has a token.
 
     Args:
-        texts: not empty.
-        size: number of tokens, at least 514.
-        folder: is made if it is not there.
+        texts: at least one.
+        size: number of tokens, >= 514.
+        folder: created if missing.
 
     Raises:
-        UserError: there are too few texts for so many tokens.
+        UserError: the texts do not suffice for `size` tokens, or `size` is too small.
     """
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -41,13 +41,11 @@ def write_vocabulary(texts: Sequence[str], size: int, folder: Path) -> None:
 
 
 def _merges(texts: Sequence[str], size: int, letters: list[str]) -> list[str]:
-    """Pairs by falling frequency, split and normalised as CLIP does it, as many as would make `size` tokens."""
-    from transformers import CLIPTokenizerFast
-
+    """Return pairs by falling frequency, normalised and split as in CLIP; up to a total of `size` tokens."""
     with TemporaryDirectory() as scratch:
         _write(Path(scratch), letters, [])
-        bytewise = CLIPTokenizerFast.from_pretrained(scratch, local_files_only=True)
-        # Pairs that are as frequent follow their letters' numbers, which only special tokens have from the beginning.
+        bytewise = clip_tokenizer(Path(scratch))
+        # Ties are ordered by the numbers of the letters, which only special tokens have from the start
         trained = bytewise.train_new_from_iterator([texts], size, new_special_tokens=letters, show_progress=False)
         trained.backend_tokenizer.model.save(scratch)
         return (Path(scratch) / VOCABULARY[1]).read_text(encoding="utf-8").splitlines()[1:]

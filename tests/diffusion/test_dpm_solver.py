@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.dpm_solver import dpm_solver, singlestep_orders
+from diffusion.dpm_plan import singlestep_orders
+from diffusion.dpm_solver import dpm_solver
 from diffusion.samplers import final, generalized
 from diffusion.schedules import alphas_cumprod, beta_schedule
 

@@ -102,7 +102,7 @@ def test_ddim_keeps_the_marginals_for_every_eta(abar_t, part, eta):
     assert sigma**2 + direction**2 == pytest.approx(1 - abar_prev, rel=1e-9, abs=1e-12)
 
 
-def test_ddim_of_a_single_picture_finds_it_in_one_step():
+def test_ddim_of_a_single_image_finds_it_in_one_step():
     model = Gaussian(0.3, 0.0, ABAR)
     x_T = torch.tensor([[-1.0], [2.0]], dtype=torch.float64)
     for step in generalized(model, x_T, [0, 400, 800], ABAR, eta=0.5, noise=torch.ones_like):
@@ -177,7 +177,7 @@ def test_ddpm_adds_beta_and_ddim_the_posterior_variance():
     assert variance(generalized, eta=0.5) == pytest.approx((1 - abar_prev) / (1 - abar_t) * beta / 4)
 
 
-def test_ddpm_mean_is_the_posterior_mean_of_the_clipped_picture():
+def test_ddpm_mean_is_the_posterior_mean_of_the_clipped_image():
     x = torch.tensor([[0.5], [30.0], [-30.0]], dtype=torch.float64)
     abar_t, abar_prev = ABAR[500].item(), ABAR[400].item()
     step = next(ddpm_noisy(lambda x, t: 0 * x, x, [400, 500], ABAR, noise=torch.zeros_like))
@@ -335,7 +335,7 @@ def test_steps_chain_and_can_be_stopped():
     assert first.x_prev.dtype == torch.float32
 
 
-def test_final_is_the_last_picture_and_carries_no_gradient():
+def test_final_is_the_last_image_and_carries_no_gradient():
     weight = torch.ones((), requires_grad=True)
 
     def run():
@@ -343,9 +343,9 @@ def test_final_is_the_last_picture_and_carries_no_gradient():
             lambda x, t: weight * golden_eps(x, t), SAMPLERS["x_T"], [0, 500], ABAR, eta=0, noise=no_noise
         )
 
-    picture = final(run())
-    assert torch.equal(picture, list(run())[-1].x_prev)
-    assert not picture.requires_grad and torch.is_grad_enabled()
+    image = final(run())
+    assert torch.equal(image, list(run())[-1].x_prev)
+    assert not image.requires_grad and torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("timesteps", [[], [-1, 5], [5, 1000], [5, 3]])
@@ -357,6 +357,6 @@ def test_samplers_refuse_timesteps_outside_the_schedule(timesteps):
 def test_samplers_refuse_impossible_numbers():
     with pytest.raises(ValueError, match=r"eta=1\.5"):
         final(generalized(golden_eps, SAMPLERS["x_T"], [0], ABAR, eta=1.5, noise=no_noise))
-    jsd = alphas_cumprod(beta_schedule("jsd", 0.1, 0.1, 10))  # nothing of the picture is left at its end
+    jsd = alphas_cumprod(beta_schedule("jsd", 0.1, 0.1, 10))  # nothing of the image is left at its end
     with pytest.raises(ValueError, match="alphas_cumprod"):
         final(generalized(golden_eps, SAMPLERS["x_T"], range(10), jsd, eta=0, noise=no_noise))

@@ -65,5 +65,5 @@ def test_structures_of_tensors_arrive_as_they_are():
     "c", [None, C[:1], torch.cat([C, C], 1), [C], {"c_crossattn": UC}, {"c_concat": C, "c_crossattn": C}]
 )
 def test_conditions_must_be_alike(c):
-    with pytest.raises(ValueError, match="differ in their shapes"):
+    with pytest.raises(ValueError, match="differ in shape"):
         guided(Recorder(), c, UC, 2.0)

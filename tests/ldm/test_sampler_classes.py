@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from diffusion.dpm_solver import dpm_solver
+from diffusion.samplers import final
 from ldm.guidance import guided
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.plms import PLMSSampler
-from ldm.samplers import ddim, dpm_solver, final, latent_timesteps, plms
+from ldm.samplers import ddim, latent_timesteps, plms
 from tests.diffusion.test_samplers import SAMPLERS, golden_eps, no_noise
 from tests.ldm.golden import golden_model
 from tests.ldm.test_samplers import abar_of, conditional_eps
@@ -188,7 +190,7 @@ def test_deterministic_samplers_refuse_eta(sampler):
         ({"conditioning": C, "unconditional_conditioning": UC[:1]}, r"a condition has \[1\] rows"),
         (
             {"conditioning": C, "unconditional_conditioning": [UC], "unconditional_guidance_scale": 2.0},
-            "differ in their shapes",
+            "differ in shape",
         ),
         ({"skip_type": "cosine"}, "skip_type 'cosine'"),
     ],

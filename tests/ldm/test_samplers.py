@@ -10,10 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.samplers import walk
+from diffusion.dpm_solver import dpm_solver
+from diffusion.samplers import final, walk
 from diffusion.schedules import alphas_cumprod, beta_schedule
 from ldm.guidance import guided
-from ldm.samplers import ADAMS_BASHFORTH, ddim, dpm_solver, final, latent_timesteps, plms
+from ldm.samplers import ADAMS_BASHFORTH, ddim, latent_timesteps, plms
 from tests.diffusion.test_samplers import LOG_SNR_ABAR, SAMPLERS, Gaussian, golden_eps, no_noise
 
 SCHEDULES = {"beds": (0.0015, 0.0195), "sd": (0.00085, 0.012)}  # beta from and to
@@ -120,8 +121,8 @@ def test_quad_timesteps_are_squares_and_one():
     [
         ((1000, 0), "steps=0"),
         ((1000, 1001), "steps=1001"),
-        ((1000, 1000), "steps=1000 leads to timestep 1000, the last one is 999: take 500$"),
-        ((1000, 3), "steps=3 leads to timestep 1000, the last one is 999: take 2 or 4$"),
+        ((1000, 1000), "steps=1000 leads to timestep 1000, but the last is 999: use 500$"),
+        ((1000, 3), "steps=3 leads to timestep 1000, but the last is 999: use 2 or 4$"),
         ((1, 1), "no number of steps fits"),
         ((1000, 10, "cosine"), "skip_type"),
     ],
@@ -141,7 +142,7 @@ def test_the_nearest_numbers_of_steps_that_fit_are_named(num_timesteps, data):
             fitting.append(steps)
     steps = data.draw(st.integers(1, 2 * num_timesteps).filter(lambda n: n not in fitting))
     nearest = [*[n for n in fitting if n < steps][-1:], *[n for n in fitting if n > steps][:1]]
-    with pytest.raises(ValueError, match=f"take {' or '.join(map(str, nearest))}$"):
+    with pytest.raises(ValueError, match=f"use {' or '.join(map(str, nearest))}$"):
         latent_timesteps(num_timesteps, steps)
 
 

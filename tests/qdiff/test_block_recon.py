@@ -9,14 +9,16 @@ from torch import Tensor, nn
 from qdiff.adapters import Adapter
 from qdiff.block_recon import (
     Captured,
-    LearnedRounding,
-    LearnedSteps,
     Outcome,
     Schedule,
     block_loss,
     block_reconstruction,
+    output_loss,
 )
+from qdiff.calls import Call, Samples
 from qdiff.errors import UserError
+from qdiff.functional import lp_loss
+from qdiff.objectives import LearnedRounding, LearnedSteps
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_block import QuantBlock
 from qdiff.quant_layer import SplitQuantizer, UniformAffineQuantizer
@@ -55,7 +57,7 @@ def pair(bits=3, act: QuantSpec | None = None) -> tuple[QuantBlock, Captured]:
         parameter.data = draw(i, *parameter.shape) * 0.5
     x = draw(100, 24, 4, 5, 5)
     with torch.no_grad():
-        captured = Captured((x,), module(x))
+        captured = Captured(Call((x,)), Samples(module(x)))
     policy = QuantPolicy(QuantSpec(bits, per_channel=True, range_search="minmax"), act, split=True)
     (block,) = QuantModel(nn.Sequential(module).eval(), policy, TOY).blocks()
     return block, captured
@@ -69,7 +71,7 @@ def linear(seed: int, bits: int, inputs: int = 8, outputs: int = 3) -> tuple[Qua
     weight = layer.weight.data.clone()
     policy = QuantPolicy(QuantSpec(bits, per_channel=True, range_search="minmax"))
     with torch.no_grad():
-        captured = Captured((x,), layer(x))
+        captured = Captured(Call((x,)), Samples(layer(x)))
     (block,) = QuantModel(nn.Sequential(layer), policy, NO_BLOCKS).blocks()
     return block, captured, weight
 
@@ -89,7 +91,7 @@ def learn(block, captured, objective, iterations=60, lr=5e-2, batch_size=8, seed
 def exhaustive(block: QuantBlock, captured: Captured, weight: Tensor, bits: int) -> tuple[float, float]:
     """Least squared error over all roundings up or down, and that of rounding to nearest; the outputs are separate."""
     quantizer = only_layer(block).weight_quantizer
-    x = captured.inputs[0].double().numpy()
+    x = captured.inputs.args[0].double().numpy()
     best = nearest = 0.0
     for w, delta, zero in zip(weight.double().numpy(), quantizer.delta.flatten(), quantizer.zero_point.flatten()):
         delta, zero = delta.item(), zero.item()  # noqa: PLW2901
@@ -118,7 +120,7 @@ def test_what_is_reported_is_what_the_block_has():
     outcome = learn(block, captured, LearnedRounding(block), 100, 3e-2)
     assert outcome.improved and outcome.after < 0.9 * outcome.before
     with torch.no_grad():
-        error = (block.module(*captured.inputs) - captured.target) ** 2
+        error = (captured.inputs(block.module) - captured.target.tree) ** 2
     assert error.sum(1).mean().item() == pytest.approx(outcome.after, rel=1e-5)
     for layer in block.layers.values():
         assert layer.rounding is None
@@ -215,7 +217,7 @@ def test_state_and_load_are_a_round_trip():
     assert learned.keys() == {"model.0.first.codes", "model.0.second.codes"} == start.keys()
     other, _ = pair()
     LearnedRounding(other).load(learned)
-    assert torch.equal(other.module(*captured.inputs), block.module(*captured.inputs))
+    assert torch.equal(captured.inputs(other.module), captured.inputs(block.module))
 
 
 # Learned step sizes
@@ -227,8 +229,8 @@ ACT = QuantSpec(4, range_search="minmax")
 def with_steps(scale: float, act: QuantSpec = ACT, bits: int = 8) -> tuple[QuantBlock, Captured]:
     """The block with min-max ranges for its activations, every step `scale` times what it should be."""
     block, captured = pair(bits, act)
-    h = block.module.first(captured.inputs[0]).tanh()
-    for site, x in zip(block.sites, (captured.inputs[0], torch.cat([h, captured.inputs[0]], 1))):
+    h = block.module.first(captured.inputs.args[0]).tanh()
+    for site, x in zip(block.sites, (captured.inputs.args[0], torch.cat([h, captured.inputs.args[0]], 1))):
         site.set(SplitQuantizer.fit(x, act, site.split) if site.split else UniformAffineQuantizer.fit(x, act))
         for q in site.quantizer.quantizers():
             q.delta.mul_(scale)
@@ -247,7 +249,7 @@ def test_step_sizes_recover_from_a_bad_start(scale):
     outcome = learn(block, captured, objective, 150, 5e-2, 24)
     assert outcome.after < 0.5 * outcome.before
     with torch.no_grad():
-        error = (block.module(*captured.inputs) - captured.target).abs() ** 2.4
+        error = (captured.inputs(block.module) - captured.target.tree).abs() ** 2.4
     assert error.sum(1).mean().item() == pytest.approx(outcome.after, rel=1e-5)
 
 
@@ -258,7 +260,7 @@ def test_one_step_size_is_about_the_best_there_is():
     spec = QuantSpec(3, symmetric=True)
     (block,) = QuantModel(nn.Sequential(layer), QuantPolicy(act=spec), NO_BLOCKS).blocks()
     (site,) = block.sites
-    captured = Captured((x,), x)
+    captured = Captured(Call((x,)), Samples(x))
 
     def loss(delta: float) -> float:
         site.set(UniformAffineQuantizer(torch.tensor(delta), torch.tensor(0.0), spec))
@@ -321,7 +323,7 @@ def test_the_exponent_of_the_step_size_loss():
     block, captured = with_steps(3.0)
     outcomes = [learn(block, captured, LearnedSteps(block, p), 1, 1e-8) for p in (2.0, 2.4, 4.0)]
     with torch.no_grad():
-        error = (block.module(*captured.inputs) - captured.target).abs()
+        error = (captured.inputs(block.module) - captured.target.tree).abs()
     for p, outcome in zip((2.0, 2.4, 4.0), outcomes):
         assert outcome.before == pytest.approx((error**p).sum(1).mean().item(), rel=1e-4)
 
@@ -333,7 +335,7 @@ def test_steps_state_and_load_are_a_round_trip():
     assert len(state) == 3
     other, _ = with_steps(1.0)
     LearnedSteps(other).load(state)
-    assert torch.equal(other.module(*captured.inputs), block.module(*captured.inputs))
+    assert torch.equal(captured.inputs(other.module), captured.inputs(block.module))
     assert not any(delta.requires_grad for delta in deltas_of(other))
 
 
@@ -424,9 +426,33 @@ def test_progress_adds_up(iterations):
 def test_block_loss_weighs_samples_equally(batch_size):
     block, captured = pair()
     with torch.no_grad():
-        output = block.module(*captured.inputs).double().numpy()
-    expected = (np.abs(output - captured.target.double().numpy()) ** 3).sum(1).mean()
+        output = captured.inputs(block.module).double().numpy()
+    expected = (np.abs(output - captured.target.tree.double().numpy()) ** 3).sum(1).mean()
     assert block_loss(block.module, captured, 3.0, batch_size) == pytest.approx(expected, rel=1e-5)
+
+
+# Trees of outputs
+
+
+def test_the_loss_of_a_tree_is_the_sum_over_its_floating_tensors():
+    x, y, target = draw(0, 4, 3, 5), draw(1, 4), draw(2, 4, 3, 5)
+    wanted = Samples({"a": target, "b": [y + 2, None], "n": torch.full((4,), 9)})
+    found = output_loss({"a": x, "b": [y, None], "n": torch.zeros(4).long()}, wanted, 3.0)
+    assert found.item() == pytest.approx((x - target).abs().pow(3).sum(1).mean().item() + 2**3)
+    assert torch.equal(output_loss(x, Samples(target), 2.4), lp_loss(x, target, 2.4)), "of one tensor to the bit"
+
+
+def test_a_block_without_floating_outputs():
+    with pytest.raises(ValueError, match="without floating-point outputs"):
+        output_loss((torch.zeros(2).long(),), Samples((torch.zeros(2).long(),)), 2.0)
+
+
+def test_a_block_that_changes_its_input_in_place_leaves_what_was_captured():
+    block, captured = pair()
+    before = captured.inputs.args[0].clone()
+    block.module.register_forward_pre_hook(lambda module, args: args[0].add_(1).any() and None)
+    learn(block, captured, LearnedRounding(block))
+    assert torch.equal(captured.inputs.args[0], before)
 
 
 # Numbers that are not
@@ -443,7 +469,7 @@ def refusal(block, captured, objective, iterations=60) -> str:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e38])
 def test_a_loss_that_is_not_finite_stops(bad):
     block, captured = pair()
-    captured.target[13, 1, 2, 3] = bad
+    captured.target.tree[13, 1, 2, 3] = bad
     assert "before learning" in refusal(block, captured, LearnedRounding(block))
 
 

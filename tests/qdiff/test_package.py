@@ -10,7 +10,7 @@ import qdiff
 from tests.command_line import refusal
 
 ROOT = Path(__file__).parents[2]
-OURS = {"qdiff", "torch", "numpy", "safetensors"}
+OURS = {"qdiff", "torch", "numpy", "safetensors", "psutil"}
 PIPELINES = {"load_pipeline", "quantize"}  # which know networks, configurations and images
 
 

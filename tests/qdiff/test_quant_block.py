@@ -8,7 +8,7 @@ from qdiff.adapters import ProductKind
 from qdiff.observers import Observer, RunningObserver
 from qdiff.policy import QuantSpec
 from qdiff.quant_block import ActSite, QuantProduct
-from qdiff.quant_layer import SplitQuantizer, UniformAffineQuantizer
+from qdiff.quant_layer import PerSlice, SplitQuantizer, UniformAffineQuantizer
 from tests.qdiff.loops import gaussian
 
 SPEC = QuantSpec(8)
@@ -38,13 +38,13 @@ def site(split: tuple[int, ...] | None = None) -> ActSite:
     return ActSite("model.conv", nn.Module(), "act_quantizer", SPEC, split)
 
 
-def test_a_site_settles_on_what_was_observed():
+def test_a_site_gets_the_quantizer_of_its_observer():
     place, x = site(), gaussian(2, 8)
     place.set(None)
     assert place.quantizer is None
     place.observe(Observer)
     place.quantizer(x)
-    place.settle()
+    place.freeze()
     assert type(place.quantizer) is UniformAffineQuantizer
     assert torch.equal(place.quantizer(x), UniformAffineQuantizer.fit(x, SPEC)(x))
 
@@ -55,7 +55,7 @@ def test_a_split_site_observes_each_slice_by_itself(observer):
     x = torch.cat([gaussian(4, 3), 50 * gaussian(4, 5, seed=1)], dim=1)
     place.observe(observer)
     seen = place.quantizer(x)
-    place.settle()
+    place.freeze()
     assert type(place.quantizer) is SplitQuantizer
     assert torch.equal(place.quantizer(x), seen)
     small, large = (q.delta.item() for q in place.quantizer.quantizers())
@@ -63,9 +63,20 @@ def test_a_split_site_observes_each_slice_by_itself(observer):
     assert not [m for m in place.quantizer.modules() if isinstance(m, Observer)]
 
 
+def test_only_a_quantizer_counts_as_calibrated():
+    for quantizer in (UniformAffineQuantizer.fit(gaussian(8), SPEC), SplitQuantizer.fit(gaussian(2, 8), SPEC, (3, 5))):
+        place = site()
+        for missing in (None, Observer(SPEC), PerSlice([Observer(SPEC), Observer(SPEC)], (3, 5))):
+            place.set(missing)
+            with pytest.raises(ValueError, match=r"model\.conv\.act_quantizer is not calibrated"):
+                _ = place.calibrated
+        place.set(quantizer)
+        assert place.calibrated is quantizer
+
+
 @pytest.mark.parametrize("split", [None, (3, 5)])
-def test_a_site_that_no_input_reached_is_named(split):
+def test_a_site_that_was_never_computed_is_named(split):
     place = site(split)
     place.observe(Observer)
-    with pytest.raises(RuntimeError, match=r"model\.conv\.act_quantizer was never reached"):
-        place.settle()
+    with pytest.raises(RuntimeError, match=r"model\.conv\.act_quantizer was never computed"):
+        place.freeze()

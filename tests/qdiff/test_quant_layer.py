@@ -267,6 +267,8 @@ def test_without_its_weight_a_layer_still_runs_and_is_smaller():
     assert torch.equal(quantized(x), before)
     assert quantized.weight is None
     assert "weight" not in quantized.state_dict()
+    with pytest.raises(ValueError, match="integer weights only"):
+        _ = quantized.fp_weight
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -18,27 +18,33 @@ from ldm.util import instantiate_from_config
 class LatentDiffusion(nn.Module):
     """A latent diffusion model (Rombach et al. 2022) with the state-dict names of the published checkpoints.
 
-    Attributes that samplers read: the buffers of `diffusion_coefficients`, `num_timesteps`, `image_size`, `channels`
-    (of the latents), `scale_factor`, `cond_stage_key`; `model.diffusion_model` is the UNet.
+    Attributes:
+        num_timesteps: T of the schedule; its buffers are those of `diffusion_coefficients`.
+        image_size, channels: edge and channels of the latents.
+        scale_factor: latents are multiplied by it before diffusion; a number, or a buffer if `scale_by_std`.
+        cond_stage_key: key of the condition in a batch.
+        model: wrapper of the UNet, which is `model.diffusion_model`.
+        model_ema: averaged weights; None without.
+        first_stage_model, cond_stage_model: autoencoder and conditioner; the latter is None in an unconditional model.
 
     Args:
         unet_config, first_stage_config, cond_stage_config: see `instantiate_from_config`; the last one may be
             "__is_unconditional__", or "__is_first_stage__" to encode the condition like an image.
-        timesteps: length T of the schedule.
+        timesteps: T of the schedule.
         beta_schedule, linear_start, linear_end, cosine_s: see `make_beta_schedule`.
         v_posterior: see `diffusion_coefficients`.
         image_size, channels: edge and channels of the latents.
-        conditioning_key: a key of `CONDITIONING`; by default "concat" or "crossattn" as `concat_mode` says, None for
+        conditioning_key: a key of `CONDITIONING`; None: "concat" or "crossattn", depending on `concat_mode`. Ignored in
             an unconditional model.
-        concat_mode: what `conditioning_key` is by default.
-        cond_stage_key: where a batch keeps the condition.
+        concat_mode: whether `conditioning_key` is "concat" by default.
+        cond_stage_key: key of the condition in a batch.
         scale_factor: latents are multiplied by it before diffusion.
-        scale_by_std: the factor comes with the checkpoint, as a buffer.
+        scale_by_std: `scale_factor` is a buffer, loaded with the checkpoint.
         use_ema: the checkpoint has averaged weights.
-        parameterization: "eps", the network predicts the noise.
+        parameterization: "eps": the network predicts the noise.
 
     Raises:
-        ValueError: an unknown name, or a number outside its range.
+        ValueError: a name is unknown, or a number is outside its range.
     """
 
     def __init__(
@@ -64,7 +70,7 @@ class LatentDiffusion(nn.Module):
     ):
         super().__init__()
         if parameterization != "eps":
-            raise ValueError(f"parameterization '{parameterization}' is not available: the samplers take 'eps'")
+            raise ValueError(f"parameterization '{parameterization}' is not available: only 'eps' is")
         self.num_timesteps = timesteps
         self.image_size, self.channels = image_size, channels
         self.cond_stage_key = cond_stage_key
@@ -88,19 +94,19 @@ class LatentDiffusion(nn.Module):
             self.cond_stage_model = self.first_stage_model
 
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
-        """Predicted noise.
+        """Predict the noise.
 
         Args:
             x_noisy: z_t, shape (B, channels, H, W).
             t: timesteps in 0..num_timesteps - 1, shape (B,).
-            cond: what `get_learned_conditioning` returned, a list of such tensors, or a mapping with the lists
+            cond: condition from `get_learned_conditioning`, or a list of such tensors, or a mapping with the lists
                 `c_concat` and `c_crossattn`; None for an unconditional model.
 
         Returns:
             shape (B, channels, H, W).
 
         Raises:
-            ValueError: the condition is missing, superfluous or of the wrong kind.
+            ValueError: the condition is missing, unexpected or of the wrong kind.
         """
         if cond is None:
             cond = {}
@@ -111,19 +117,22 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def decode_first_stage(self, z: Tensor) -> Tensor:
-        """Latents of the diffusion process, (B, channels, h, w) -> images, about -1..1, (B, 3, H, W)."""
+        """Decode latents of the diffusion process, (B, channels, h, w), to images about -1..1, (B, 1 or 3, H, W)."""
         return self.first_stage_model.decode(z / self.scale_factor)
 
     @torch.no_grad()
     def encode_first_stage(self, x: Tensor) -> Tensor | DiagonalGaussianDistribution:
-        """Images in -1..1 -> what the first stage's `encode` returns; not multiplied by `scale_factor`."""
+        """Encode images in -1..1, (B, C, H, W), with the first stage; `scale_factor` is not applied."""
         return self.first_stage_model.encode(x)
 
     def get_learned_conditioning(self, c: Any) -> Tensor:
-        """A condition as the UNet takes it.
+        """Return a condition in the form that the UNet takes.
 
         Args:
-            c: what the conditioner takes, for `ClassEmbedder` a mapping `{cond_stage_key: class numbers}`.
+            c: input of the conditioner: prompts for `FrozenCLIPEmbedder`, `{key: class numbers}` for `ClassEmbedder`.
+
+        Returns:
+            shape (B, tokens, width); for a condition that is encoded like an image, a latent (B, C, h, w).
 
         Raises:
             ValueError: the model is unconditional.
@@ -137,7 +146,7 @@ class LatentDiffusion(nn.Module):
 
     @contextmanager
     def ema_scope(self) -> Iterator[None]:
-        """The averaged weights inside, the model's own again afterwards; nothing for a model without averages."""
+        """Use the averaged weights within the context; without averages, the model's own."""
         if self.model_ema is None:
             yield
         else:
@@ -145,7 +154,7 @@ class LatentDiffusion(nn.Module):
                 yield
 
     def adopt_ema(self) -> None:
-        """Keep the averaged weights for good and drop the model's own; nothing for a model without averages."""
+        """Replace the model's weights by the averaged ones, permanently; without averages, do nothing."""
         if self.model_ema is not None:
             self.model_ema.copy_to(self.model)
             self.model_ema = None

@@ -1,9 +1,10 @@
-"""`DPMSolverSampler`."""
+"""`DPMSolverSampler` under its published path."""
 
 from collections.abc import Iterator
 
+from diffusion.dpm_solver import dpm_solver
+from diffusion.steps import Step
 from ldm.models.diffusion.sampler import LatentSampler, Start
-from ldm.samplers import Step, dpm_solver
 
 
 class DPMSolverSampler(LatentSampler):

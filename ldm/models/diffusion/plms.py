@@ -1,13 +1,14 @@
-"""`PLMSSampler`."""
+"""`PLMSSampler` under its published path."""
 
 from collections.abc import Iterator
 
+from diffusion.steps import Step
 from ldm.models.diffusion.sampler import LatentSampler, Start
-from ldm.samplers import Step, latent_timesteps, plms
+from ldm.samplers import latent_timesteps, plms
 
 
 class PLMSSampler(LatentSampler):
-    """Pseudo linear multistep, see `ldm.samplers.plms`; with one network call more than steps.
+    """Pseudo linear multistep, see `ldm.samplers.plms`; it takes one network call more than steps.
 
     Option of `sample`: `skip_type`, "uniform" or "quad", see `latent_timesteps`.
     """

@@ -1,4 +1,4 @@
-"""What the samplers by their well-known names have in common: from a `LatentDiffusion` to latents."""
+"""The common part of `DDIMSampler`, `PLMSSampler` and `DPMSolverSampler`, which sample latents."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion.steps import Correction, Model, Noise, Step, uncorrected
 from ldm.guidance import Condition, batch_sizes, guided
-from ldm.samplers import Correction, Model, Noise, Step, uncorrected
 
 
 class LatentModel(Protocol):
-    """What a sampler needs of `LatentDiffusion`: abar_t, shape (T,), and the network."""
+    """The part of `LatentDiffusion` that a sampler uses: abar_t, shape (T,), and the network."""
 
     alphas_cumprod: Tensor
 
@@ -22,14 +22,14 @@ class LatentModel(Protocol):
 
 
 def gaussian(seed: int) -> Noise:
-    """One stream of Gaussian noise, drawn on the CPU in float32 and moved, so that every device sees the same."""
+    """Return a stream of Gaussian noise, drawn on the CPU in float32, so that every device gets the same numbers."""
     generator = torch.Generator().manual_seed(seed)
     return lambda x: torch.randn(x.shape, generator=generator).to(x)
 
 
 @dataclass(frozen=True)
 class Start:
-    """What every sampler starts with; see `ldm.samplers`."""
+    """The arguments that all samplers share; see `ldm.samplers`."""
 
     model: Model
     x_T: Tensor
@@ -38,17 +38,17 @@ class Start:
     correct: Correction
 
     def refuse_eta(self, sampler: str) -> None:
-        """Raises ValueError unless eta is 0."""
+        """Raise ValueError unless eta is 0."""
         if self.eta != 0:
             raise ValueError(f"eta={self.eta} must be 0: {sampler} is deterministic")
 
 
 class LatentSampler(ABC):
-    """Samples latents from a model.
+    """Base of the samplers of latents.
 
     Args:
         model: see `LatentModel`.
-        seed: of the noise where a call brings none; one stream, which the calls use up one after the other.
+        seed: of the noise for calls of `sample` without `noise`; all of them draw from one stream.
     """
 
     def __init__(self, model: LatentModel, seed: int = 0):
@@ -57,7 +57,7 @@ class LatentSampler(ABC):
 
     @abstractmethod
     def _steps(self, start: Start, S: int) -> tuple[int, Iterator[Step]]:
-        """Number of network calls, and the steps; further keywords are the sampler's own."""
+        """Return the number of network calls, and the steps; subclasses add keywords for their own options."""
 
     def sample(
         self,
@@ -76,29 +76,29 @@ class LatentSampler(ABC):
         verbose: bool = True,
         **options,
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """Samples a batch; its interface is that of Rombach et al., apart from the noise.
+        """Sample a batch of latents; the interface is that of Rombach et al., apart from the noise.
 
         Args:
             S: number of steps.
             batch_size: B.
             shape: (C, H, W) of the latents.
-            conditioning: what `apply_model` takes, B rows; None for a model without conditions.
+            conditioning: condition as `apply_model` takes it, B rows; None for an unconditional model.
             eta: noise of DDIM, 0 (deterministic) to 1; 0 for the other samplers.
-            x_T: noise to start from, (B, C, H, W); drawn in float32 if it is None.
+            x_T: initial noise, (B, C, H, W); None: drawn in float32.
             unconditional_guidance_scale, unconditional_conditioning: see `guided`.
-            noise: where all noise comes from, x_T too; by default from the sampler's seed.
+            noise: source of all noise, x_T included; None: the stream of the sampler's seed.
             correct: improves each prediction, after guidance; see `Correction`.
-            log_every_t: what the intermediates keep, counted from the end; the first step is always among them.
+            log_every_t: keep every such step in the intermediates, counted from the end, and the first step.
             verbose: show a progress bar on a terminal.
-            options: of the sampler, see its class.
+            options: options of the sampler, see its class.
 
         Returns:
             latents (B, C, H, W), and the intermediates: `x_inter`, the latents after the steps that are kept, and
-            `pred_x0`, the x0 that these predict; both lists begin with x_T.
+            `pred_x0`, the x0 predicted in them; both lists begin with x_T.
 
         Raises:
-            ValueError: an argument is outside its range or does not fit the others.
-            TypeError: an option that the sampler does not have.
+            ValueError: an argument is outside its range or inconsistent with the others.
+            TypeError: the sampler has no such option.
         """
         noise = noise or self.noise
         if x_T is None:

@@ -1,9 +1,9 @@
-"""How the UNet of a latent diffusion model is conditioned."""
+"""The wrapper that conditions the UNet of a latent diffusion model."""
 
 import torch
 from torch import Tensor, nn
 
-# How the UNet is conditioned -> what it needs: channels beside the latent, and a context (or a class, for "adm")
+# conditioning_key -> conditions: channels concatenated to the latent, and a context (for "adm", a class)
 CONDITIONING = {
     None: set(),
     "concat": {"c_concat"},
@@ -14,14 +14,15 @@ CONDITIONING = {
 
 
 class DiffusionWrapper(nn.Module):
-    """A UNet and the way in which it is conditioned.
+    """A UNet and how it is conditioned.
 
     Args:
-        diffusion_model: called with z_t, t and, as its third argument, the context, or with the class as `y`.
+        diffusion_model: called with z_t, t and, if there is a context, the context as third argument, or with the class
+            as `y`.
         conditioning_key: a key of `CONDITIONING`.
 
     Raises:
-        ValueError: another `conditioning_key`.
+        ValueError: `conditioning_key` is unknown.
     """
 
     def __init__(self, diffusion_model: nn.Module, conditioning_key: str | None):
@@ -34,16 +35,19 @@ class DiffusionWrapper(nn.Module):
         self.conditioning_key = conditioning_key
 
     def forward(self, x: Tensor, t: Tensor, **cond: list[Tensor]) -> Tensor:
-        """Predicted noise.
+        """Predict the noise.
 
         Args:
             x: z_t, shape (B, C, H, W).
             t: timesteps, shape (B,).
-            cond: `c_concat`, tensors (B, _, H, W) that are appended to the channels of `x`; `c_crossattn`, contexts
-                (B, _, D) that are joined to one, or a class (B,).
+            cond: `c_concat`, tensors (B, _, H, W) that are concatenated to the channels of `x`; `c_crossattn`, contexts
+                (B, _, D) that are concatenated along their tokens, or classes (B,).
+
+        Returns:
+            shape (B, C', H, W) of the UNet's output.
 
         Raises:
-            ValueError: not exactly what the model is conditioned on.
+            ValueError: the conditions are not exactly those of `conditioning_key`.
         """
         if cond.keys() != CONDITIONING[self.conditioning_key]:
             raise ValueError(

@@ -1,1 +1,1 @@
-"""The noise-predicting UNet, and the encoder and decoder of the first stages."""
+"""The noise-prediction UNet, and the encoder and decoder of the first stages."""

@@ -1,4 +1,4 @@
-"""Residual and attention blocks of the latent UNet (Dhariwal and Nichol 2021), with the published state-dict names."""
+"""Residual and attention blocks of the latent UNet (Dhariwal and Nichol 2021), with published state-dict names."""
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,10 @@ from ldm.modules.slices import in_slices
 
 
 class TimestepEmbedSequential(nn.ModuleList):
-    """Layers in sequence; besides its input, each gets those of `emb` and `context` that its class lists in `takes`."""
+    """Layers in sequence; each gets its input and those of `emb` and `context` that its class lists in `takes`."""
 
     def forward(self, h: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
-        """h: (B, C, H, W), emb: (B, E), context: (B, M, D) where a layer takes it."""
+        """h: (B, C, H, W), emb: (B, E), context: (B, M, D) if a layer takes it -> (B, C', H', W')."""
         conditions = {"emb": emb, "context": context}
         for layer in self:
             h = layer(h, *(conditions[name] for name in getattr(layer, "takes", ())))
@@ -21,37 +21,39 @@ class TimestepEmbedSequential(nn.ModuleList):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a 3x3 convolution when `use_conv`."""
+    """Nearest-neighbour upsampling by two, then a 3x3 convolution if `use_conv`."""
 
     def __init__(self, channels: int, use_conv: bool):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Downsample(nn.Module):
-    """Halving by a strided 3x3 convolution when `use_conv`, or by averaging."""
+    """Downsampling by two: a strided 3x3 convolution if `use_conv`, or a mean over 2x2 pixels."""
 
     def __init__(self, channels: int, use_conv: bool):
         super().__init__()
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W), H and W even -> (B, C, H / 2, W / 2)."""
         return self.op(x)
 
 
 class ResBlock(nn.Module):
-    """Residual block that the timestep shifts, or scales and shifts, between its two convolutions.
+    """Residual block with two convolutions, between which the timestep shifts, or scales and shifts, the activations.
 
     Args:
         channels: channels of the input, the skip connection's included.
         emb_channels: width of the timestep embedding.
-        dropout: probability in front of the second convolution.
+        dropout: probability before the second convolution.
         out_channels: channels of the output.
-        use_scale_shift_norm: the embedding scales, too.
-        resample: applied to the input of both branches, without parameters of its own.
+        use_scale_shift_norm: the timestep scales as well as shifts.
+        resample: change of resolution, without parameters, applied in both branches; None: no change.
         skip_channels: how many of the *last* input channels come from a skip connection; 0 outside the up path.
     """
 
@@ -100,18 +102,18 @@ class ResBlock(nn.Module):
 
 
 class ScoreProduct(nn.Module):
-    """Product of queries and keys: the attention scores. A module without parameters, so that it can be replaced.
+    """Product of queries and keys, the attention scores; a module without parameters, so that it can be swapped.
 
-    Batch entries do not see each other, so they may come in slices.
+    Batch entries are independent, so that they may be computed in slices.
     """
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
-        """q, k: (B, d, N), each scaled by d^-1/4 already -> scores (B, N, N), row i belongs to query i."""
+        """q, k: (B, d, N), each already scaled by d^-1/4 -> scores (B, N, N); row i belongs to query i."""
         return torch.bmm(q.transpose(1, 2), k)
 
 
 class PackedAttention(nn.Module):
-    """Multi-head attention on queries, keys and values packed head by head into the channels of one tensor."""
+    """Multi-head attention; queries, keys and values are packed head by head into the channels of one tensor."""
 
     def __init__(self, n_heads: int):
         super().__init__()
@@ -120,11 +122,11 @@ class PackedAttention(nn.Module):
         self.smv_matmul = ValueProduct()
 
     def forward(self, qkv: Tensor) -> Tensor:
-        """qkv: (B, 3 C, N), of each head its queries, keys and values -> (B, C, N)."""
+        """qkv: (B, 3 C, N), for each head its queries, keys and values -> (B, C, N)."""
         batch, width, length = qkv.shape
         d = width // (3 * self.n_heads)
         q, k, v = qkv.reshape(batch * self.n_heads, 3 * d, length).chunk(3, dim=1)  # (B * heads, d, N) each
-        scale = d**-0.25  # on both operands, as the published networks have it: it decides what is quantized
+        scale = d**-0.25  # on both operands, as in the published networks, because it affects what is quantized
         h = in_slices(self._attend, q * scale, k * scale, v, scores=length**2)
         return h.reshape(batch, -1, length)
 

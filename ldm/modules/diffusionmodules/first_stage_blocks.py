@@ -1,4 +1,4 @@
-"""Residual and attention blocks of the first stages, with the published state-dict names."""
+"""Residual and attention blocks of the first stages, with published state-dict names."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,12 @@ from diffusion.blocks import Downsample, Upsample, normalize, shortcut
 
 
 class ResnetBlock(nn.Module):
-    """Residual block of two convolutions."""
+    """Residual block with two convolutions.
+
+    Args:
+        in_channels, out_channels: channels of the input and of the output, multiples of 32.
+        dropout: probability before the second convolution.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float):
         super().__init__()
@@ -28,7 +33,10 @@ class ResnetBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Single-head self-attention over all pixels, with a residual connection."""
+    """Single-head self-attention over all pixels, with a residual connection.
+
+    First stages stay in full precision and see large images, so that attention is fused instead of swappable products.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -41,7 +49,7 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) -> the same shape."""
         h = self.norm(x)
-        # (B, 1, H*W, C) each, contiguous: only then is attention computed without all of its scores in memory
+        # (B, 1, H*W, C) each, contiguous, which lets the kernel compute attention without all scores in memory
         q, k, v = (layer(h).flatten(2).mT.contiguous()[:, None] for layer in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v)
         return x + self.proj_out(h[:, 0].mT.reshape(x.shape))

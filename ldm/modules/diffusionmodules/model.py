@@ -1,4 +1,4 @@
-"""Encoder and decoder of the first stages (Esser et al. 2021, appendix A), with the published state-dict names."""
+"""Encoder and decoder of the first stages (Esser et al. 2021, appendix A), with published state-dict names."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ class AutoencoderSettings:
 
     Args:
         ch: channels of the first level, a multiple of 32.
-        ch_mult: channels of each level / ch.
-        num_res_blocks: residual blocks per level (the decoder has one more).
-        attn_resolutions: pixels along an edge of the levels with attention; the middle always has it.
-        in_channels, out_ch: channels of the image that is encoded, and of the decoded one.
-        resolution: pixels along an edge of the image for which `attn_resolutions` holds; other sizes work too.
+        ch_mult: channels of each level divided by `ch`.
+        num_res_blocks: residual blocks per level of the encoder; the decoder has one more.
+        attn_resolutions: edges, in pixels, of the levels with attention; the middle always has it.
+        in_channels, out_ch: channels of the encoded image and of the decoded one.
+        resolution: edge, in pixels, of the image to which `attn_resolutions` refers; other sizes work too.
         z_channels: channels of the latent.
-        double_z: the encoder returns twice as many, the means and log variances of a distribution.
+        double_z: the encoder returns twice as many channels, the means and log variances of a distribution.
         dropout: probability within the residual blocks.
-        resamp_with_conv: convolve when the resolution changes.
+        resamp_with_conv: changes of resolution contain a convolution.
     """
 
     ch: int
@@ -47,7 +47,7 @@ class AutoencoderSettings:
 
     @property
     def factor(self) -> int:
-        """Pixels of an image for each pixel of its latent, along an edge."""
+        """Edge of an image divided by that of its latent."""
         return 2 ** (len(self.ch_mult) - 1)
 
     def blocks(self, i: int, cin: int, num_blocks: int) -> tuple[list[ResnetBlock], list[AttnBlock]]:
@@ -58,7 +58,7 @@ class AutoencoderSettings:
         return blocks, [AttnBlock(width) for _ in blocks] if attends else []
 
     def middle(self) -> nn.Sequential:
-        """The layers at the coarsest level between the two directions."""
+        """Make the layers at the coarsest resolution: two residual blocks with attention between them."""
         width = self.widths[-1]
         return nn.Sequential(
             OrderedDict(
@@ -70,7 +70,7 @@ class AutoencoderSettings:
 
 
 class Encoder(nn.Module):
-    """Image -> latent, or the parameters of its distribution."""
+    """Encoder from images to latents, or to the parameters of their distribution."""
 
     def __init__(self, settings: AutoencoderSettings):
         super().__init__()
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent -> image."""
+    """Decoder from latents to images."""
 
     def __init__(self, settings: AutoencoderSettings):
         super().__init__()

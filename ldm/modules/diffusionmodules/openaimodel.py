@@ -13,27 +13,27 @@ from ldm.modules.diffusionmodules.util import normalization, timestep_embedding,
 class UNetModel(nn.Module):
     """eps_theta(z_t, t, context) with exactly the parameter names of the published checkpoints.
 
-    Of a published configuration, `image_size`, `legacy` and `use_checkpoint` have no effect: the network takes every
-    size, heads always share out the channels evenly, and only attention in slices computes activations twice.
+    The published parameters `image_size`, `legacy` and `use_checkpoint` have no effect: the network takes latents of
+    any size, the heads always divide the channels evenly, and only attention in slices recomputes activations.
 
     Args:
         in_channels, out_channels: channels of z_t and of the predicted noise.
         model_channels: width of the first level, a multiple of 32.
-        num_res_blocks: residual blocks per level (one more on the way up).
+        num_res_blocks: residual blocks per level of the down path; the up path has one more.
         attention_resolutions: downsampling factors (1, 2, 4, ...) of the levels with attention.
-        channel_mult: width of each level / model_channels.
-        num_heads, num_head_channels: attention heads, by number or by width; the width decides unless it is -1.
+        channel_mult: width of each level divided by `model_channels`.
+        num_heads, num_head_channels: number or width of the attention heads; the width decides unless it is -1.
         dropout: probability within the residual blocks.
-        conv_resample: convolve when the resolution changes.
-        resblock_updown: change the resolution within residual blocks.
-        use_scale_shift_norm: the timestep scales and shifts instead of only shifting.
-        num_classes: number of classes whose embedding is added to the timestep's, None for none.
-        use_spatial_transformer: attend by transformer blocks, to the context too.
-        transformer_depth: transformer blocks per attention.
-        context_dim: width of the context; given if and only if `use_spatial_transformer`.
+        conv_resample: changes of resolution contain a convolution.
+        resblock_updown: residual blocks change the resolution.
+        use_scale_shift_norm: the timestep scales as well as shifts.
+        num_classes: number of classes whose embedding is added to that of the timestep; None: the network takes none.
+        use_spatial_transformer: use transformer blocks, which attend to the context too.
+        transformer_depth: transformer blocks per attention layer.
+        context_dim: width of the context; required if and only if `use_spatial_transformer`.
 
     Raises:
-        ValueError: the parameters contradict each other, or heads do not divide the channels.
+        ValueError: the parameters contradict each other, or the heads do not divide the channels.
     """
 
     def __init__(
@@ -108,19 +108,19 @@ class UNetModel(nn.Module):
         self.out = nn.Sequential(normalization(ch), nn.SiLU(), zero_module(nn.Conv2d(ch, out_channels, 3, padding=1)))
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """Predicted noise.
+        """Predict the noise.
 
         Args:
             x: noisy latents z_t, shape (B, in_channels, H, W); H and W are multiples of 2^(levels - 1).
             timesteps: in 0..T - 1, shape (B,).
-            context: shape (B, M, context_dim), if and only if the network has a `context_dim`.
-            y: class numbers, shape (B,), if and only if the network has `num_classes`.
+            context: shape (B, M, context_dim); required if and only if the network has a `context_dim`.
+            y: class numbers, shape (B,), int64; required if and only if the network has `num_classes`.
 
         Returns:
             shape (B, out_channels, H, W).
 
         Raises:
-            ValueError: an input is missing, superfluous or of an impossible shape.
+            ValueError: an input is missing, unexpected or of a wrong shape.
         """
         self._check(x, context, y)
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))

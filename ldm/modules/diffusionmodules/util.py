@@ -1,4 +1,4 @@
-"""Noise schedules, the timestep embedding and normalization of latent diffusion models."""
+"""Noise schedules, timestep embedding and normalization of latent diffusion models."""
 
 import math
 
@@ -34,40 +34,43 @@ SCHEDULES = {"linear": _linear, "cosine": _cosine, "sqrt_linear": _sqrt_linear, 
 def make_beta_schedule(
     schedule: str, n_timestep: int, linear_start: float = 1e-4, linear_end: float = 2e-2, cosine_s: float = 8e-3
 ) -> Tensor:
-    """Variances beta_t of the forward process.
+    """Compute the variances beta_t of the forward process.
 
     Args:
-        schedule: "linear" (linear in sqrt(beta), unlike in DDPM), "sqrt_linear" (linear in beta), "sqrt", or
-            "cosine" (Nichol and Dhariwal 2021, equation 17).
+        schedule: "linear" (linear in sqrt(beta), unlike DDPM's), "sqrt_linear" (linear in beta), "sqrt" (the root of
+            "sqrt_linear"), or "cosine" (Nichol and Dhariwal 2021, equation 17).
         n_timestep: T, at least 1.
-        linear_start, linear_end: first and last beta, in (0, 1); "cosine" ignores them, "sqrt" takes their roots.
+        linear_start, linear_end: first and last beta, for "sqrt" their squares; in (0, 1); "cosine" ignores them.
         cosine_s: offset of "cosine".
 
     Returns:
         float64 of shape (T,), each in (0, 1).
 
     Raises:
-        ValueError: unknown name, or numbers outside their range.
+        ValueError: the name is unknown, or a number is outside its range.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"beta_schedule '{schedule}' is unknown: use one of {', '.join(SCHEDULES)}")
     if not (0 < linear_start < 1 and 0 < linear_end < 1 and n_timestep >= 1):
         raise ValueError(
-            f"linear_start={linear_start}, linear_end={linear_end} must lie in (0, 1), timesteps={n_timestep} be >= 1"
+            f"linear_start={linear_start}, linear_end={linear_end} must lie in (0, 1), "
+            f"timesteps={n_timestep} must be >= 1"
         )
     return SCHEDULES[schedule](n_timestep, linear_start, linear_end, cosine_s)
 
 
 def diffusion_coefficients(betas: Tensor, v_posterior: float = 0.0) -> dict[str, Tensor]:
-    """What DDPM derives from beta_t, by the names of the published checkpoints.
+    """Compute the coefficients that DDPM derives from beta_t, under the names of the published checkpoints.
+
+    With abar_t = prod_{s <= t} (1 - beta_s), these are the functions of abar_t in q(x_t | x_0), and the variance and
+    the coefficients of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, equations 4, 6, 7).
 
     Args:
         betas: beta_t, shape (T,).
-        v_posterior: weight of beta_t in the posterior's variance, in 0..1; 0 is DDPM's beta~_t.
+        v_posterior: weight of beta_t in the posterior's variance, in 0..1; 0 gives DDPM's beta~_t.
 
     Returns:
-        float32 tensors of shape (T,); with abar_t = prod_{s <= t} (1 - beta_s), the powers of abar_t that
-        q(x_t | x_0) needs, and variance and coefficients of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, equations 4, 6, 7).
+        float32 tensors of shape (T,), by name.
     """
     betas = betas.double()
     alphas = 1 - betas
@@ -92,12 +95,12 @@ def diffusion_coefficients(betas: Tensor, v_posterior: float = 0.0) -> dict[str,
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000) -> Tensor:
-    """Sinusoidal embedding of the timesteps (Vaswani et al. 2017, section 3.5).
+    """Compute the sinusoidal embedding of timesteps (Vaswani et al. 2017, section 3.5).
 
     Args:
         timesteps: shape (B,), integer or float.
         dim: width of the embedding.
-        max_period: longest wavelength / 2 pi.
+        max_period: approximate longest wavelength divided by 2 pi.
 
     Returns:
         float32 of shape (B, dim): the cosines of `dim // 2` frequencies, then their sines.
@@ -109,7 +112,7 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000) -
 
 
 class GroupNorm32(nn.GroupNorm):
-    """GroupNorm that computes in float32 whatever its input's and its own precision."""
+    """GroupNorm that computes in float32, whatever the dtypes of its input and parameters."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, ...) -> the same shape and dtype."""
@@ -118,12 +121,12 @@ class GroupNorm32(nn.GroupNorm):
 
 
 def normalization(channels: int) -> GroupNorm32:
-    """GroupNorm of the UNet. Raises ValueError unless `channels` is a multiple of 32."""
+    """Return the GroupNorm of the UNet. Raises ValueError unless `channels` is a multiple of 32."""
     return GroupNorm32(GROUPS, channels)
 
 
 def zero_module(module: nn.Module) -> nn.Module:
-    """`module` with its parameters set to 0, so that the residual branch that it ends starts as nothing."""
+    """Set the parameters of `module` to 0, so that the residual branch that ends in it starts as zero; return it."""
     for p in module.parameters():
         nn.init.zeros_(p)
     return module

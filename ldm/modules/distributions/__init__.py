@@ -1,1 +1,1 @@
-"""Distributions that the first stages return."""
+"""Distributions returned by first stages."""

@@ -5,7 +5,10 @@ from torch import Tensor
 
 
 class DiagonalGaussianDistribution:
-    """N(mean, exp(logvar)) for each element (Kingma and Welling 2014, appendix C.2).
+    """Independent Gaussians N(mean, exp(logvar)), one per element (Kingma and Welling 2014, appendix C.2).
+
+    Attributes:
+        mean, logvar: shape (B, C, ...).
 
     Args:
         parameters: the means, then the log variances, shape (B, 2 C, ...); log variances are clipped to -30..20.
@@ -16,10 +19,10 @@ class DiagonalGaussianDistribution:
         self.logvar = logvar.clamp(-30.0, 20.0)
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """A draw of shape (B, C, ...) with noise from `generator`, which lives where the parameters do."""
+        """Sample a tensor of shape (B, C, ...) with `generator`, which is on the device of the parameters."""
         noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
         return self.mean + (0.5 * self.logvar).exp() * noise
 
     def mode(self) -> Tensor:
-        """The most probable value, which is the mean."""
+        """Return the mode, which is the mean."""
         return self.mean

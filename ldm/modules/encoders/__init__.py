@@ -1,1 +1,1 @@
-"""Conditioners: what turns a class or a text into the context of the UNet."""
+"""Conditioners, which turn classes or texts into the context of the UNet."""

@@ -1,4 +1,4 @@
-"""The text encoder of Stable Diffusion v1: CLIP's (Radford et al. 2021)."""
+"""The text encoder of Stable Diffusion v1, from CLIP (Radford et al. 2021)."""
 
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ldm.util import construct
 
-# Architectures by the names under which their weights are published
+# Architectures, by the names under which their weights are published
 VERSIONS: dict[str, dict[str, int | float | str]] = {
     "openai/clip-vit-large-patch14": {
         "vocab_size": 49408,
@@ -29,26 +29,27 @@ POSITIONS = "embeddings.position_ids"
 
 
 class FrozenCLIPEmbedder(nn.Module):
-    """Text -> the hidden states of CLIP's text transformer after its final layer norm.
+    """CLIP's text transformer: encodes prompts as its hidden states after the final layer norm.
 
-    Its parameters are drawn at random and do not require gradients. `state_dict` has the keys of the published
-    checkpoints, whatever the installed transformers calls them; `load_state_dict` also takes keys without their level
-    `text_model.`, as transformers 5 saves them, and files without `position_ids`: these are 0, 1, ... always, a file's
-    are not read.
+    Parameters are initialised at random and do not require gradients. `state_dict` has the keys of the published
+    checkpoints with any version of transformers. `load_state_dict` also accepts keys without the level `text_model.`,
+    as transformers 5 saves them, and states without `position_ids`; these are always 0, 1, ..., whatever a state has.
 
     Attributes:
-        tokenizer: prompts -> tokens, int64 of shape (B, max_length), each row begun, ended, truncated and padded as
-            the encoder was trained; None until somebody sets it, because its vocabulary comes from a file.
-        transformer: its `text_model` is the network of transformers.
+        tokenizer: function from B prompts to tokens, int64 of shape (B, max_length), with start and end tokens, padded
+            and truncated as in training; None until it is set, because its vocabulary comes from a file.
+        transformer: contains the network of transformers as `text_model`.
+        max_length: tokens of a prompt.
+        vocab_size: number of tokens in the vocabulary.
+        context_shape: (max_length, hidden_size), the shape of an encoded prompt.
 
     Args:
-        version: a key of `VERSIONS`; without effect where there is a `config`.
+        version: a key of `VERSIONS`; ignored if there is a `config`.
         max_length: tokens of a prompt, 2..max_position_embeddings.
-        config: another architecture: arguments of `transformers.CLIPTextConfig`.
+        config: another architecture, as arguments of `transformers.CLIPTextConfig`.
 
     Raises:
-        ValueError: an unknown version, an argument in `config` that is unknown or wrong, or `max_length` outside its
-            range.
+        ValueError: the version or an argument in `config` is unknown, or a value is outside its range.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class FrozenCLIPEmbedder(nn.Module):
         super().__init__()
         if config is None and version not in VERSIONS:
             raise ValueError(
-                f"version '{version}' is not available, only {', '.join(VERSIONS)}: describe it by `config`"
+                f"version '{version}' is not available, only {', '.join(VERSIONS)}: describe it with `config`"
             )
         text_model = _text_model(VERSIONS[version] if config is None else config)
         positions = text_model.config.max_position_embeddings
@@ -73,13 +74,17 @@ class FrozenCLIPEmbedder(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, prompts: list[str]) -> Tensor:
-        """B prompts -> (B, max_length, hidden_size). Raises ValueError without a tokenizer, or with another model's."""
+        """Encode B prompts, shape (B, max_length, hidden_size).
+
+        Raises:
+            ValueError: there is no tokenizer, or it is that of another model.
+        """
         if self.tokenizer is None:
             raise ValueError("the text encoder has no tokenizer: set its attribute `tokenizer`, or use `encode_tokens`")
         return self.encode_tokens(self.tokenizer(prompts))
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Tokens -> hidden states; causal, so that the first j tokens alone decide the first j states.
+        """Encode tokens as hidden states. The network is causal: state j depends on the tokens up to j only.
 
         Args:
             tokens: in 0..vocab_size - 1, int64, shape (B, max_length), on any device.
@@ -88,14 +93,14 @@ class FrozenCLIPEmbedder(nn.Module):
             shape (B, max_length, hidden_size), on the device and in the dtype of the parameters.
 
         Raises:
-            ValueError: another shape, or tokens outside the vocabulary.
+            ValueError: the shape is another, or a token is outside the vocabulary.
         """
         text_model = self.transformer["text_model"]
         if tokens.dim() != 2 or tokens.shape[1] != self.max_length:
-            raise ValueError(f"tokens have the shape {tuple(tokens.shape)} instead of (B, {self.max_length})")
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}, not (B, {self.max_length})")
         if ((tokens < 0) | (tokens >= self.vocab_size)).any():
             raise ValueError(
-                f"tokens go beyond the text encoder's {self.vocab_size}: they come from another model's tokenizer"
+                f"tokens must be in 0..{self.vocab_size - 1}, the text encoder's vocabulary: use its own tokenizer"
             )
         return text_model(input_ids=tokens.to(text_model.get_buffer(POSITIONS).device)).last_hidden_state
 
@@ -113,7 +118,13 @@ def _text_model(config: Mapping) -> Any:
 
 
 def to_published(transformer: nn.ModuleDict, state: MutableMapping[str, Tensor], prefix: str, *_: object) -> None:
-    """Give the keys of a state that is about to be loaded their published names, in place."""
+    """Rename the keys of a state that is about to be loaded to their published names, in place.
+
+    Args:
+        transformer: `FrozenCLIPEmbedder.transformer`, whose `load_state_dict` calls this as a hook.
+        state: tensors with the keys `prefix`...; `position_ids` are added or replaced.
+        prefix: beginning of the keys.
+    """
     level = f"{prefix}text_model."
     if not any(key.startswith(level) for key in state):
         for key in list(state):

@@ -1,4 +1,4 @@
-"""Conditioners by their published names."""
+"""Conditioners, under their published names."""
 
 from collections.abc import Mapping
 
@@ -10,25 +10,25 @@ __all__ = ["ClassEmbedder", "FrozenCLIPEmbedder"]
 
 
 BY_RULE = "by rule"
-WITH_NULL_CLASS = 1001  # rows of the published ImageNet model with guidance: 1,000 classes and one for none
+WITH_NULL_CLASS = 1001  # classes of the published ImageNet model with guidance: 1,000 and the null class
 
 
 class ClassEmbedder(nn.Module):
     """A learned vector for each class, as a context of one token.
 
     Attributes:
-        null_class: number of the class that stands for none, which guidance needs; None if all are real.
-        classes: numbers of the real ones, ascending.
+        null_class: number of the null class, which guidance needs; None if there is none.
+        classes: numbers of the real classes, ascending.
 
     Args:
         embed_dim: width of the context.
-        n_classes: number of classes, the null class included.
-        key: where a batch keeps its class numbers.
-        null_class: which class stands for none, 0..n_classes - 1; None for none of them. Published configurations do
-            not say. The rule for these: of 1001 classes it is the last, of any other number all are real.
+        n_classes: number of classes, including the null class.
+        key: key of the class numbers in a batch.
+        null_class: number of the null class, 0..n_classes - 1; None: there is none. Published configurations do not
+            specify it; by default, it is the last of 1001 classes, and there is none with any other number of classes.
 
     Raises:
-        ValueError: `null_class` is none of the classes, or the only one.
+        ValueError: `null_class` is outside its range, or is the only class.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class ClassEmbedder(nn.Module):
         self.key, self.null_class = key, null_class
         self.classes = [i for i in range(n_classes) if i != null_class]
         if not self.classes:
-            raise ValueError("the only class stands for none")
+            raise ValueError("the only class is the null class")
         self.embedding = nn.Embedding(n_classes, embed_dim)
 
     @property
     def context_shape(self) -> tuple[int, int]:
-        """What a class becomes: (1, embed_dim)."""
+        """(1, embed_dim), the shape of an embedded class."""
         return 1, self.embedding.embedding_dim
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """`batch[key]`: class numbers in 0..n_classes - 1, shape (B,) -> (B, 1, embed_dim)."""
+        """Embed the classes `batch[key]`, numbers in 0..n_classes - 1 of shape (B,), int64 -> (B, 1, embed_dim)."""
         return self.embedding(batch[self.key][:, None])

@@ -1,4 +1,4 @@
-"""How pixel-space models are sampled: their noise schedule, images and samplers; see `diffusion.steps.Sampler`."""
+"""Noise schedule, images and samplers of pixel-space models; see `diffusion.steps.Sampler`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,33 +15,37 @@ DPM_SPACING = {"uniform": "time_uniform", "quad": "time_quadratic"}  # --skip_ty
 
 
 def schedule(diffusion) -> Tensor:
-    """abar_t of the section `diffusion` of a configuration; float64, shape (T,)."""
+    """Compute abar_t, float64 of shape (T,), from the section `diffusion` of a configuration.
+
+    Raises:
+        ValueError: the name of the schedule is unknown, or a number is outside its range.
+    """
     d = diffusion
     return alphas_cumprod(beta_schedule(d.beta_schedule, d.beta_start, d.beta_end, d.num_diffusion_timesteps))
 
 
 def probe(network: nn.Module, data) -> None:
-    """Predict the noise of one image of the section `data` of a configuration; cheap on the meta device.
+    """Predict the noise of one image as the section `data` of a configuration describes it; cheap on the meta device.
 
     Raises:
-        ValueError, RuntimeError: the network takes no such image.
+        ValueError, RuntimeError: the network does not accept such images.
     """
     network(torch.zeros(1, data.channels, data.image_size, data.image_size), torch.zeros(1, dtype=torch.long))
 
 
 def to_images(x: Tensor, data) -> Tensor:
-    """What a sampler ends with -> images in -1..1, the inverse of what the training did to pixels (Song et al. 2021).
+    """Convert samples to images in -1..1: the inverse of the training's data transform (Song et al. 2021).
 
-    Training takes pixels to v in 0..1; uniform dequantization spreads pixel k over [k, k + 1) / 256, so that its
-    inverse rounds down; Gaussian dequantization adds noise, which cannot be undone. Then x is 2 v - 1 if `rescaled`,
+    Training maps pixels to v in 0..1; uniform dequantization spreads pixel k over [k, k + 1) / 256, so that its inverse
+    rounds down; Gaussian dequantization adds noise, which cannot be removed. Then x is 2 v - 1 if `rescaled`,
     log(v / (1 - v)) if `logit_transform`, else v.
 
     Args:
-        x: shape (B, C, H, W).
-        data: section of the configuration, with these four keys.
+        x: result of a sampler, shape (B, C, H, W).
+        data: section of the configuration, with the keys `rescaled`, `logit_transform` and `uniform_dequantization`.
 
     Returns:
-        the same shape, of which what lies outside -1..1 has to be clamped; what is not finite stays so.
+        the same shape; values outside -1..1 have to be clamped, values that are not finite stay so.
     """
     images = x if data.rescaled else 2 * (x.sigmoid() if data.logit_transform else x) - 1
     if data.uniform_dequantization:
@@ -51,7 +55,7 @@ def to_images(x: Tensor, data) -> Tensor:
 
 @dataclass(frozen=True)
 class DDIM:
-    """`diffusion.samplers.generalized` over a `timestep_sequence`.
+    """DDIM: `diffusion.samplers.generalized` over a `timestep_sequence`.
 
     Args:
         num_steps: wanted number of steps, 1..T; a uniform sequence may have more.
@@ -78,7 +82,7 @@ class DDIM:
 
 @dataclass(frozen=True)
 class DDPM:
-    """`diffusion.samplers.ddpm_noisy` over a `timestep_sequence`.
+    """DDPM with clipped x0: `diffusion.samplers.ddpm_noisy` over a `timestep_sequence`.
 
     Args:
         num_steps, skip_type: see `DDIM`.
@@ -107,7 +111,7 @@ def clips(sampler: Sampler) -> bool:
 
 @dataclass(frozen=True)
 class DPMSolver:
-    """`diffusion.dpm_solver.dpm_solver`.
+    """DPM-Solver++: `diffusion.dpm_solver.dpm_solver`.
 
     Args:
         num_steps: network calls, at least 1.

@@ -17,7 +17,7 @@ from qdiff.policy import QuantSpec
 
 
 def _build(config: Mapping) -> nn.Module:
-    """The UNet of a latent model's configuration. Raises ValueError for one of other classes than ours."""
+    """Build the UNet of a latent model's configuration. Raises ValueError for classes other than ours."""
     return instantiate_from_config(config["model"]["params"]["unet_config"])
 
 
@@ -42,5 +42,5 @@ ADAPTER = Adapter(
     },
     plain=(nn.GroupNorm, GroupNorm32, nn.LayerNorm, nn.Embedding),
     splits=partial(shortcut_splits, block=ResBlock, shortcut="skip_connection"),
-    rehearsed=repeat_slices,
+    repeat_slices=repeat_slices,
 )

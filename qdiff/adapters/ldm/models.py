@@ -14,6 +14,7 @@ from ldm.util import NotAvailable, instantiate_from_config, parameter_types
 from qdiff.files.images import WRITTEN
 
 __all__ = [
+    "AutoencoderKL",
     "ClassConditioner",
     "Condition",
     "LatentDiffusion",

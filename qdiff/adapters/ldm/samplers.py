@@ -1,4 +1,4 @@
-"""How latent models are sampled; see `diffusion.steps.Sampler`."""
+"""Samplers of latent models; see `diffusion.steps.Sampler`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ldm.samplers import ddim, latent_timesteps, plms
 
 @dataclass(frozen=True)
 class DDIM:
-    """`ldm.samplers.ddim` over `latent_timesteps`.
+    """DDIM: `ldm.samplers.ddim` over `latent_timesteps`.
 
     Args:
         num_steps: wanted number of steps, 1..T.
@@ -38,7 +38,7 @@ class DDIM:
 
 @dataclass(frozen=True)
 class PLMS:
-    """`ldm.samplers.plms` over `latent_timesteps`; its first step takes two network calls.
+    """PLMS: `ldm.samplers.plms` over `latent_timesteps`; its first step takes two network calls.
 
     Args:
         num_steps: wanted number of steps, 1..T.
@@ -60,7 +60,7 @@ class PLMS:
 
 @dataclass(frozen=True)
 class DPMSolver:
-    """`diffusion.dpm_solver.dpm_solver`, the multistep method of order 2.
+    """DPM-Solver++, multistep of order 2: `diffusion.dpm_solver.dpm_solver`.
 
     Args:
         num_steps: network calls, at least 1.

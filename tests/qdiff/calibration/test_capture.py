@@ -17,8 +17,8 @@ from qdiff.adapters import adapter_for
 from qdiff.calibration.capture import Captured, Store
 from qdiff.calibration.capture import capture as capture_on_the_way
 from qdiff.calibration.data import CalibrationSet
-from qdiff.calibration.partial_forward import block_inputs, block_output
-from qdiff.calibration.prefix_cache import Replay
+from qdiff.calibration.partial_forward import block_call, block_output
+from qdiff.calibration.prefix_cache import PrefixCache
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_block import Observer, QuantBlock
 from qdiff.quant_model import QuantModel
@@ -58,7 +58,7 @@ def block_of(model: QuantModel, path: str) -> QuantBlock:
 
 def capture(model: QuantModel, block: nn.Module, data: CalibrationSet, batch_size: int, store: Store) -> Captured:
     """Without outputs of finished blocks, for which there is no memory."""
-    return capture_on_the_way(Replay(model, [block], data, batch_size, 0), block, store)
+    return capture_on_the_way(PrefixCache(model, [block], data, batch_size, 0), block, store)
 
 
 def full_run(network: nn.Module, path: str, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
@@ -79,8 +79,8 @@ def test_inputs_are_those_of_the_quantized_network_and_targets_those_of_the_orig
     inputs, _ = full_run(model, path, data.inputs)
     _, target = full_run(tiny_network().double(), path.removeprefix("model."), data.inputs)
     assert len(found) == 5, "the last, smaller batch counts"
-    assert len(found.inputs) == len(inputs)
-    for ours, theirs in zip((*found.inputs, found.target), (*inputs, target)):
+    assert len(found.inputs.args) == len(inputs)
+    for ours, theirs in zip((*found.inputs.args, found.target.tree), (*inputs, target)):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
         assert not ours.requires_grad
 
@@ -89,7 +89,7 @@ def test_inputs_are_those_of_the_quantized_network_and_targets_those_of_the_orig
 def test_batch_size_does_not_matter(batch_size, model, data, tmp_path):
     block = block_of(model, "model.down.0.block.0").module
     one, other = (capture(model, block, data, size, Store(10**9, tmp_path)) for size in (2, batch_size))
-    for a, b in zip((*one.inputs, one.target), (*other.inputs, other.target)):
+    for a, b in zip((*one.inputs.args, one.target.tree), (*other.inputs.args, other.target.tree)):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
@@ -106,8 +106,8 @@ def test_nothing_behind_the_block_is_computed(path, model, data):
 
     with torch.no_grad():
         everything = entered(lambda: model(*data.inputs))
-        before = entered(lambda: block_inputs(block, lambda: model(*data.inputs)))
-        within = entered(lambda: block_output(block, lambda: model(*data.inputs)))
+        before = entered(lambda: block_call(model, block, data.call))
+        within = entered(lambda: block_output(model, block, data.call))
     position = everything.index(path)
     inside = [name for name in everything[position:] if f"{name}.".startswith(f"{path}.")]
     assert before == everything[: position + 1]
@@ -189,7 +189,8 @@ def test_budget_changes_no_number(budget, model, data, tmp_path):
     found = capture(model, block, data, 2, Store(budget, tmp_path))
     expected = capture(model, block, data, 2, Store(10**9, tmp_path))
     assert mapped(tmp_path) == {0: 2, 10**9: 0}.get(budget, 1)
-    assert torch.equal(found.inputs[0], expected.inputs[0]) and torch.equal(found.target, expected.target)
+    assert torch.equal(found.inputs.args[0], expected.inputs.args[0])
+    assert torch.equal(found.target.tree, expected.target.tree)
 
 
 @pytest.mark.parametrize("name", ["captured", "bad\udcff"])

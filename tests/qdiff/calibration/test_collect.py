@@ -4,9 +4,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ldm.models.diffusion.wrapper import DiffusionWrapper
+from ldm.modules.diffusionmodules.openaimodel import UNetModel
+from qdiff.adapters import adapter_for
+from qdiff.block_recon import Schedule
 from qdiff.calibration.collect import collect
+from qdiff.calibration.data import read_calibration_data
+from qdiff.calibration.job import calibrate
 from qdiff.calibration.memory import peak_bytes
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.files.journal import Journal
+from qdiff.policy import QuantPolicy, QuantSpec
+from qdiff.quant_model import QuantModel
 
 SHAPE = (2, 3, 3)
 
@@ -22,7 +31,7 @@ def value(image: int, step: int) -> Tensor:
 class Network(nn.Module):
     """Takes what it is given; a sampler's step is here a call of it."""
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor, **keywords: object) -> Tensor:
         return inputs[0]
 
 
@@ -139,3 +148,88 @@ def test_collected_tensors_are_copies_without_gradient(tmp_path):
     with torch.no_grad():
         x += 1
     assert not xs.any()
+
+
+def with_keywords(image: int, step: int) -> dict[str, object]:
+    """Keyword arguments of a sample, and some that all samples share."""
+    label = torch.tensor([10 * image + step])
+    return {"y": label, "added": {"text": value(image, step)[None], "ids": [label + 1]}, "mask": None, "scale": 0.5}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_keyword_arguments_are_collected(batch_size, tmp_path):
+    """And read again from the journal, where collecting goes on."""
+
+    def trajectory(images):
+        for step in range(4):
+            found = [with_keywords(image, step) for image in images]
+            y = torch.cat([f["y"] for f in found])
+            text = torch.cat([f["added"]["text"] for f in found])
+            keywords = {"y": y, "added": {"text": text.double(), "ids": (y + 1,)}, "mask": None, "scale": 0.5}
+            NETWORK(torch.stack([value(i, step) for i in images]), **keywords)
+            yield ToyStep(step)
+
+    for _ in range(2):
+        data = collect(NETWORK, trajectory, 4, 2, 3, batch_size, Journal(tmp_path, {}))
+        assert data.keywords["y"].tolist() == [10 * image + step for step in (0, 2) for image in range(3)]
+        assert torch.equal(data.keywords["added"]["ids"][0], data.keywords["y"] + 1)
+        assert torch.equal(data.keywords["added"]["text"], data.inputs[0])
+        assert data.keywords["mask"] is None and data.keywords["scale"] == 0.5
+
+
+X = torch.zeros(2, *SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"scale": 1.0}, {"scale": 2.0}, r"called with .*2.0.* and with .*1.0"),
+        ({"y": torch.zeros(2)}, {}, "must be the same in all calls"),
+        ({}, {"y": torch.zeros(2)}, "must be the same in all calls"),
+        ({"t": torch.tensor(3)}, {"t": torch.tensor(3)}, r"argument t has the shape \(\): expand it"),
+        ({"ids": torch.zeros(3, 2)}, {"ids": torch.zeros(3, 2)}, r"argument ids has the shape \(3, 2\): expand it"),
+        ({"dtype": torch.float32}, {"dtype": torch.float32}, "argument dtype is a dtype"),
+    ],
+)
+def test_what_cannot_be_collected_is_named(first, second, message, tmp_path):
+    def trajectory(images):
+        for step, keywords in enumerate((first, second)):
+            NETWORK(X, **keywords)
+            yield ToyStep(step)
+
+    with pytest.raises(ValueError, match=message):
+        collect(NETWORK, trajectory, 2, 2, 2, 2, Journal(tmp_path, {}))
+    assert not NETWORK._forward_pre_hooks
+
+
+@pytest.mark.parametrize("keywords", [[{"scale": 1}, {"scale": 2}], [{"y": X[:1]}, {}], [{}, {"y": X[:1]}]])
+def test_batches_of_images_with_other_arguments(keywords, tmp_path):
+    def trajectory(images):
+        NETWORK(X[:1], **keywords[images.start])
+        yield ToyStep(0)
+
+    with pytest.raises(ValueError, match="must be the same in all calls"):
+        collect(NETWORK, trajectory, 1, 1, 2, 1, Journal(tmp_path, {}))
+
+
+def test_the_class_of_an_adm_model_is_collected_saved_and_calibrated_with(tmp_path):
+    """Its wrapper gives the UNet the class by keyword."""
+    unet = UNetModel(4, 32, 4, 1, [1], channel_mult=[1], num_heads=1, num_classes=5).eval()
+    wrapper = DiffusionWrapper(unet, "adm")
+    labels = torch.tensor([4, 2, 0])
+
+    def trajectory(images):
+        for step in range(2):
+            x = torch.randn(len(images), 4, 4, 4, generator=torch.Generator().manual_seed(10 * images.start + step))
+            wrapper(x, torch.full((len(images),), 500 - step), c_crossattn=[labels[images.start : images.stop]])
+            yield ToyStep(step)
+
+    data = collect(unet, trajectory, 2, 2, 3, 2, Journal(tmp_path / "journal", {}))
+    assert data.keywords["y"].tolist() == [4, 2, 0] * 2 and len(data.inputs) == 2
+    data.save(tmp_path / "data")
+    again = read_calibration_data(tmp_path / "data", 2, 3)
+    assert again.digest() == data.digest()
+    model = QuantModel(unet, QuantPolicy(QuantSpec(4, per_channel=True, range_search="minmax")), adapter_for(unet))
+    settings = CalibrationSettings(2, Schedule(1, 1e-3), None)
+    calibrate(model, again, settings, Journal(tmp_path / "job", {}), memory=10**9)
+    assert len(list((tmp_path / "job").glob("weights-*"))) == len(model.blocks())

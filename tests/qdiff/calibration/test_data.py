@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from qdiff.calibration.data import CalibrationSet, kept_steps, read_calibration_data
+from qdiff.calibration.data import CalibrationSet, read_calibration_data
+from qdiff.calibration.kept_steps import kept_steps
 from qdiff.errors import UserError
 
 SHAPE = (2, 3, 3)
@@ -71,7 +72,7 @@ def some(n=5) -> CalibrationSet:
 
 def test_batches_hold_all_samples_in_order():
     data = some(5)
-    batches = list(data.batches(2))
+    batches = [batch.args for batch in data.batches(2)]
     assert [len(x) for x, _ in batches] == [2, 2, 1]
     assert torch.equal(torch.cat([x for x, _ in batches]), data.inputs[0])
     assert torch.cat([t for _, t in batches]).tolist() == [0, 1, 2, 3, 4]
@@ -81,7 +82,7 @@ def test_drawn_samples_are_different_ones_that_stay_together():
     data = some(40)
 
     def drawn(n: int, size: int) -> list[torch.Tensor]:
-        batches = list(data.drawn(n, torch.Generator().manual_seed(3), size))
+        batches = [batch.args for batch in data.drawn(n, torch.Generator().manual_seed(3), size)]
         assert [len(t) for _, t in batches[:-1]] == [size] * (len(batches) - 1)
         return [torch.cat(xs) for xs in zip(*batches)]
 
@@ -123,6 +124,47 @@ def test_digest_knows_shapes_types_and_order():
     assert len({CalibrationSet(inputs).digest() for inputs in [(x, t), *others]}) == len(others) + 1
 
 
+def keywords(n=5) -> CalibrationSet:
+    """Classes by keyword, tensors within dicts and lists, and arguments that are no tensors."""
+    x, t = some(n).inputs
+    residuals = [x + 1, x + 2]
+    added = {"text": x[:, 0], "ids": t + 3}
+    return CalibrationSet((x, t, None), {"y": t + 7, "residuals": residuals, "added": added, "return_dict": False})
+
+
+def test_keyword_arguments_stay_with_their_samples():
+    data = keywords(5)
+    for batch in (*data.batches(2), *data.drawn(3, torch.Generator().manual_seed(0), 2)):
+        x, t, nothing = batch.args
+        assert nothing is None and batch.kwargs["return_dict"] is False
+        assert torch.equal(batch.kwargs["y"], t + 7) and torch.equal(batch.kwargs["residuals"][1], x + 2)
+        assert torch.equal(batch.kwargs["added"]["text"], x[:, 0])
+
+
+@pytest.mark.parametrize(
+    "added", [{"y": torch.zeros(4)}, {"y": torch.tensor(3)}, {"added": [torch.zeros(6, 2)]}], ids=str
+)
+def test_a_keyword_with_another_number_of_samples(added):
+    with pytest.raises(ValueError, match="as many of each argument"):
+        CalibrationSet(some(5).inputs, added)
+
+
+def test_digest_knows_keywords_and_constants():
+    x, t = some().inputs
+    sets = [
+        CalibrationSet((x, t)),
+        CalibrationSet((x, t, t)),
+        CalibrationSet((x, t), {"y": t}),
+        CalibrationSet((x, t), {"z": t}),
+        CalibrationSet((x, t), {"y": t + 1}),
+        CalibrationSet((x, t), {"y": t, "flag": True}),
+        CalibrationSet((x, t), {"y": t, "flag": False}),
+        CalibrationSet((x, t, None)),
+    ]
+    assert len({data.digest() for data in sets}) == len(sets)
+    assert CalibrationSet((), {"a": x, "b": t}).digest() == CalibrationSet((), {"b": t, "a": x}).digest()
+
+
 # Files
 
 
@@ -135,6 +177,24 @@ def test_saved_and_read_back(folder, tmp_path):
     assert again.digest() == data.digest()
     assert os.listdir(path.parent) == ["data.safetensors"]
     assert load(path.read_bytes()).keys() == {"input_0", "input_1"}
+
+
+def test_keyword_arguments_survive_a_file(tmp_path):
+    data = keywords(6)
+    data.save(tmp_path / "d")
+    names = {"0", "1", "y", "residuals.0", "residuals.1", "added.text", "added.ids"}
+    assert load((tmp_path / "d").read_bytes()).keys() == {f"input_{name}" for name in names}
+    again = read_calibration_data(tmp_path / "d", 2, 3)
+    assert again.digest() == data.digest()
+    assert again.inputs[2] is None and again.keywords["return_dict"] is False
+    assert torch.equal(again.keywords["added"]["ids"], data.keywords["added"]["ids"])
+
+
+def test_a_file_of_positional_tensors_is_that_of_earlier_versions(tmp_path):
+    data = some(6)
+    data.save(tmp_path / "d")
+    save_file({f"input_{i}": x for i, x in enumerate(data.inputs)}, tmp_path / "earlier")
+    assert (tmp_path / "d").read_bytes() == (tmp_path / "earlier").read_bytes()
 
 
 def test_ours_with_another_number_of_samples(tmp_path):
@@ -159,6 +219,8 @@ def test_ours_cut_short(keep, tmp_path):
         {"input_0": torch.zeros(3), "input_2": torch.zeros(3)},
         {"input_0": torch.zeros(3), "input_1": torch.zeros(2)},
         {"input_0": torch.zeros(0)},
+        {"input_0": torch.zeros(3), "y": torch.zeros(3)},
+        {"input_0": torch.zeros(3), "input_y": torch.zeros(2)},
     ],
 )
 def test_another_safetensors_file(content, tmp_path):

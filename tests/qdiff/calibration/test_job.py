@@ -1,11 +1,14 @@
 import copy
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +18,9 @@ from qdiff.block_recon import Outcome, Schedule
 from qdiff.calibration import job as calibration_job
 from qdiff.calibration.capture import capture
 from qdiff.calibration.data import CalibrationSet
-from qdiff.calibration.job import CalibrationSettings, Reporter, calibrate
+from qdiff.calibration.job import Reporter, calibrate
+from qdiff.calibration.measure import make_plan
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.checkpoints.load import save_quantized
 from qdiff.errors import UserError
 from qdiff.files.journal import Journal
@@ -371,11 +376,11 @@ def test_the_outputs_that_are_kept_and_what_is_captured_share_the_memory(tmp_pat
     memory = 6 * 2 * row + 4 * 4 * row + 1  # room to keep of four samples two outputs from two networks
     shares = []
 
-    def capture_and_note(replay, block, store):
-        shares.append((replay.bytes, store.left))
-        captured = capture(replay, block, store)
-        kept = [x for way in (replay.quantized, replay.original) for xs in way.values() for x in xs or ()]
-        assert sum(x.nbytes for x in kept) <= replay.bytes
+    def capture_and_note(cache, block, store):
+        shares.append((cache.max_bytes, store.left))
+        captured = capture(cache, block, store)
+        kept = [x for way in (cache.quantized, cache.original) for xs in way.values() for y in xs for x in y.tensors]
+        assert sum(x.nbytes for x in kept) <= cache.max_bytes
         return captured
 
     monkeypatch.setattr(calibration_job, "capture", capture_and_note)
@@ -413,3 +418,35 @@ def test_two_jobs_of_the_same_numbers(tmp_path):
         calibrate(model, data, SETTINGS, Journal(tmp_path / name, {}), memory=0)
         files.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
     assert files[0] == files[1]
+
+
+def test_a_notebook_needs_neither_journal_nor_memory(tmp_path, monkeypatch):
+    """The folder that takes their place is removed at the end, also after an error; the numbers are the same."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    data = CalibrationSet((torch.randn(20, 4, generator=torch.Generator().manual_seed(0)),))
+    plain, journaled = toy(POLICY), toy(POLICY)
+    calibrate(plain, data, SETTINGS)
+    calibrate(journaled, data, SETTINGS, Journal(tmp_path / "journal", {}), memory=0)
+    assert saved(plain, tmp_path) == saved(journaled, tmp_path)
+    with pytest.raises(UserError, match="the loss is"):
+        calibrate(toy(POLICY, scale=1e30), CalibrationSet((torch.full((8, 4), 1e30),)), SETTINGS)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_the_default_memory_is_that_of_a_plan(tmp_path, monkeypatch):
+    """Half of what is free beside computing; nothing is measured where nothing is captured."""
+    budgets = []
+
+    def capture_and_note(cache, block, store):
+        budgets.append(cache.memory)
+        return capture(cache, block, store)
+
+    monkeypatch.setattr(calibration_job, "capture", capture_and_note)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
+    model = chain()
+    plan = make_plan(model, next(CHAIN_DATA.batches(2)), len(CHAIN_DATA), WEIGHTS_ONLY, None)
+    calibrate(model, CHAIN_DATA, WEIGHTS_ONLY)
+    assert set(budgets) == {plan.budget} and 0 < plan.budget < 10**6 / 2
+    monkeypatch.setattr(calibration_job, "make_plan", None)
+    calibrate(toy(POLICY), CalibrationSet((torch.randn(8, 4),)), ranges_only())

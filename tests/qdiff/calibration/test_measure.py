@@ -7,14 +7,17 @@ import torch
 from torch import nn
 
 from qdiff.adapters import adapter_for
-from qdiff.block_recon import LearnedRounding, Schedule
+from qdiff.block_recon import Schedule
 from qdiff.calibration import measure
-from qdiff.calibration.job import CalibrationSettings
-from qdiff.calibration.measure import _ways, forward_seconds, make_plan
+from qdiff.calibration.measure import _prefix_seconds, forward_seconds, make_plan
 from qdiff.calibration.memory import peak_bytes
-from qdiff.calibration.partial_forward import block_inputs
+from qdiff.calibration.partial_forward import block_call
+from qdiff.calibration.settings import CalibrationSettings
+from qdiff.calls import Call
 from qdiff.errors import UserError
 from qdiff.functional import lp_loss
+from qdiff.objectives import LearnedRounding
+from qdiff.observers import Observer
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
 from tests.tiny import tiny_network
@@ -24,7 +27,7 @@ from tests.tiny import tiny_network
 def clock(monkeypatch) -> SimpleNamespace:
     """A clock that goes on where the test says so."""
     clock = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(measure, "now", lambda x: clock.seconds)
+    monkeypatch.setattr(measure, "synchronized_time", lambda x: clock.seconds)
     return clock
 
 
@@ -37,7 +40,7 @@ def test_forward_seconds(clock):
             clock.seconds += 2.0**-Slow.calls
             return x
 
-    assert forward_seconds(Slow(), [torch.zeros(1)]) == 0.25, "of the second"
+    assert forward_seconds(Slow(), Call((torch.zeros(1),))) == 0.25, "of the second"
     assert Slow.calls == 2
 
 
@@ -49,7 +52,7 @@ def test_measured_on_a_network(clock):
     weights = {name: x.numel() for name, x in tiny_network().named_parameters()}
     network = tiny_network()
     model = QuantModel(network, policy, adapter_for(network)).eval()
-    batch = torch.randn(2, 3, 8, 8), torch.tensor([0, 5])
+    batch = Call((torch.randn(2, 3, 8, 8), torch.tensor([0, 5])))
     slow = model.get_submodule("model.mid.attn_1.q")
 
     def take_time(module, args):
@@ -67,18 +70,18 @@ def test_measured_on_a_network(clock):
     assert found["model.up.1.block.0"].sample_bytes == 4 * ((128 + 64) * 4 * 4 + 128)
     assert (found["model.conv_in"].sites, found["model.mid.attn_1"].sites) == (1, 8)
     assert found["model.mid.block_1"].sites == 3 and found["model.up.1.block.0"].sites == 4
-    assert made.replayed == 9, "memory has room for all samples"
+    assert made.cached_samples == 9, "memory has room for all samples"
     assert made.data_bytes == 9 * (4 * 3 * 8 * 8 + 8), "pictures and timesteps"
     seconds = {path: block.seconds for path, block in found.items() if block.seconds}
     assert seconds == {"model.mid.attn_1": 1.5}, "the batch of calibration is three times as large"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules() if m is not slow)
 
 
-def test_ways():
+def test_prefix_seconds():
     """Called a, b, c, d; learned a, c, b, d: c is reached from behind a, d from behind b, which is passed then."""
     seconds = {"a": 1.0, "b": 2.0, "c": 4.0, "d": 8.0}
-    assert _ways(seconds, ["a", "c", "b", "d"]) == {"a": (1, 1), "c": (7, 7), "b": (3, 2), "d": (15, 14)}
-    assert _ways(seconds, list(seconds)) == {"a": (1, 1), "b": (3, 3), "c": (7, 6), "d": (15, 12)}
+    assert _prefix_seconds(seconds, ["a", "c", "b", "d"]) == {"a": (1, 1), "c": (7, 7), "b": (3, 2), "d": (15, 14)}
+    assert _prefix_seconds(seconds, list(seconds)) == {"a": (1, 1), "b": (3, 3), "c": (7, 6), "d": (15, 12)}
 
 
 def network(act: bool = True) -> QuantModel:
@@ -87,22 +90,22 @@ def network(act: bool = True) -> QuantModel:
     return QuantModel(fp, QuantPolicy(spec, QuantSpec(8) if act else None, split=True), adapter_for(fp)).eval()
 
 
-ONE = torch.randn(1, 3, 8, 8), torch.tensor([5])
+ONE = Call((torch.randn(1, 3, 8, 8), torch.tensor([5])))
 
 
 def test_without_a_budget_what_is_captured_and_kept_fits_beside_the_computing(tmp_path, monkeypatch):
     """Memory is the limit, and the job still begins: fewer outputs are kept."""
     settings = CalibrationSettings(2, Schedule(1, 1e-3), None)
     plenty = make_plan(network(), ONE, 100, settings, None)
-    assert plenty.replayed == 100
-    free = plenty.working + 2 * plenty.captured + plenty.replayed_bytes
+    assert plenty.cached_samples == 100
+    free = plenty.working_bytes + 2 * plenty.captured_bytes + plenty.cached_bytes
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
     made = make_plan(network(), ONE, 100, settings, None)
-    assert made.budget == (free - made.working) // 2 and 0 < made.replayed < 100 and made.on_disk == 0
+    assert made.budget == (free - made.working_bytes) // 2 and 0 < made.cached_samples < 100 and made.on_disk_bytes == 0
     made.check(tmp_path, None)
     beforehand = make_plan(network(), ONE, 100, settings, None, data_in_memory=False)
-    assert beforehand.budget == (free - made.working - made.data_bytes) // 2
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=made.working - 1))
+    assert beforehand.budget == (free - made.working_bytes - made.data_bytes) // 2
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=made.working_bytes - 1))
     with pytest.raises(UserError, match="lower --cali_batch_size"):
         make_plan(network(), ONE, 100, settings, None).check(tmp_path, None)
 
@@ -141,14 +144,14 @@ def test_memory_of_an_iteration_grows_with_the_batch_and_with_what_is_learned():
 
 
 def test_memory_of_the_largest_iteration():
-    model, batch = network(act=False), [x.repeat_interleave(32, 0) for x in ONE]
+    model, batch = network(act=False), ONE.map(lambda x: x.repeat_interleave(32, 0))
     made = make_plan(model, ONE, 10, CalibrationSettings(32, Schedule(1, 1e-3), None), 0)
     largest = max(made.blocks, key=lambda b: b.iteration_bytes)
     block = next(b for b in model.blocks() if b.path == largest.path)
-    inputs = block_inputs(block.module, lambda: model(*batch))
+    call = block_call(model, block.module, batch)
 
     def iteration():
-        output = block.module(*(x.clone() for x in inputs))
+        output = call.map(torch.clone)(block.module)
         loss = lp_loss(output, torch.zeros_like(output)) + objective.penalty(1, 2)
         torch.autograd.grad(loss, objective.parameters())
 
@@ -165,3 +168,12 @@ def test_planning_leaves_the_network_as_it_was():
     assert all(site.quantizer is None for site in model.sites())
     assert all(layer.rounding is None for layer in model.layers().values())
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+
+
+def test_planning_leaves_the_ranges_of_a_calibrated_network():
+    model = network()
+    with model.observing(Observer):
+        ONE(model)
+    before = [site.quantizer for site in model.sites()]
+    make_plan(model, ONE, 10, CalibrationSettings(2, None, Schedule(1, 1e-3)), 0)
+    assert all(site.quantizer is quantizer for site, quantizer in zip(model.sites(), before))

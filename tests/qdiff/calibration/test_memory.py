@@ -9,9 +9,11 @@ from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from qdiff.adapters import adapter_for
 from qdiff.block_recon import Schedule
 from qdiff.calibration.data import CalibrationSet
-from qdiff.calibration.job import CalibrationSettings, calibrate
+from qdiff.calibration.job import calibrate
 from qdiff.calibration.measure import make_plan
 from qdiff.calibration.memory import batch_peak, peak_bytes, without_values
+from qdiff.calibration.settings import CalibrationSettings
+from qdiff.calls import Call
 from qdiff.checkpoints.load import load_quantized, save_quantized
 from qdiff.files.journal import Journal
 from qdiff.policy import QuantPolicy, QuantSpec
@@ -63,7 +65,9 @@ def test_peak_of_a_batch():
     with torch.no_grad():
         for size in (1, 2, 7, 32, 100):
             run = peak_bytes(lambda: layer(torch.zeros(size, 256)))  # noqa: B023
-            assert batch_peak(layer, layer, [torch.zeros(1, 256)], size) == run == 2 * size * KB, "inputs and outputs"
+            assert batch_peak(layer, layer, Call((torch.zeros(1, 256),)), size) == run == 2 * size * KB, (
+                "inputs and outputs"
+            )
 
 
 def test_a_part_that_does_not_grow_is_counted_in_full():
@@ -73,14 +77,14 @@ def test_a_part_that_does_not_grow_is_counted_in_full():
     layer = nn.Linear(256, 256)
     with torch.no_grad():
         for size in (1, 32):
-            assert batch_peak(layer, run, [torch.zeros(1, 256)], size) == (256 + 2 * size) * KB
-        assert batch_peak(layer, run, [torch.zeros(1, 256)], 64) == 2 * (256 + 64) * KB, "beyond, in proportion"
+            assert batch_peak(layer, run, Call((torch.zeros(1, 256),)), size) == (256 + 2 * size) * KB
+        assert batch_peak(layer, run, Call((torch.zeros(1, 256),)), 64) == 2 * (256 + 64) * KB, "beyond, in proportion"
 
 
 def test_a_batch_is_not_computed():
     layer = nn.Linear(1, 2**36, bias=False, device="meta")
     with torch.no_grad():
-        assert batch_peak(layer, layer, [torch.zeros(1, 1)], 32) == 32 * (2**36 + 1) * 4, "8 TiB"
+        assert batch_peak(layer, layer, Call((torch.zeros(1, 1),)), 32) == 32 * (2**36 + 1) * 4, "8 TiB"
 
 
 def test_values_come_back_as_the_same_objects():
@@ -125,10 +129,10 @@ def test_memory_is_as_planned_and_not_that_of_all_scores(running, memory, tmp_pa
     settings = CalibrationSettings(
         BATCH, Schedule(2, 1e-3), Schedule(1, 1e-3), range_samples=SAMPLES, running_stat=running
     )
-    whole = make_plan(model, next(iter(data.batches(2))), SAMPLES, settings, memory)
+    whole = make_plan(model, next(data.batches(2)), SAMPLES, settings, memory)
     monkeypatch.setattr(slices, "SCORES", 2 * SIDE**4)
-    plan = make_plan(model, next(iter(data.batches(2))), SAMPLES, settings, memory)
-    assert plan.working < 0.7 * whole.working
+    plan = make_plan(model, next(data.batches(2)), SAMPLES, settings, memory)
+    assert plan.working_bytes < 0.7 * whole.working_bytes
     peak = peak_bytes(lambda: calibrate(model, data, settings, Journal(tmp_path, {}), memory=memory))
-    counted = plan.captured + plan.replayed_bytes  # what lies in mapped files is counted too
-    assert 0.8 * plan.working < peak - counted < 1.05 * plan.working
+    counted = plan.captured_bytes + plan.cached_bytes  # what lies in mapped files is counted too
+    assert 0.8 * plan.working_bytes < peak - counted < 1.05 * plan.working_bytes

@@ -5,8 +5,8 @@ import psutil
 import pytest
 
 from qdiff.block_recon import Schedule
-from qdiff.calibration.job import CalibrationSettings
-from qdiff.calibration.plan import GIB, BlockPlan, Plan, clock, default_budget
+from qdiff.calibration.plan import GIB, BlockPlan, Plan, default_budget, format_duration
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.errors import UserError
 
 BOTH = CalibrationSettings(10, Schedule(100, 1e-3), Schedule(50, 1e-3))
@@ -27,14 +27,14 @@ def plan(settings: CalibrationSettings, forward_bytes: int = 0, budget: int = 0)
 
 
 def test_sizes():
-    assert plan(BOTH).captured == plan(WEIGHTS).captured == 25 * 400
-    assert plan(STEPS).captured == 25 * 300, "the largest block has no step size to learn"
-    assert plan(NOTHING).captured == 0
-    assert plan(BOTH).learning == 5000 * 4 * 4, "alpha, gradient and two moments in float32"
-    assert plan(STEPS).learning == plan(NOTHING).learning == 0
-    assert plan(BOTH).working == 80_000 + 2000, "the largest block's variables and the largest iteration"
-    assert plan(BOTH, forward_bytes=82_001).working == 82_001, "the two are not at the same time"
-    assert [plan(BOTH, 0, budget).on_disk for budget in (0, 9_999, 10_000)] == [10_000, 10_000, 0]
+    assert plan(BOTH).captured_bytes == plan(WEIGHTS).captured_bytes == 25 * 400
+    assert plan(STEPS).captured_bytes == 25 * 300, "the largest block has no step size to learn"
+    assert plan(NOTHING).captured_bytes == 0
+    assert plan(BOTH).learning_bytes == 5000 * 4 * 4, "alpha, gradient and two moments in float32"
+    assert plan(STEPS).learning_bytes == plan(NOTHING).learning_bytes == 0
+    assert plan(BOTH).working_bytes == 80_000 + 2000, "the largest block's variables and the largest iteration"
+    assert plan(BOTH, forward_bytes=82_001).working_bytes == 82_001, "the two are not at the same time"
+    assert [plan(BOTH, 0, budget).on_disk_bytes for budget in (0, 9_999, 10_000)] == [10_000, 10_000, 0]
 
 
 def test_times():
@@ -51,13 +51,13 @@ def test_times():
 
 def test_times_where_outputs_are_kept():
     """Of the three batches one goes the whole way, two begin with the block before."""
-    kept = Plan(BLOCKS, 25, BOTH, 0, replayed=20, replayed_bytes=7)
+    kept = Plan(BLOCKS, 25, BOTH, 0, cached_samples=20, cached_bytes=7)
     assert kept.block_seconds(0, "weights") == pytest.approx(6 * 0.1 + 300 * 0.1)
     assert kept.block_seconds(2, "steps") == pytest.approx(2 * 0.7 + 4 * 0.6 + 150 * 0.4)
 
 
 def test_what_is_kept_takes_memory(machine, tmp_path):
-    kept = Plan(BLOCKS, 25, BOTH, 0, 10_000, replayed=20, replayed_bytes=1000)
+    kept = Plan(BLOCKS, 25, BOTH, 0, 10_000, cached_samples=20, cached_bytes=1000)
     machine(93_000, 0)
     kept.check(tmp_path, None)
     machine(92_999, 0)
@@ -136,7 +136,7 @@ def test_numbers_of_a_refusal(machine, tmp_path):
     [(0, "0:00:00"), (59.6, "0:01:00"), (3599, "0:59:59"), (3661, "1:01:01"), (360_000, "100:00:00")],
 )
 def test_clock(seconds, text):
-    assert clock(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_table():
@@ -145,8 +145,8 @@ def test_table():
     assert columns[0] == ["block", "weights", "captured", "time"]
     assert columns[2][:2] == ["long.path", "5,000"]
     assert [row[-1] for row in columns[1:]] == [
-        clock(sum(plan(BOTH).block_seconds(j, s) for s, j in plan(BOTH).units if j == i)) for i in range(3)
+        format_duration(sum(plan(BOTH).block_seconds(j, s) for s, j in plan(BOTH).units if j == i)) for i in range(3)
     ]
     assert lines[4] == "3 blocks, 25 calibration samples"
-    assert clock(plan(BOTH).seconds) in lines[-1]
+    assert format_duration(plan(BOTH).seconds) in lines[-1]
     assert "calibration data: 3.00 GiB" in Plan(BLOCKS, 25, BOTH, 0, data_bytes=3 * GIB).table()

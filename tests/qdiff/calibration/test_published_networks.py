@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from qdiff.adapters import adapter_of
 from qdiff.block_recon import Schedule
 from qdiff.calibration.data import CalibrationSet
-from qdiff.calibration.job import CalibrationSettings, calibrate
+from qdiff.calibration.job import calibrate
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.checkpoints.load import load_quantized, save_quantized
 from qdiff.files.journal import Journal
 from qdiff.policy import QuantPolicy, QuantSpec

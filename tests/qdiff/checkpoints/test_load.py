@@ -15,10 +15,12 @@ from ddim.models.diffusion import Model
 from qdiff import quant_layer
 from qdiff.adapters import adapter_for
 from qdiff.adaptive_rounding import AdaRoundQuantizer
-from qdiff.checkpoints import quantized_file
-from qdiff.checkpoints.load import load_quantized, load_rounding, load_weights, read_checkpoint, save_quantized
+from qdiff.checkpoints import content, quantized_file
+from qdiff.checkpoints.load import load_quantized, load_rounding, save_quantized
 from qdiff.checkpoints.quantized_file import read_quantized
+from qdiff.checkpoints.read import read_checkpoint
 from qdiff.checkpoints.validate import state_shapes
+from qdiff.checkpoints.weights import load_weights
 from qdiff.errors import UserError
 from qdiff.observers import Observer
 from qdiff.packing import packed_size
@@ -121,7 +123,7 @@ def calls(monkeypatch) -> Counter:
         monkeypatch.setattr(owner, name, lambda *args, **kw: counts.update([name]) or function(*args, **kw))
 
     count(quantized_file, "safe_open")
-    count(quantized_file, "unpack")
+    count(content, "unpack")
     count(quant_layer.QuantModule, "set_codes")
     count(quant_layer.PackedModule, "set_codes")
     count(quant_layer.UniformAffineQuantizer, "dequantize")
@@ -147,7 +149,7 @@ def test_rounding_is_read_once_and_each_layer_computed_once(split_case, calls):
 
 
 def test_what_a_file_says_of_itself_needs_no_code(split_case, calls):
-    assert read_checkpoint(split_case.ours).facts.layers
+    assert read_checkpoint(split_case.ours).summary.layers
     assert calls == {"safe_open": 1}
 
 
@@ -331,7 +333,7 @@ def calibrated(config, policy):
         site.observe(Observer)
         for part in site.quantizer.parts if site.split else [site.quantizer]:
             part(torch.linspace(-1, 1, 5))
-        site.settle()
+        site.freeze()
     return model
 
 
@@ -381,8 +383,8 @@ def test_bits_per_layer_are_read_as_they_were_written(split_case, mixed, low_mem
 
 def test_a_file_with_bits_per_layer_tells_them(mixed):
     model, path = mixed
-    facts, packed = read_checkpoint(path).facts, load_file(path)
-    assert {name: layer.bits for name, layer in facts.layers.items()} == {
+    summary, packed = read_checkpoint(path).summary, load_file(path)
+    assert {name: layer.bits for name, layer in summary.layers.items()} == {
         name: 8
         if ".mid." in name
         else 3
@@ -393,9 +395,9 @@ def test_a_file_with_bits_per_layer_tells_them(mixed):
         for name in model.layers()
     }
     for name, layer in model.layers().items():
-        assert packed[f"{name}.codes"].numel() == packed_size(layer.codes.numel(), facts.layers[name].bits)
-    assert (facts.weight_bits, facts.activations.bits, facts.activations.softmax_bits) == (4, 8, 16)
-    assert facts.policy == MIXED
+        assert packed[f"{name}.codes"].numel() == packed_size(layer.codes.numel(), summary.layers[name].bits)
+    assert (summary.weight_bits, summary.activations.bits, summary.activations.softmax_bits) == (4, 8, 16)
+    assert summary.policy == MIXED
 
 
 def version(path: Path) -> int:

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from ddim.models.diffusion import Model
 from qdiff.adapters import adapter_for
-from qdiff.checkpoints.original import facts, from_original, is_original, original_shapes
+from qdiff.checkpoints.original import from_original, is_original, original_shapes, summarize
 from qdiff.checkpoints.validate import legacy_owners, splits_of, state_shapes
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_layer import UniformAffineQuantizer
@@ -87,7 +87,7 @@ def test_the_rest_is_taken_as_it_is(original):
 
 
 def test_the_file_tells_what_it_can(original):
-    s, found = original.case.settings, facts(original.state)
+    s, found = original.case.settings, summarize(original.state)
     assert (found.weight_bits, found.split, found.activations.symmetric) == (s.weight_bit, s.split, s.a_sym)
     assert found.activations.bits is None
     assert {path: layer.split for path, layer in found.layers.items() if layer.split} == (SPLITS if s.split else {})
@@ -97,7 +97,7 @@ def test_the_file_tells_what_it_can(original):
 
 def test_without_activation_steps(original):
     weights_only = {key: x for key, x in original.state.items() if ".act_quantizer" not in key}
-    assert facts(weights_only).activations is None
+    assert summarize(weights_only).activations is None
 
 
 def layer_state(weight, bits, range_search):
@@ -118,13 +118,13 @@ def test_bits_show_in_the_steps(bits, range_search):
     weight[0] = weight[0].abs() + 1  # zero points of such channels exceed the codes
     weight[1] = -weight[1].abs() - 1
     weight[2] = 0.5  # no range at all
-    assert facts(layer_state(weight, bits, range_search)).weight_bits == bits
+    assert summarize(layer_state(weight, bits, range_search)).weight_bits == bits
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_bits_show_in_the_steps_of_shrunk_ranges(bits):
     weight = torch.randn(64, 200, generator=torch.Generator().manual_seed(0))
-    assert facts(layer_state(weight, bits, "mse")).weight_bits == bits
+    assert summarize(layer_state(weight, bits, "mse")).weight_bits == bits
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -132,14 +132,14 @@ def test_bits_show_in_the_steps_of_shrunk_ranges(bits):
 def test_bits_show_in_steps_that_are_rounded_otherwise(bits, factor):
     state = layer_state(torch.randn(9, 40, generator=torch.Generator().manual_seed(0)), bits, "max")
     state["model.fc.weight_quantizer.delta"] *= factor
-    assert facts(state).weight_bits == bits
+    assert summarize(state).weight_bits == bits
 
 
 @pytest.mark.parametrize("factor", [0.25, 4])
 def test_one_channel_of_another_range_changes_nothing(factor):
     state = layer_state(torch.randn(9, 40, generator=torch.Generator().manual_seed(0)), 4, "max")
     state["model.fc.weight_quantizer.delta"][3] *= factor
-    assert facts(state).weight_bits == 4
+    assert summarize(state).weight_bits == 4
 
 
 @pytest.mark.parametrize("factor", [0.001, 1000, torch.nan])
@@ -147,7 +147,7 @@ def test_steps_of_no_bit_width_are_refused(factor):
     state = layer_state(torch.randn(4, 9), 4, "max")
     state["model.fc.weight_quantizer.delta"] *= factor
     with pytest.raises(ValueError, match="fits no bit width"):
-        facts(state)
+        summarize(state)
 
 
 @pytest.mark.parametrize("field", ["alpha", "delta", "zero_point"])
@@ -157,7 +157,7 @@ def test_an_incomplete_layer_is_named(slot, field):
     key = f"model.up.1.block.0.nin_shortcut.{slot}.{field}"
     del state[key]
     with pytest.raises(ValueError, match=f"'{key}' is missing"):
-        facts(state)
+        summarize(state)
 
 
 def test_a_temporary_file_of_an_unfinished_calibration_says_so():
@@ -165,7 +165,7 @@ def test_a_temporary_file_of_an_unfinished_calibration_says_so():
         key: x for key, x in original_checkpoint(W8A8).state.items() if not key.endswith((".delta", ".zero_point"))
     }
     with pytest.raises(ValueError, match=r"unfinished calibration.*finished run saved"):
-        facts(state)
+        summarize(state)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_temporary_file_of_an_unfinished_calibration_says_so():
 def test_tensors_of_another_shape_are_refused(key, shape):
     state = original_checkpoint(W8A8).state | {f"model.conv_in.{key}": torch.ones(shape)}
     with pytest.raises(ValueError, match=r"'model.conv_in' do not fit"):
-        facts(state)
+        summarize(state)
 
 
 def test_full_precision_weights_are_not_calibrated(original):

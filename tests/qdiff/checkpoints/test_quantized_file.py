@@ -108,12 +108,12 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
 
 def test_the_file_tells_about_itself(tmp_path):
     write_quantized(tmp_path / "q", example())
-    facts = read_quantized(tmp_path / "q").facts
-    assert facts.layers == {"b.conv": Layer((6, 5, 3, 3), 4, (3, 2)), "a.fc": Layer((6, 3), 4)}
-    assert list(facts.layers) == ["b.conv", "a.fc"]  # the order of the network
-    assert (facts.weight_bits, facts.split) == (4, True)
-    assert (facts.activations.symmetric, facts.activations.bits, facts.activations.softmax_bits) == (True, 8, 16)
-    assert facts.parameters == 6 * 5 * 3 * 3 + 6 * 3 + 6 + 7 + 3
+    summary = read_quantized(tmp_path / "q").summary
+    assert summary.layers == {"b.conv": Layer((6, 5, 3, 3), 4, (3, 2)), "a.fc": Layer((6, 3), 4)}
+    assert list(summary.layers) == ["b.conv", "a.fc"]  # the order of the network
+    assert (summary.weight_bits, summary.split) == (4, True)
+    assert (summary.activations.symmetric, summary.activations.bits, summary.activations.softmax_bits) == (True, 8, 16)
+    assert summary.parameters == 6 * 5 * 3 * 3 + 6 * 3 + 6 + 7 + 3
 
 
 def test_numeric_keys_in_the_configuration_do_not_break_the_digest(tmp_path):

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from qdiff.block_recon import Schedule
-from qdiff.calibration.job import CalibrationSettings
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.cli import sample_ddim
 from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import parse
 from qdiff.cli.sample import learning_of, policy_of, quantization_of, record_of
-from qdiff.pipelines.calibrate import Calibrate, DataSettings
+from qdiff.pipelines.calibrate import Calibrate
+from qdiff.pipelines.calibration_set import DataSettings
 from qdiff.pipelines.quantization import LoadQuantized
 from qdiff.policy import QuantPolicy, QuantSpec
 

@@ -121,7 +121,7 @@ def test_leftovers_are_files_with_the_suffix_and_nothing_else(tmp_path):
 
 
 def refused_by(write: Callable[[Path], object], path: Path) -> OSError:
-    """What comes of a write that the system refuses; nothing is left of it."""
+    """Return the error of a write that the system refuses, and check that it leaves nothing."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:

@@ -54,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Serves CONTENT as the published weights `w`; its attributes make it misbehave."""
+    """Serve CONTENT as the published weights `w`; attributes make the server misbehave."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.content, server.ranges, server.status, server.pause, server.breaks_after = CONTENT, True, None, 0, 1 << 30
     server.asked = []

@@ -118,7 +118,7 @@ def test_a_job_that_depends_on_less_is_another_one(tmp_path):
 @pytest.mark.parametrize("content", ["", '{"n": 1', "[]", "null"])
 def test_a_damaged_description(content, tmp_path):
     (tmp_path / "job.json").write_text(content)
-    assert f"job.json is damaged: delete {tmp_path}" in refusal(tmp_path, JOB)
+    assert f"job.json' is damaged: delete '{tmp_path}' to start afresh" in refusal(tmp_path, JOB)
 
 
 def test_the_description_is_for_people_too(tmp_path):

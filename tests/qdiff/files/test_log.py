@@ -7,7 +7,7 @@ from qdiff.files.log import logging_to
 
 
 def log_all(path: Path, verbose: bool) -> list[str]:
-    """The lines of the file after some have been logged, without their times."""
+    """Log some lines and return those of the file, without times."""
     logger = logging.getLogger("qdiff.some.module")
     with logging_to(path, verbose):
         logger.debug("tiny")

@@ -39,7 +39,7 @@ def same(found, expected=WEIGHTS):
 
 
 def refusal(call, *args):
-    """The message of the UserError that the call must end in."""
+    """Return the message of the UserError that the call must raise."""
     with pytest.raises(UserError) as error:
         call(*args)
     assert str(error.value).isprintable()
@@ -47,7 +47,7 @@ def refusal(call, *args):
 
 
 def read_weights(path):
-    """The tensors of the first state dict."""
+    """Return the tensors of the first state dict."""
     return read_state_dicts(path)[0].tensors
 
 

@@ -9,7 +9,7 @@ from qdiff.files.refusals import explaining
 
 
 def said(error: OSError) -> str:
-    """The one line that comes of an error."""
+    """Return the one line made of an error."""
     with pytest.raises(UserError) as caught, explaining(Path("run"), "--outdir"):
         raise error
     assert "\n" not in str(caught.value) and "{" not in str(caught.value)
@@ -33,7 +33,7 @@ def of(number: int, *files: str) -> str:
         (errno.ENXIO, "its disk"),
         (errno.ENOTCONN, "its disk"),
         (errno.ETIMEDOUT, "its disk"),
-        (errno.ENOENT, "see that it is there"),
+        (errno.ENOENT, "check that it exists"),
         (errno.ENOLCK, "another folder with --outdir, on another disk"),
         (errno.ENOSYS, "another folder with --outdir, on another disk"),
         (errno.EMFILE, "ulimit -n"),

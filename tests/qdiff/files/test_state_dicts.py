@@ -45,7 +45,7 @@ def test_places(content, expected):
 @pytest.mark.parametrize("content", [None, 5, [], {}, [[]], {"state_dict": {}}, torch.ones(2), {"a": 1}])
 def test_nothing_by_name(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"x\.pth' holds no tensors by name but "):
+    with pytest.raises(UserError, match=r"x\.pth' contains no named tensors but "):
         read_state_dicts(tmp_path / "x.pth")
 
 

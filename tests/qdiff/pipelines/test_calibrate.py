@@ -15,10 +15,11 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from qdiff.calibration.data import CalibrationSet
 from qdiff.calibration.plan import Plan
+from qdiff.calls import Call
 from qdiff.checkpoints.quantized_file import read_quantized
 from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import parse
@@ -26,7 +27,7 @@ from qdiff.cli.sample import learning_of, quantization_of
 from qdiff.errors import UserError
 from qdiff.files.digest import tensors_digest
 from qdiff.files.journal import Journal
-from qdiff.pipelines import calibrate
+from qdiff.pipelines import calibrate, calibration_set
 from qdiff.quant_model import QuantModel
 from tests.tiny import tiny_network
 
@@ -61,8 +62,8 @@ class Model:
     def __init__(self, network: nn.Module):
         self.network = network
 
-    def example(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        return torch.zeros(batch_size, 3, 8, 8), torch.zeros(batch_size, dtype=torch.long)
+    def example(self, batch_size: int) -> Call:
+        return Call((torch.zeros(batch_size, 3, 8, 8), torch.zeros(batch_size, dtype=torch.long)))
 
     def calibration_steps(self, indices: Sequence[int]) -> NoReturn:
         raise AssertionError("a collector takes its place")
@@ -81,7 +82,7 @@ class Job:
 
     def run(self) -> QuantModel:
         self.folder.mkdir(exist_ok=True)
-        with mock.patch.object(calibrate, "collect", self.collect):
+        with mock.patch.object(calibration_set, "collect", self.collect):
             return self.quantization.run(self.model, self.folder)
 
 
@@ -125,7 +126,7 @@ def test_files_of_a_job(idle, tmp_path):
     again = job(tmp_path, collect=collect).run()
     assert (collect.calls, len(idle)) == (1, 1), "what is finished is loaded"
     with torch.no_grad():
-        assert torch.equal(again(*made.model.example(2)), model(*made.model.example(2)))
+        assert torch.equal(made.model.example(2)(again), made.model.example(2)(model))
     assert not again.training
 
 
@@ -178,7 +179,7 @@ def other_weights() -> nn.Module:
 )
 def test_an_interrupted_job_is_not_continued_with_other(what, line, options, interrupted, idle):
     line = refusal(job(interrupted, line, **options))
-    assert f"a calibration with other {what} (" in line and "use another -l" in line
+    assert f"holds results for other {what} (" in line and "use another -l" in line
     assert idle == []
 
 
@@ -187,7 +188,7 @@ def test_an_interrupted_job_is_not_continued_with_other_data(interrupted, idle):
     touched = ONES.inputs[0].clone()
     touched[5, 2, 7, 7] += 1e-6
     collect = Collector(CalibrationSet((touched, ONES.inputs[1])))
-    assert "a calibration with other data (" in refusal(job(interrupted, collect=collect))
+    assert "holds results for other data (" in refusal(job(interrupted, collect=collect))
 
 
 def test_the_weights_of_another_checkpoint_are_another_job(tmp_path):
@@ -199,7 +200,7 @@ def test_the_weights_of_another_checkpoint_are_another_job(tmp_path):
     record = json.loads((tmp_path / "c" / "journal" / "job.json").read_text())
     content = (tmp_path / "a" / "quantized.safetensors").read_bytes()
     assert record["cali_ckpt"] == hashlib.sha256(content).hexdigest()
-    assert "a calibration with other cali_ckpt (" in refusal(job(tmp_path / "c", line.format(tmp_path / "b")))
+    assert "holds results for other cali_ckpt (" in refusal(job(tmp_path / "c", line.format(tmp_path / "b")))
 
 
 # Data that do not fit

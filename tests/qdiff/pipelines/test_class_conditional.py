@@ -16,9 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffusion.dpm_solver import dpm_solver
+from diffusion.samplers import generalized
+from diffusion.steps import Step
 from ldm.guidance import guided
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.samplers import Step, ddim, dpm_solver, generalized, latent_timesteps
+from ldm.samplers import ddim, latent_timesteps
 from qdiff.adapters.ldm import models
 from qdiff.checkpoints.load import load_quantized
 from qdiff.checkpoints.quantized_file import read_quantized
@@ -400,8 +403,8 @@ REFUSED = [
     (f"{RUN} model.params.cond_stage_config.params.n_classes=1 --dry-run", "null_class is 10, the classes are 0..0"),
     (f"{RUN} {NULL}=null --scale 2", f"--scale 2.0 needs a null class, .* {NULL}=NUMBER"),
     (f"{RUN} --cali_ckpt x --resume --ptq --classes 3,,7", "give numbers with commas"),
-    ("--seed 1 -c 3 --dry-run", "-c 3: steps=3 leads to timestep 1000, the last one is 999: take 2 or 4"),
-    ("--seed 1 -c 1001", "-c 1001: steps=1001 leads to timestep 1000, the last one is 999: take 500"),
+    ("--seed 1 -c 3 --dry-run", "-c 3: steps=3 leads to timestep 1000, but the last is 999: use 2 or 4"),
+    ("--seed 1 -c 1001", "-c 1001: steps=1001 leads to timestep 1000, but the last is 999: use 500"),
     ("-c 4", "--seed is missing"),
     (f"{RUN} --classes 3,11", "--classes 11: the model has the classes 0..10, of which 10 is the null class"),
     (f"{RUN} --classes 3,11 {NULL}=null", "the model has the classes 0..10: give others"),

@@ -91,19 +91,19 @@ def test_a_network_goes_to_the_device_with_its_calibrated_numbers(flag, calibrat
     network = quantization_of(flags(*calibrated, line)).run(found, tmp_path)
     quantized = found.with_network(network)
     assert quantized.network is network and devices(network) == {"meta"}
-    assert network(*quantized.example(2)).is_meta
+    assert quantized.example(2)(network).is_meta
 
 
 def test_in_full_precision_a_network_is_on_the_device_once_it_is_loaded(build):
     found = build("")
     found.load()
-    assert devices(found.network) == {"meta"} and found.network(*found.example(2)).is_meta
+    assert devices(found.network) == {"meta"} and found.example(2)(found.network).is_meta
 
 
 def test_a_plan_computes_on_the_device(build):
     found = build("--dry-run")
     found.init_random()
-    assert devices(found.network) == {"meta"} and found.network(*found.example(2)).is_meta
+    assert devices(found.network) == {"meta"} and found.example(2)(found.network).is_meta
 
 
 def test_the_shape_of_a_finished_image_is_known_beforehand(build):
@@ -121,7 +121,7 @@ def test_flags_are_checked_before_a_plan_initialises_anything(tmp_path):
     found.init_random()
     assert devices(found.latent) == {"cpu"}
     assert all(x.isfinite().all() for x in found.latent.state_dict().values())
-    assert found.latent.decode_first_stage(found.network(*found.example(1))).isfinite().all()
+    assert found.latent.decode_first_stage(found.example(1)(found.network)).isfinite().all()
 
 
 def test_sampling_calls_the_network_of_the_pipeline(calibrated):

@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffusion.samplers import Step, ddpm_noisy, dpm_solver, generalized, timestep_sequence
+from diffusion.dpm_solver import dpm_solver
+from diffusion.samplers import ddpm_noisy, generalized, timestep_sequence
+from diffusion.steps import Step
 from qdiff.adapters.ddim.samplers import schedule
 from qdiff.checkpoints.load import load_quantized
 from qdiff.checkpoints.quantized_file import read_quantized

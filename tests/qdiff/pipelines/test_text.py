@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from diffusion.dpm_solver import dpm_solver
 from ldm.guidance import guided
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.samplers import ddim, dpm_solver, latent_timesteps, plms
+from ldm.samplers import ddim, latent_timesteps, plms
 from qdiff.checkpoints.load import load_quantized
 from qdiff.cli.parser import parse
 from qdiff.cli.txt2img_flags import txt2img_parser
@@ -302,7 +303,7 @@ REFUSED = [
     ("--prompt a --from-file x", "exclude each other"),
     ("--from-file missing.txt", "cannot read --from-file missing.txt"),
     ("--prompt a --clip_path nowhere", "no tokenizer in 'nowhere'"),
-    ("--prompt a --ddim_steps 9", "--ddim_steps 9: steps=9 leads to timestep 1000, the last one is 999: take 8 or 10"),
+    ("--prompt a --ddim_steps 9", "--ddim_steps 9: steps=9 leads to timestep 1000, but the last is 999: use 8 or 10"),
     ("--prompt a --cali_prompts x", "--cali_prompts needs --ptq"),
     ("--prompt a --ckpt nowhere/model.ckpt", "no model in --ckpt nowhere/model.ckpt"),
 ]
@@ -330,9 +331,9 @@ def test_a_configuration_whose_parts_do_not_fit(override, model, tmp_path):
 
 def test_files_without_prompts(model, tmp_path):
     (tmp_path / "p.txt").write_text("\n \r\n")
-    assert "holds no prompt" in refusal(model, tmp_path / "run", f"--from-file {tmp_path / 'p.txt'}")
+    assert "contains no prompts" in refusal(model, tmp_path / "run", f"--from-file {tmp_path / 'p.txt'}")
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00")
-    assert "give a text file in UTF-8" in refusal(model, tmp_path / "run", f"--from-file {tmp_path / 'p.txt'}")
+    assert "give a UTF-8 text file" in refusal(model, tmp_path / "run", f"--from-file {tmp_path / 'p.txt'}")
 
 
 def test_a_model_without_text(tmp_path):

@@ -27,7 +27,7 @@ SEED = 1234
 
 
 def toy(indices, *, shape=SHAPE, steps=4, slow=0.0):
-    """An ancestral walk with noise at every step; elementwise, so that images of a batch cannot meet."""
+    """Take steps with noise, elementwise, so that images of a batch are independent."""
     x, noise = batch_noise(SEED, indices, shape)
     for _ in range(steps):
         time.sleep(slow)

@@ -217,7 +217,7 @@ def test_no_permission(tmp_path):
 def test_a_place_without_files():
     line = refused(Path("/proc/run"), CONFIG)
     assert line == (
-        "cannot use '/proc/run' (No such file or directory): see that it is there, then the same command continues; or "
+        "cannot use '/proc/run' (No such file or directory): check that it exists, then the same command continues; or "
         "give another folder with -l"
     )
 

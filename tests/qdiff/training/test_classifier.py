@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 from qdiff.evaluation.features import DIMENSION, FeatureNet
 from qdiff.evaluation.metrics import statistics
 from qdiff.evaluation.statistics_file import read_statistics

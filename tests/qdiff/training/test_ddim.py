@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from qdiff.errors import UserError
 from qdiff.training.ddim import train
+from qdiff.training.job import TrainingJob
 from tests.command_line import SCRIPTS, script
 from tests.tiny import tiny_config, tiny_network
 
@@ -66,22 +67,25 @@ def test_trained_weights_load_into_the_network(folder, devices, monkeypatch):
 
 def test_input_that_is_wrong(folder):
     OmegaConf.save(tiny_config(), folder / "bare.yml")
-    options = {"run_dir": folder / "run", "out": folder / "out.safetensors", "init": None, "seed": 0, "devices": 1}
+
+    def attempt(config: str, data: str = "data.npz") -> None:
+        train(TrainingJob(folder / config, folder / data, folder / "run", folder / "out.safetensors"))
+
     with pytest.raises(UserError, match=r"missing\.npz"):
-        train(folder / "c.yml", folder / "missing.npz", **options)
+        attempt("c.yml", "missing.npz")
     with pytest.raises(UserError, match=r"bare\.yml' has no section 'training'"):
-        train(folder / "bare.yml", folder / "data.npz", **options)
+        attempt("bare.yml")
     for key, value in {"rescaled": False, "uniform_dequantization": True, "gaussian_dequantization": True}.items():
         config = OmegaConf.load(folder / "c.yml")
         config.data[key] = value
         OmegaConf.save(config, folder / "other.yml")
-        with pytest.raises(UserError, match=f"data.{key} is {value}, a training here needs {not value}"):
-            train(folder / "other.yml", folder / "data.npz", **options)
+        with pytest.raises(UserError, match=f"data.{key} is {value}, training needs {not value}"):
+            attempt("other.yml")
     for key in ("data.random_flip", "model.ema_rate"):
         config = OmegaConf.load(folder / "c.yml")
         section, _, name = key.partition(".")
         del config[section][name]
         OmegaConf.save(config, folder / "other.yml")
         with pytest.raises(UserError, match=rf"other\.yml' lacks {key}: add it"):
-            train(folder / "other.yml", folder / "data.npz", **options)
+            attempt("other.yml")
     assert not (folder / "out.safetensors").exists() and not (folder / "run").exists()

@@ -46,7 +46,7 @@ def test_flip_mirrors_about_half_of_the_images(archive):
 
 
 def test_other_archives_are_refused(archive, tmp_path):
-    with pytest.raises(UserError, match=r"images.npz has no image of \['d'\]: it has "):
+    with pytest.raises(UserError, match=r"images.npz' has no image of \['d'\]: choose among its categories "):
         ImageDataset(archive[0], 8, ["d"])
     np.savez(tmp_path / "other.npz", images=archive[1]["images"])
     (tmp_path / "text.npz").write_text("no archive")

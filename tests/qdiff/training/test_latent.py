@@ -1,5 +1,6 @@
 """Training of a first stage and of a latent model: the losses against their formulas, the scripts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from qdiff.errors import UserError
 from qdiff.training.conditioning import Categories, Names
 from qdiff.training.first_stage import Autoencoder, edges, kl_to_standard_normal
 from qdiff.training.images import ImageDataset
+from qdiff.training.job import TrainingJob
 from qdiff.training.latent import Conditional, encode, train
 from qdiff.training.trainer import ema_weights
 from tests.command_line import script
@@ -30,7 +32,7 @@ NO_CLASS = 2
 
 
 def write_inputs(folder: Path) -> Path:
-    """Images of two categories, and a small latent model of three classes, the last of which is none."""
+    """Write images of two categories, and a small latent model of three classes, the last being the null class."""
     config = load_case("ldm_class_w4a8").settings.config
     params = config.model.params
     params.image_size, params.scale_by_std = 8, True
@@ -60,12 +62,16 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """The same with a first stage and a model that the scripts have trained."""
+    """Train a first stage and a model with the scripts, in a folder of inputs."""
     folder = write_inputs(tmp_path_factory.mktemp("trained"))
     first = folder / "first.safetensors"
     start(folder, "train_first_stage.py", "--out", first)
     start(folder, "train_ldm.py", "--first_stage", first, "--out", folder / "model")
     return folder
+
+
+def job(folder: Path, **options) -> TrainingJob:
+    return TrainingJob(folder / "c.yaml", folder / "data.npz", folder / "run", folder / "out", **options)
 
 
 def start(folder: Path, name: str, *words: object) -> None:
@@ -89,7 +95,7 @@ def test_a_first_stage_then_a_model_that_can_be_sampled(trained, tmp_path):
     assert state["alphas_cumprod"].dtype == torch.float32 and torch.equal(state["alphas_cumprod"], schedule)
     with np.load(folder / "data.npz") as archive:
         x = torch.tensor(archive["images"]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    z = encode(model, torch.cat([x, x.flip(-1)])) * model.scale_factor
+    z = encode(model.first_stage_model, torch.cat([x, x.flip(-1)])) * model.scale_factor
     assert z.std().item() == pytest.approx(1, abs=1e-3)
     averaged = ema_weights(folder / "run_train_ldm.py" / "last.ckpt")
     for key, x in averaged.items():
@@ -108,9 +114,8 @@ def test_categories_of_other_images_are_refused(folder):
     OmegaConf.save(config, folder / "c.yaml")
     first = build(config).first_stage_model.state_dict()
     torch.save(first, folder / "first.pth")
-    options = {"first_stage": folder / "first.pth", "init": None, "seed": 0, "devices": 1}
     with pytest.raises(UserError, match=r"has the categories \['blues', 'reds'\]"):
-        train(folder / "c.yaml", folder / "data.npz", folder / "run", folder / "out", **options)
+        train(job(folder), folder / "first.pth")
     assert not (folder / "out").exists()
 
 
@@ -124,8 +129,8 @@ def test_categories_of_other_images_are_refused(folder):
         ("model.params.use_ema", True, "use_ema must be false"),
         ("model.params.scale_by_std", False, "scale_by_std must be true"),
         ("model.params.cond_stage_config.params.n_classes", 4, "n_classes is 4, make it 3"),
-        ("model.params.cond_stage_config.params.null_class", None, "of no class that it stands for none"),
-        ("model.params.first_stage_config.params.ddconfig.in_channels", 1, "images are in colour"),
+        ("model.params.cond_stage_config.params.null_class", None, "names no null class"),
+        ("model.params.first_stage_config.params.ddconfig.in_channels", 1, "images in colour"),
         ("classes", [], "must name its `classes`"),
         ("classes", None, "must name its `classes`"),
         ("classes", "blues", "classes is not a list of names"),
@@ -135,9 +140,8 @@ def test_configurations_that_are_refused(key, value, said, folder):
     config = OmegaConf.load(folder / "c.yaml")
     OmegaConf.update(config, key, value, merge=False)
     OmegaConf.save(config, folder / "c.yaml")
-    options = {"first_stage": folder / "f", "init": None, "seed": 0, "devices": 1}
     with pytest.raises(UserError, match=said):
-        train(folder / "c.yaml", folder / "data.npz", folder / "run", folder / "out", **options)
+        train(job(folder), folder / "f")
     assert not (folder / "out").exists() and not (folder / "run").exists()
 
 
@@ -149,20 +153,20 @@ def test_a_training_does_not_go_on_with_other_latents(trained, tmp_path):
 
 
 def test_a_model_starts_as_the_unet_of_another(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("qdiff.training.latent.fit_as_configured", lambda denoiser, *a, **kw: denoiser.state_dict())
+    monkeypatch.setattr(
+        "qdiff.training.latent.fit_as_configured", lambda denoiser, *a, **kw: denoiser.model.state_dict()
+    )
     written = trained / "model" / "model.safetensors"
-    options = {"first_stage": trained / "first.safetensors", "seed": 5, "devices": 1}
-    config, data = text_inputs(tmp_path)
-    train(config, data, tmp_path / "run", tmp_path / "out", init=written, **options)
+    text_inputs(tmp_path)
+    train(job(tmp_path, init=written, seed=5), trained / "first.safetensors")
     before, after = load_file(written), load_file(tmp_path / "out" / "model.safetensors")
     unet = [key for key in before if key.startswith("model.")]
     assert unet and all(torch.equal(before[key], after[key]) for key in unet)
 
 
 def test_a_text_model_is_trained_with_its_encoder_and_vocabulary(trained, tmp_path):
-    config, data = text_inputs(tmp_path)
-    options = {"first_stage": trained / "first.safetensors", "init": None, "seed": 0, "devices": 1}
-    train(config, data, tmp_path / "run", tmp_path / "out", **options)
+    config, _ = text_inputs(tmp_path)
+    train(job(tmp_path), trained / "first.safetensors")
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "merges.txt", "model.safetensors", "vocab.json"]
     state = load_file(out / "model.safetensors")
@@ -179,14 +183,13 @@ def test_a_text_model_is_trained_with_its_encoder_and_vocabulary(trained, tmp_pa
 
 @pytest.mark.parametrize(("size", "said"), [(300, "make vocab_size 514"), (9999, "make vocab_size 5")])
 def test_vocabularies_that_are_refused(size, said, tmp_path):
-    config, data = text_inputs(tmp_path, size)
-    options = {"first_stage": tmp_path / "f", "init": None, "seed": 0, "devices": 1}
+    text_inputs(tmp_path, size)
     with pytest.raises(UserError, match=said):
-        train(config, data, tmp_path / "run", tmp_path / "out", **options)
+        train(job(tmp_path), tmp_path / "f")
 
 
 def text_inputs(folder: Path, size: int = 517) -> tuple[Path, Path]:
-    """The model with a text encoder instead of classes, and its data."""
+    """Write inputs for a model with a text encoder instead of classes."""
     write_inputs(folder)
     config = OmegaConf.load(folder / "c.yaml")
     width = config.model.params.unet_config.params.context_dim
@@ -200,11 +203,10 @@ def text_inputs(folder: Path, size: int = 517) -> tuple[Path, Path]:
 
 
 def train_again(folder: Path, out: Path, first_stage: Path) -> None:
-    options = {"first_stage": first_stage, "init": None, "seed": 0, "devices": 1}
-    train(folder / "c.yaml", folder / "data.npz", folder / "run_train_ldm.py", out, **options)
+    train(replace(job(folder), run=folder / "run_train_ldm.py", out=out), first_stage)
 
 
-def test_names_are_tokens_and_the_empty_name_is_none(tmp_path):
+def test_names_are_tokens_and_the_empty_name_is_the_null_condition(tmp_path):
     config, data = text_inputs(tmp_path)
     latent, dataset = build(OmegaConf.load(config)), ImageDataset(data, 16)
     names = Names(latent.cond_stage_model, dataset, tmp_path / "vocabulary", None)
@@ -212,7 +214,7 @@ def test_names_are_tokens_and_the_empty_name_is_none(tmp_path):
     start_of_text, end = 515, 516
     assert tokens.shape == (8, TOKENS) and (tokens[:, 0] == start_of_text).all()
     assert torch.equal(tokens[0], tokens[2]) and not torch.equal(tokens[0], tokens[1])
-    assert names.none.tolist() == [start_of_text] + [end] * (TOKENS - 1)
+    assert names.null.tolist() == [start_of_text] + [end] * (TOKENS - 1)
     assert torch.equal(names.embed(tokens), latent.get_learned_conditioning(dataset.names))
 
 
@@ -257,12 +259,12 @@ def test_classes_are_dropped_in_training_alone(folder):
         assert torch.equal(evaluated, latent.apply_model(x[:2], t[:2], context))
 
 
-def test_any_class_may_stand_for_none(folder):
+def test_any_class_may_be_the_null_class(folder):
     config = OmegaConf.load(folder / "c.yaml")
     config.model.params.cond_stage_config.params.null_class = 1
     latent, dataset = build(config), ImageDataset(folder / "data.npz", 16)
     categories = Categories(latent.cond_stage_model, config, folder / "c.yaml")
-    assert categories.none == 1
+    assert categories.null == 1
     assert [CATEGORIES[0 if n == 0 else 1] for n in categories.of(dataset).tolist()] == dataset.names
     assert set(categories.of(dataset).tolist()) == {0, 2}
 

@@ -33,7 +33,7 @@ def train(module, folder, steps=STEPS, save_every=2):
 
 
 def expected(steps: int) -> float:
-    """The average starts at the weight after the first step."""
+    """Compute the average, which starts at the weight after the first step."""
     average = 3.0 - LR
     for k in range(2, steps + 1):
         average = DECAY * average + (1 - DECAY) * (3.0 - LR * k)

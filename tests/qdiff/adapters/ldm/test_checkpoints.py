@@ -7,7 +7,7 @@ import torch
 
 from ldm.util import instantiate_from_config
 from qdiff.adapters.ldm.checkpoints import PublishedKeys, schedule
-from qdiff.checkpoints.load import load_weights
+from qdiff.checkpoints.weights import load_weights
 from qdiff.errors import UserError
 from tests.ldm.golden import golden_model
 from tests.ldm.tiny import AVERAGED, CLASSES

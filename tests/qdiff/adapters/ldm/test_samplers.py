@@ -46,8 +46,8 @@ def test_samplers_as_text():
 @pytest.mark.parametrize(
     ("sampler", "num_timesteps", "said"),
     [
-        (DDIM(1000, 0.0), 1000, "take 500$"),
-        (PLMS(3), 1000, "take 2 or 4$"),
+        (DDIM(1000, 0.0), 1000, "use 500$"),
+        (PLMS(3), 1000, "use 2 or 4$"),
         (DPMSolver(0), 1000, "at least 1"),
         (DPMSolver(5), 1, "at least two timesteps"),
     ],

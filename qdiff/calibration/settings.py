@@ -1,0 +1,35 @@
+"""Settings of a calibration."""
+
+from dataclasses import dataclass
+
+from qdiff.block_recon import Schedule
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How a network is calibrated. The defaults of the command line are the paper's values.
+
+    Args:
+        batch_size: samples per forward and per iteration.
+        rounding: schedule of learned rounding; None keeps the weights as they are.
+        steps: schedule of learned step sizes of activations; None keeps the ranges of the search.
+        p: exponent of the step-size loss.
+        range_samples: samples, all in one forward, on which activation ranges are searched.
+        running_stat: take activation ranges from averages over all data instead of that search.
+        rs_sm_only: with `running_stat`, only for attention after its softmax.
+        seed: seeds every draw.
+    """
+
+    batch_size: int
+    rounding: Schedule | None
+    steps: Schedule | None
+    p: float = 2.4
+    range_samples: int = 256
+    running_stat: bool = False
+    rs_sm_only: bool = False
+    seed: int = 0
+
+    def forward_samples(self, act: bool) -> int:
+        """Return the samples in the largest forward; `act` says whether activations are quantized."""
+        searched = self.range_samples if act and (self.rs_sm_only or not self.running_stat) else 0
+        return max(self.batch_size, searched)
