@@ -1,4 +1,4 @@
-"""What a Markdown document contains: code, commands, links, headings."""
+"""The documents, and what a Markdown document contains: code, commands, links, headings."""
 
 import re
 import shlex
@@ -8,6 +8,9 @@ from pathlib import Path
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*((?:python (?:scripts|benchmarks)/|python -m qdiff\b|make\b).*)")
+
+
+ROOT = Path(__file__).parents[1]
 
 
 def read(path: Path) -> str:
@@ -48,3 +51,11 @@ def anchors(text: str) -> set[str]:
     """Return the anchors that GitHub gives the headings."""
     titles = re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "THIRD_PARTY_NOTICES.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "models").glob("*/*/README.md")),
+]
+TEXTS = {path.relative_to(ROOT).as_posix(): read(path) for path in DOCUMENTS}

@@ -1,4 +1,4 @@
-"""What the documents say is run, parsed or looked up.
+"""What the documents say to do works: help texts, command lines, Python.
 
 `python -m tests.test_documents` writes docs/help again. Python 3.13 formats help texts differently, so they are written
 and compared with 3.10 to 3.12, which agree.
@@ -11,7 +11,6 @@ import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -19,16 +18,8 @@ import pytest
 import torch
 
 from qdiff.cli import convert, inspect, parser
-from tests import markdown
 from tests.command_line import qdiff, script
-from tests.test_imports import FLOW
-
-ROOT = Path(__file__).parents[1]
-README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
-DOCS = sorted((ROOT / "docs").glob("*.md"))
-CARDS = sorted((ROOT / "models").glob("*/*/README.md"))
-DOCUMENTS = [README, CHANGELOG, ROOT / "CONTRIBUTING.md", ROOT / "THIRD_PARTY_NOTICES.md", *DOCS, *CARDS]
-TEXTS = {path.relative_to(ROOT).as_posix(): markdown.read(path) for path in DOCUMENTS}
+from tests.markdown import ROOT, TEXTS, blocks, commands, read
 
 HELP = ROOT / "docs" / "help"
 SCRIPTS = ("sample_diffusion_ddim", "sample_diffusion_ldm", "txt2img", "demo", "demo_full")
@@ -40,8 +31,6 @@ SMALL = {  # of the Python blocks, which would take minutes
     r"\brange\(16\)": "range(2)",
     r"\bSchedule\(\d+": "Schedule(2",
 }
-ELSEWHERE = {"models/ldm/stable-diffusion-v1/model.ckpt"}  # files that users bring
-FLAGS_ELSEWHERE = {"--only", "--batch", "--init", "--devices"}  # of benchmarks and of training
 
 
 # ---- help texts
@@ -57,7 +46,7 @@ def help_text(name: str) -> str:
 @pytest.mark.parametrize("name", [*SCRIPTS, *VERBS])
 def test_help(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    written = markdown.read(HELP / f"{name}.txt")
+    written = read(HELP / f"{name}.txt")
     assert help_text(name) == written, "python -m tests.test_documents writes it again"
 
 
@@ -69,7 +58,7 @@ def test_every_help_text_has_its_program():
 
 
 def targets() -> set[str]:
-    (phony,) = re.findall(r"^\.PHONY: (.+)$", markdown.read(ROOT / "Makefile"), re.MULTILINE)
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", read(ROOT / "Makefile"), re.MULTILINE)
     return set(phony.split())
 
 
@@ -101,7 +90,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, words: Sequence[str]) -> None:
     runpy.run_path(str(ROOT / program))["main"]()
 
 
-COMMANDS = [(name, words) for name, text in TEXTS.items() for words in markdown.commands(text)]
+COMMANDS = [(name, words) for name, text in TEXTS.items() for words in commands(text)]
 
 
 def test_there_are_commands():
@@ -130,16 +119,6 @@ def test_a_wrong_command_is_not_accepted(monkeypatch):
             parse_only(monkeypatch, command.split())
 
 
-def flags() -> Iterator[tuple[str, str]]:
-    for name, text in TEXTS.items():
-        yield from ((name, span.split()[0]) for span in markdown.spans(text) if re.match("--?[a-z]", span))
-
-
-def test_flags_exist():
-    known = FLAGS_ELSEWHERE.union(*(re.findall(r"(?<!\S)--?\w[\w-]*", markdown.read(path)) for path in HELP.iterdir()))
-    assert [(name, flag) for name, flag in flags() if flag not in known] == []
-
-
 # ---- Python
 
 
@@ -152,7 +131,7 @@ def with_small_numbers(code: str) -> str:
 def run_blocks(path: Path) -> dict:
     """Run the Python blocks of a document in order, with small numbers; return its names."""
     names: dict = {"__name__": path.stem}
-    for block in markdown.blocks(markdown.read(path), "python"):
+    for block in blocks(read(path), "python"):
         exec(compile(with_small_numbers(block), path.name, "exec"), names)
     return names
 
@@ -170,7 +149,7 @@ def root(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def readme(root) -> dict:
-    return run_blocks(README)
+    return run_blocks(ROOT / "README.md")
 
 
 @pytest.mark.slow
@@ -206,90 +185,7 @@ def test_a_reader_without_this_package_gives_the_weights(readme):
 
 def test_every_python_block_is_run():
     run = {"README.md", "docs/python.md", "docs/adding_a_model.md", "docs/file_format.md"}
-    assert {name for name, text in TEXTS.items() if markdown.blocks(text, "python")} == run
-
-
-# ---- names, files, links
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_links_lead_somewhere(name):
-    for link in markdown.links(TEXTS[name]):
-        file, _, anchor = link.partition("#")
-        target = (ROOT / name).parent / file if file else ROOT / name
-        assert target.exists(), link
-        assert not anchor or anchor in markdown.anchors(markdown.read(target)), link
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_files_exist(name):
-    folders = "qdiff|ddim|ldm|diffusion|scripts|tests|docs|configs|models|benchmarks"
-    for span in {*markdown.spans(TEXTS[name])} - ELSEWHERE:
-        if re.fullmatch(rf"({folders})/[\w./*-]+", span):
-            assert any(ROOT.glob(span)), span
-
-
-def resolved(name: str) -> object:
-    """Return what a dotted name means. Raises AttributeError if it means nothing."""
-    parts = name.split(".")
-    modules = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
-    module = next(m for m in modules if is_module(m))
-    found = import_module(module)
-    for part in parts[module.count(".") + 1 :]:
-        found = getattr(found, part)
-    return found
-
-
-def is_module(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-MOVED = re.findall(r"^\| `([\w.]+)` \| `([\w.]+)` \|$", TEXTS["CHANGELOG.md"], re.MULTILINE)
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_names_exist(name):
-    for span in {*markdown.spans(TEXTS[name])} - {before for before, _ in MOVED}:
-        if re.fullmatch(r"(qdiff|ddim|ldm|diffusion)(\.\w+)+", span):
-            resolved(span)
-
-
-def test_modules_moved_as_the_changelog_says():
-    assert len(MOVED) > 20
-    assert [before for before, _ in MOVED if is_module(before)] == []
-    assert [now for _, now in MOVED if not is_module(now)] == []
-
-
-# ---- the README's shape
-
-
-def test_documents_that_are_read_first_are_short():
-    assert len(TEXTS["README.md"].splitlines()) <= 150
-    assert len(TEXTS["CONTRIBUTING.md"].splitlines()) <= 40
-
-
-def tree() -> tuple[list[str], list[str]]:
-    """Return the rooms of the README's architecture block: folders of the repository, and rooms of qdiff."""
-    (block,) = [block for block in markdown.blocks(TEXTS["README.md"], "") if "qdiff/ " in block]
-    names = [re.match(r"( *)((?:\S+, )*\S+) ", line).groups() for line in block.splitlines()]
-    return [name for indent, name in names if not indent], [n for i, names_ in names if i for n in names_.split(", ")]
-
-
-def test_the_tree_is_that_of_the_repository():
-    folders, rooms = tree()
-    assert set(folders) == {f"{path.name}/" for path in ROOT.glob("[a-z]*") if any(path.glob("*.py"))}
-    modules = {path.stem for path in (ROOT / "qdiff").glob("*.py")} - {"__init__"}
-    packages = {f"{path.parent.name}/" for path in (ROOT / "qdiff").glob("*/__init__.py")}
-    assert sorted(rooms) == sorted(modules | packages)
-
-
-def test_each_line_of_the_tree_imports_only_lines_above_it():
-    line = {room: i for i, rooms in enumerate(FLOW) for room in rooms}
-    order = [line[room.rstrip("/")] for room in tree()[1]]
-    assert order == sorted(order)
+    assert {name for name, text in TEXTS.items() if blocks(text, "python")} == run
 
 
 if __name__ == "__main__":
