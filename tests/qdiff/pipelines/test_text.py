@@ -118,7 +118,7 @@ def test_a_picture_says_how_it_was_made(fp):
     assert "DDIM" in text["sampler"] and "scale 2.0" in text["sampler"] and text["Software"].startswith("qdiff ")
     assert text["precision"] == "full", "on a CPU, where nothing else was asked for"
     overview = Image.open(fp / "grid.png").text
-    assert overview == text | {"seed": "5, picture 0, 1, 2, 3"}
+    assert overview == text | {"seed": "5, image 0, 1, 2, 3"}
 
 
 def test_what_is_left_out_of_a_prompt_is_said(model, tmp_path):
