@@ -12,6 +12,8 @@ from qdiff.config.schema import read_yaml
 if TYPE_CHECKING:
     from torch import nn
 
+RECOMMENDED = ("sampler", "steps", "skip_type", "eta", "scale")  # keys of the section `sampling`: defaults in Python
+
 
 def is_latent(path: Path) -> bool:
     """Return whether a configuration is that of a latent model. Raises UserError if it cannot be read."""
@@ -29,5 +31,10 @@ def load_network(path: Path) -> tuple[DictConfig, "nn.Module"]:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """Return a configuration as plain JSON values, as quantized files keep it."""
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    """Return a configuration as plain JSON values, as quantized files and run folders keep it.
+
+    Recommended settings of sampling are left out, because they say nothing about the network or a run.
+    """
+    values = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    sampling = {key: value for key, value in (values.pop("sampling", None) or {}).items() if key not in RECOMMENDED}
+    return values | ({"sampling": sampling} if sampling else {})

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from qdiff.adapters.ddim import samplers as pixel_samplers
 from qdiff.adapters.ldm import samplers as latent_samplers
 from qdiff.config.latent import find_checkpoint, find_config, load_latent_config
-from qdiff.config.networks import is_latent
+from qdiff.config.networks import RECOMMENDED, is_latent
 from qdiff.pipelines.class_conditional import ClassPipeline
 from qdiff.pipelines.latent import LatentPipeline
 from qdiff.pipelines.pipeline import Pipeline
@@ -20,7 +20,6 @@ from qdiff.pipelines.text import TextPipeline
 
 STEPS = 50
 TEXT_ENCODER = "ldm.modules.encoders.modules.FrozenCLIPEmbedder"
-DEFAULTS = ("sampler", "steps", "skip_type", "eta", "scale")  # keys of the section `sampling` that count here
 
 
 def load_pipeline(
@@ -82,4 +81,4 @@ def _latent(model: LatentModel) -> LatentPipeline:
 def _defaults(config: DictConfig) -> Mapping[str, Any]:
     """Return the settings of sampling that a configuration recommends."""
     section = config.get("sampling") or {}
-    return {key: section[key] for key in DEFAULTS if key in section}
+    return {key: section[key] for key in RECOMMENDED if key in section}
