@@ -14,7 +14,7 @@ class CalibrationSettings:
         rounding: schedule of learned rounding; None keeps the weights as they are.
         steps: schedule of learned step sizes of activations; None keeps the ranges of the search.
         p: exponent of the step-size loss.
-        range_samples: samples, all in one forward, on which activation ranges are searched.
+        range_samples: samples, of each phase all in one forward, on which activation ranges are searched.
         running_stat: take activation ranges from averages over all data instead of that search.
         rs_sm_only: with `running_stat`, only for attention after its softmax.
         seed: seeds every draw.
