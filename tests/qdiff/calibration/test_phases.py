@@ -36,6 +36,7 @@ from tests.qdiff.test_phases import BITS, PHASED, numbers_of
 FIRSTS = (0, 10, 600)
 SIZES = (7, 4, 5)  # samples of each phase
 TIMES = torch.tensor([*[700, 650, 999, 600, 601], *[599, 30, 10, 12], *[9, 3, 5, 5, 0, 0, 1]])  # as while sampling
+SHUFFLED = [9, 0, 5, 1, 10, 11, 2, 6, 3, 12, 7, 13, 4, 8, 14, 15]  # phases mixed, in the same order within each
 SETTINGS = CalibrationSettings(3, Schedule(8, 3e-2), Schedule(30, 3e-3), seed=7)
 PLENTY = 10**9
 
@@ -111,10 +112,15 @@ def test_a_phase_without_samples_is_told_before_anything_is_learned(times, missi
     assert [path.name for path in tmp_path.iterdir()] == ["job.json"]
 
 
-def test_samples_without_a_timestep_are_an_error(tmp_path):
+def test_samples_without_a_timestep_are_an_error():
     with pytest.raises(ValueError, match=r"Adapter\(timestep=\.\.\.\)"):
         calibrate(fresh(), CalibrationSet((gaussian(3, 2, 4, 4),)), SETTINGS)
-    calibrate(fresh(act=None, act_rules=(), act_phases=()), data(), replace(SETTINGS, rounding=None))
+
+
+def test_without_quantized_activations_no_phase_needs_samples():
+    model = fresh(act_rules=(("*", None),))
+    calibrate(model, data(torch.tensor([700, 3])), CalibrationSettings(2, Schedule(1, 1e-3), None))
+    assert model.sites() == [] and len(model.policy.phases) == 3
 
 
 # What is drawn
@@ -273,12 +279,9 @@ def test_outputs_are_kept_for_whole_batches_within_the_memory(job):
 
 
 def test_the_order_of_the_phases_in_the_data_does_not_count(job, tmp_path):
-    order = torch.tensor([9, 0, 5, 1, 10, 11, 2, 6, 3, 12, 7, 13, 4, 8, 14, 15])  # the order within each phase stays
-    inputs = tuple(x[order] for x in data().inputs)
-    model = fresh()
-    settings = replace(SETTINGS, rounding=None)
+    inputs, settings = tuple(x[SHUFFLED] for x in data().inputs), replace(SETTINGS, rounding=None)
+    model, other = fresh(), fresh()
     calibrate(model, CalibrationSet(inputs), settings)
-    other = fresh()
     calibrate(other, data(), settings)
     assert saved(model, tmp_path) == saved(other, tmp_path)
 
@@ -293,7 +296,7 @@ def test_a_saved_job_samples_as_the_network_in_memory(job, tmp_path):
 def test_a_calibrated_network_can_be_calibrated_again(job, tmp_path):
     """Its activations are quantized by phase from the start."""
     model = copy.deepcopy(job.model)
-    calibrate(model, data(), SETTINGS, Journal(tmp_path / "journal", {}))
+    calibrate(model, data(TIMES[SHUFFLED]), SETTINGS, Journal(tmp_path / "journal", {}))
     assert model.has_phases and saved(model, tmp_path) != job.file
 
 
