@@ -136,7 +136,7 @@ def block_reconstruction(
 
     Args:
         block: is set to evaluation mode, so dropout is off.
-        captured: its inputs and FP outputs; every iteration takes samples of one phase.
+        captured: its inputs and FP outputs. Every iteration is on samples of one phase.
         objective: `LearnedRounding` or `LearnedSteps`.
         schedule: iterations and learning rate.
         batch_size: samples per iteration.

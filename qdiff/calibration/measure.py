@@ -66,12 +66,12 @@ def _block_seconds(model: QuantModel, blocks: Iterable[QuantBlock], batch: Call)
 
 @contextmanager
 def _some_quantizer(sites: Sequence[ActSite]) -> Iterator[None]:
-    """Quantize activations with an arbitrary step size inside: memory does not depend on it."""
+    """Quantize activations with an arbitrary step size inside, the same in all phases: memory does not depend on it."""
     before = [site.quantizer for site in sites]
     for site in sites:
         some = torch.ones(1, sum(site.split or (1,)))
-        finest = max(site.specs, key=lambda spec: spec.step_is_learned)  # of whichever phase: learned if any is
-        site.set(fit_quantizer(some, minmax(finest), site.split))
+        spec = max(site.specs, key=lambda spec: spec.step_is_learned)  # of a phase whose steps are learned, if any
+        site.set(fit_quantizer(some, minmax(spec), site.split))
     try:
         yield
     finally:
