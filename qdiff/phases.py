@@ -52,7 +52,8 @@ def per_phase(module: nn.Module) -> list[PerPhase]:
 def set_phase(parts: Iterable[PerPhase], phase: int) -> None:
     """Make a phase, by its number, the active one."""
     for part in parts:
-        part.active = phase
+        if part.active != phase:  # most calls change nothing, and setting an attribute of a module is slow
+            part.active = phase
 
 
 def phase_names(prefix: str, phases: int) -> list[str]:

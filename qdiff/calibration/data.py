@@ -69,7 +69,7 @@ class CalibrationSet:
         return len(self.call)
 
     def at(self, rows: Tensor) -> "CalibrationSet":
-        """Return some of the samples, by their numbers (n,), n >= 1, ascending; without a copy if none is left out."""
+        """Return some of the samples, by their numbers (n,), n >= 1, ascending; a view if they follow one another."""
         start, end = int(rows[0]), int(rows[-1]) + 1
         call = self.call[slice(start, end) if end - start == len(rows) else rows]
         return CalibrationSet(call.args, call.kwargs)
