@@ -4,9 +4,10 @@ BRECQ (Li et al. 2021, arXiv 2102.05426), with the roundings of AdaRound and the
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
+from itertools import accumulate, pairwise
 from operator import add
 from typing import Any
 
@@ -17,6 +18,7 @@ from qdiff.calls import Call, Samples
 from qdiff.errors import UserError
 from qdiff.functional import lp_loss
 from qdiff.objectives import Objective
+from qdiff.phases import per_phase, set_phase
 from qdiff.quant_block import QuantBlock
 
 CHECK_EVERY = 50  # iterations between two checks of the loss, each of which synchronises a GPU
@@ -29,13 +31,40 @@ class Captured:
     Args:
         inputs: its arguments for N samples, from the network quantized so far.
         target: its full-precision outputs for them.
+        phases: how many samples are in each phase of the policy, in order, which add up to N; () for samples that are
+            quantized in the same way, whatever their timestep.
     """
 
     inputs: Call
     target: Samples
+    phases: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.target)
+
+    @property
+    def _rows(self) -> list[range]:
+        """The samples of each phase."""
+        ends = list(accumulate(self.phases or (len(self),), initial=0))
+        return [range(start, end) for start, end in pairwise(ends)]
+
+    def batches(self, size: int) -> Iterator[tuple[int, slice]]:
+        """Yield phase and samples of batches that are in one phase each, `size` at a time or fewer, in order."""
+        for phase, rows in enumerate(self._rows):
+            for start in rows[::size]:
+                yield phase, slice(start, min(start + size, rows.stop))
+
+    def drawn(self, size: int, generator: torch.Generator) -> tuple[int, Tensor]:
+        """Draw `size` samples of one phase, with repetition; phases in proportion to their samples.
+
+        Returns:
+            the phase, and the numbers of the samples.
+        """
+        rows, phase = self._rows, 0
+        if len(rows) > 1:
+            sample = int(torch.randint(len(self), (), generator=generator))
+            phase = next(i for i, of_phase in enumerate(rows) if sample in of_phase)
+        return phase, rows[phase].start + torch.randint(len(rows[phase]), (size,), generator=generator)
 
 
 @dataclass(frozen=True)
@@ -83,10 +112,12 @@ def _channels(x: Tensor) -> Tensor:
 
 def block_loss(block: nn.Module, captured: Captured, p: float, batch_size: int) -> float:
     """Return the mean over all captured samples of the loss that reconstruction minimises, without regulariser."""
-    device = next(block.parameters()).device
+    device, phased = next(block.parameters()).device, per_phase(block)
     total = 0.0
     with torch.no_grad():
-        for inputs, target in zip(captured.inputs.batches(batch_size), captured.target.batches(batch_size)):
+        for phase, rows in captured.batches(batch_size):
+            set_phase(phased, phase)
+            inputs, target = captured.inputs[rows], captured.target[rows]
             output = inputs.to(device, copy=True)(block)  # a copy, because a block may change its input in place
             total += output_loss(output, target.to(device), p).item() * len(target)
     return total / len(captured)
@@ -105,7 +136,7 @@ def block_reconstruction(
 
     Args:
         block: is set to evaluation mode, so dropout is off.
-        captured: its inputs and FP outputs.
+        captured: its inputs and FP outputs. Every iteration is on samples of one phase.
         objective: `LearnedRounding` or `LearnedSteps`.
         schedule: iterations and learning rate.
         batch_size: samples per iteration.
@@ -119,21 +150,23 @@ def block_reconstruction(
         UserError: a loss is not finite.
     """
     module = block.module.eval()
-    device = next(module.parameters()).device
+    device, phased = next(module.parameters()).device, per_phase(module)
     before = block_loss(module, captured, objective.p, batch_size)
     _require_finite(before, block.path, "before learning")
     with objective:
         adam = torch.optim.Adam(objective.parameters(), lr=schedule.lr)
         for i in range(schedule.iterations):
-            chosen = torch.randint(len(captured), (batch_size,), generator=generator)
+            phase, chosen = captured.drawn(batch_size, generator)
+            set_phase(phased, phase)
             output = captured.inputs[chosen].to(device)(module)
             error = output_loss(output, captured.target[chosen].to(device), objective.p)
             loss = error + objective.penalty(i, schedule.iterations)
-            adam.zero_grad(set_to_none=True)
-            loss.backward()
-            adam.param_groups[0]["lr"] = schedule.lr * objective.rate(i, schedule.iterations)
-            adam.step()
-            objective.after_step()
+            if loss.requires_grad:  # not in a phase of 16 bits, whose step sizes are not learned
+                adam.zero_grad(set_to_none=True)
+                loss.backward()
+                adam.param_groups[0]["lr"] = schedule.lr * objective.rate(i, schedule.iterations)
+                adam.step()
+                objective.after_step()
             if (i + 1) % CHECK_EVERY == 0 or i + 1 == schedule.iterations:
                 _require_finite(loss.item(), block.path, f"at iteration {i + 1}")
                 progress((i % CHECK_EVERY) + 1)

@@ -109,8 +109,8 @@ class LearnedSteps:
         self.deltas = {
             f"{site.path}.{site.name}.{i}": quantizer.delta
             for site in block.sites
-            if site.spec.step_is_learned
             for i, quantizer in enumerate(site.calibrated.quantizers())
+            if quantizer.spec.step_is_learned
         }
         self.initial: list[Tensor] = []
 

@@ -8,6 +8,7 @@ For whoever stores or exports quantized numbers:
   all values of a channel have the same sign. A format with zero points in the type of the codes cannot express that.
 """
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -19,7 +20,8 @@ from qdiff.ranges import RANGE_SEARCH
 
 WeightRule = tuple[str, int]  # pattern of paths, bits
 ActRule = tuple[str, int | None]  # pattern of paths, bits or None for floating point
-RULES = ("weight_rules", "act_rules")
+ActPhase = tuple[int, int]  # first timestep, bits
+OPTIONAL = ("weight_rules", "act_rules", "act_phases")  # left out of a description where empty
 
 Bits = TypeVar("Bits")
 
@@ -64,7 +66,7 @@ class QuantSpec:
 
 @dataclass(frozen=True)
 class QuantPolicy:
-    """Which spec each tensor of a network gets: `weight_for` and `act_for` tell it by path.
+    """Which spec each tensor of a network gets: `weight_for` and `act_for` tell it by path and phase.
 
     Rules change the bits of some layers. Each is a pattern of paths, as `QuantModel.layers()` and
     `python -m qdiff inspect` write them, with `*` for any characters (dots too), and the bits; the last one that
@@ -73,6 +75,12 @@ class QuantPolicy:
         QuantPolicy(
             w4, a8, weight_rules=(("*.conv_in", 8), ("*.conv_out", 8)), act_rules=(("*.conv_out", None),)
         )
+
+    Phases change the bits of activations during sampling (PTQD, He et al. 2023, section 3.4): noisy images bear coarser
+    activations than those at the end, and the weights stay the same. Each phase has its own ranges and step sizes, also
+    where its bits are those of another. 8 bits at timesteps 0..599, 4 bits from 600 on:
+
+        QuantPolicy(w4, a8, act_phases=((600, 4),))
 
     Args:
         weight: of every convolution and linear layer; at most 8 bits, because codes are stored as bytes.
@@ -83,10 +91,13 @@ class QuantPolicy:
         weight_rules: layers whose weights have other bits, 2..8.
         act_rules: activations with other bits, 2..16, or None for floating point. A layer's path stands for its input,
             that of an attention product for both operands, attention weights included; `<path>.<operand>` for one.
+            These bits are the same in all phases.
+        act_phases: first timestep and bits, 2..16, of every phase after the one that begins at timestep 0, which has
+            the bits of `act`; in ascending order. They change neither `softmax_bits` nor the bits of a rule.
 
     Raises:
-        ValueError: weights with more than 8 bits, activations per channel, rules for activations without `act`, or a
-            rule that is not a pattern and bits in range.
+        ValueError: weights with more than 8 bits, activations per channel, rules or phases for activations without
+            `act`, a rule that is not a pattern and bits in range, or phases that are not timesteps and bits in order.
     """
 
     weight: QuantSpec = QuantSpec(bits=8, per_channel=True, range_search="minmax")
@@ -95,14 +106,19 @@ class QuantPolicy:
     split: bool = False
     weight_rules: tuple[WeightRule, ...] = ()
     act_rules: tuple[ActRule, ...] = ()
+    act_phases: tuple[ActPhase, ...] = ()
 
     def __post_init__(self):
         if self.act and self.act.per_channel:
             raise ValueError("activations have one step size per tensor, not per channel")
-        if self.act_rules and not self.act:
-            raise ValueError("rules for activations need `act`, the spec that they change")
+        for what, changes in (("rules", self.act_rules), ("phases", self.act_phases)):
+            if changes and not self.act:
+                raise ValueError(f"{what} for activations need `act`, the spec that they change")
+        _check_order(self.act_phases)
         for weight_bits in (self.weight.bits, *_bits_of(self.weight_rules)):
             _check_bits("weights", weight_bits, 8)
+        for _, phase_bits in self.act_phases:
+            _check_bits("activations", phase_bits, 16)
         for act_bits in (self.softmax_bits, *_bits_of(self.act_rules)):
             if act_bits is not None:
                 _check_bits("activations", act_bits, 16)
@@ -111,18 +127,36 @@ class QuantPolicy:
         """Return the spec of the weight of the layer at `path`."""
         return replace(self.weight, bits=_last_match(self.weight_rules, self.weight.bits, path))
 
-    def act_for(self, path: str, operand: str | None = None, *, softmax: bool = False) -> QuantSpec | None:
-        """Return the spec of an activation; None if it stays in floating point.
+    @property
+    def phases(self) -> range:
+        """The numbers of the phases, in the order of their timesteps; 0 alone where `act_phases` is empty."""
+        return range(1 + len(self.act_phases))
+
+    def phase_of(self, t: float) -> int:
+        """Return the number of the phase that timestep `t` is in; `t` need not be an integer."""
+        return bisect_right([first for first, _ in self.act_phases], t)
+
+    def timesteps_of(self, phase: int) -> str:
+        """Return the timesteps of a phase in words, "0..599" or "from 600 on"."""
+        firsts = [0, *(first for first, _ in self.act_phases)]
+        return f"{firsts[phase]}..{firsts[phase + 1] - 1}" if phase + 1 < len(firsts) else f"from {firsts[phase]} on"
+
+    def act_for(
+        self, path: str, operand: str | None = None, *, softmax: bool = False, phase: int = 0
+    ) -> QuantSpec | None:
+        """Return the spec of an activation; None if it stays in floating point, as it does in all phases or in none.
 
         Args:
             path: of the layer whose input it is, or of the attention product.
             operand: its name, if it is an operand of a product.
             softmax: whether it is attention after its softmax, which has `softmax_bits` unless a rule matches.
+            phase: number of the phase.
         """
         if self.act is None:
             return None
         names = [path] if operand is None else [path, f"{path}.{operand}"]
-        bits = _last_match(self.act_rules, self.softmax_bits if softmax else self.act.bits, *names)
+        of_phases = [self.act.bits, *(bits for _, bits in self.act_phases)]
+        bits = _last_match(self.act_rules, self.softmax_bits if softmax else of_phases[phase], *names)
         return None if bits is None else replace(self.act, bits=bits)
 
     def check_rules(self, layers: Collection[str], operands: Collection[str]) -> None:
@@ -151,21 +185,33 @@ class QuantPolicy:
             act=None if act is None else QuantSpec(**act),
             softmax_bits=data["softmax_bits"],
             split=data["split"],
-            weight_rules=_rules(data.get("weight_rules", [])),
-            act_rules=_rules(data.get("act_rules", [])),
+            weight_rules=_pairs(data.get("weight_rules", [])),
+            act_rules=_pairs(data.get("act_rules", [])),
+            act_phases=_pairs(data.get("act_phases", [])),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Describe the policy in plain JSON types, without rules if it has none."""
-        return {key: value for key, value in asdict(self).items() if value or key not in RULES}
+        """Describe the policy in plain JSON types, without rules or phases if it has none."""
+        return {key: value for key, value in asdict(self).items() if value or key not in OPTIONAL}
 
     def without_activations(self) -> "QuantPolicy":
         """Return the policy with the same weights, and activations in floating point."""
-        return replace(self, act=None, act_rules=())
+        return replace(self, act=None, act_rules=(), act_phases=())
 
 
-def _rules(pairs: Iterable[Iterable[Any]]) -> tuple[Any, ...]:
+def _pairs(pairs: Iterable[Iterable[Any]]) -> tuple[Any, ...]:
     return tuple(tuple(pair) for pair in pairs)
+
+
+def _check_order(phases: Sequence[ActPhase]) -> None:
+    previous = 0
+    for phase in phases:
+        if not (isinstance(phase, tuple) and len(phase) == 2 and isinstance(phase[0], int) and phase[0] > previous):
+            raise ValueError(
+                f"a phase is its first timestep, an integer above {previous} here, and its bits, as in (600, 4), "
+                f"not {phase!r}"
+            )
+        previous = phase[0]
 
 
 def _check_bits(what: str, bits: object, most: int) -> None:

@@ -1,14 +1,16 @@
 """Quantized attention products, the sites of activations, and the blocks that are reconstructed together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from qdiff.adapters import ProductKind
 from qdiff.observers import Observer
+from qdiff.phases import ActQuantizer, PerPhase, PhaseQuantizer, phase_names
 from qdiff.policy import QuantSpec
-from qdiff.quant_layer import PerSlice, Quantizer, QuantModule, SplitQuantizer
+from qdiff.quant_layer import PerSlice, Quantizer, QuantModule, SplitQuantizer, quantizer_from
 
 
 class QuantProduct(nn.Module):
@@ -47,7 +49,7 @@ class ActSite:
         path: of `owner` in the quantized model.
         owner: a quantized layer or attention product.
         name: `act_quantizer` of a layer, `act_quantizer_<operand>` of a product.
-        spec: how it is quantized.
+        specs: how it is quantized, in each phase of the policy.
         split: channels of each slice that has its own quantizer; None without.
         is_softmax: whether the activation is attention after its softmax.
     """
@@ -55,20 +57,30 @@ class ActSite:
     path: str
     owner: nn.Module
     name: str
-    spec: QuantSpec
+    specs: tuple[QuantSpec, ...]
     split: tuple[int, ...] | None = None
     is_softmax: bool = False
 
     @property
-    def quantizer(self) -> Quantizer | Observer | PerSlice[Observer] | None:
-        """What stands here now: a quantizer, an observer during calibration, or None."""
+    def spec(self) -> QuantSpec:
+        """How it is quantized in the first phase, the only one unless the policy has several."""
+        return self.specs[0]
+
+    @property
+    def step_is_learned(self) -> bool:
+        """Whether its step size is worth learning, in one phase at least."""
+        return any(spec.step_is_learned for spec in self.specs)
+
+    @property
+    def quantizer(self) -> nn.Module | None:
+        """What stands here now: a quantizer, observers during calibration, or None."""
         return getattr(self.owner, self.name)
 
     @property
-    def calibrated(self) -> Quantizer:
+    def calibrated(self) -> ActQuantizer:
         """The quantizer. Raises ValueError if there is none yet."""
         quantizer = self.quantizer
-        if not isinstance(quantizer, Quantizer):
+        if not isinstance(quantizer, ActQuantizer):
             raise ValueError(f"{self.path}.{self.name} is not calibrated")
         return quantizer
 
@@ -77,18 +89,30 @@ class ActSite:
         setattr(self.owner, self.name, quantizer)
 
     def observe(self, make: Callable[[QuantSpec], Observer]) -> None:
-        """Put an observer here, or one for each slice."""
-        observers = [make(self.spec) for _ in self.split or (0,)]
-        self.set(PerSlice(observers, self.split) if self.split else observers[0])
+        """Put an observer here, or one for each phase and slice."""
+        phases = [[make(spec) for _ in self.split or (0,)] for spec in self.specs]
+        parts = [PerSlice(observers, self.split) if self.split else observers[0] for observers in phases]
+        self.set(PerPhase(parts) if len(parts) > 1 else parts[0])
 
     def freeze(self) -> None:
         """Replace the observers by their quantizers. Raises RuntimeError if no forward pass came here."""
         observed = self.quantizer
         observers = [m for m in observed.modules() if isinstance(m, Observer)] if observed is not None else []
-        quantizers = [observer.quantizer for observer in observers if observer.quantizer]
-        if not quantizers or len(quantizers) < len(observers):
+        found = [observer.quantizer for observer in observers if observer.quantizer]
+        if not found or len(found) < len(observers):
             raise RuntimeError(f"{self.path}.{self.name} was never computed, so its range is unknown")
-        self.set(SplitQuantizer(quantizers, self.split) if self.split else quantizers[0])
+        slices = len(observers) // len(self.specs)
+        phases = [found[i : i + slices] for i in range(0, len(found), slices)]
+        self._set_phases([SplitQuantizer(parts, self.split) if self.split else parts[0] for parts in phases])
+
+    def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Put the quantizer here that a state dict of the network holds. Raises as `QuantModel.from_state`."""
+        names = phase_names(f"{self.path}.{self.name}", len(self.specs))
+        phases = [quantizer_from(state, name, spec, self.split) for name, spec in zip(names, self.specs)]
+        self._set_phases([quantizer.to(device) for quantizer in phases])
+
+    def _set_phases(self, quantizers: list[Quantizer]) -> None:
+        self.set(PhaseQuantizer(quantizers) if len(quantizers) > 1 else quantizers[0])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Quantizers and the quantized layer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -138,6 +138,17 @@ class SplitQuantizer(PerSlice[UniformAffineQuantizer]):
 
 
 Quantizer = UniformAffineQuantizer | SplitQuantizer
+
+
+def quantizer_from(
+    state: Mapping[str, Tensor], prefix: str, spec: QuantSpec, split: tuple[int, ...] | None
+) -> Quantizer:
+    """Make a quantizer, or one for each slice, from the numbers under `prefix`. Raises as `QuantModel.from_state`."""
+
+    def one(name: str) -> UniformAffineQuantizer:
+        return UniformAffineQuantizer(state[f"{name}.delta"], state[f"{name}.zero_point"], spec)
+
+    return SplitQuantizer([one(f"{prefix}.parts.{i}") for i in range(len(split))], split) if split else one(prefix)
 
 
 def fit_quantizer(x: Tensor, spec: QuantSpec, sizes: Sequence[int] | None) -> Quantizer:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from qdiff.adapters import Adapter
+from qdiff.calls import Call
 from qdiff.observers import Observer, TwoPass
+from qdiff.phases import PerPhase, set_phase
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_block import ActSite, QuantBlock, QuantProduct
-from qdiff.quant_layer import OPERATIONS, Quantizer, QuantModule, SplitQuantizer, UniformAffineQuantizer, fit_quantizer
+from qdiff.quant_layer import OPERATIONS, QuantModule, fit_quantizer, quantizer_from
 
 MakeLayer = Callable[[str, nn.Module, tuple[int, ...] | None], QuantModule]
 
@@ -57,8 +59,41 @@ class QuantModel(nn.Module):
         return QuantModule(layer, fit_quantizer(layer.weight, self.policy.weight_for(f"model.{path}"), split))
 
     def forward(self, *args, **kwargs) -> Tensor:
-        """Call the quantized network; arguments and result are those of the original one."""
+        """Call the quantized network; arguments and result are those of the original one.
+
+        Raises:
+            ValueError: activations are quantized by phase, and the samples are in several or the timestep is not known.
+        """
+        if self.policy.act_phases:
+            self._enter_phase(args, kwargs)
         return self.model(*args, **kwargs)
+
+    def _enter_phase(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Make the phase of these arguments the active one; reads the timesteps, which synchronises a GPU."""
+        if not (parts := self._per_phase()):
+            return
+        phases = sorted(set(self._phases_at(self.adapter.timestep(*args, **kwargs))))
+        if len(phases) > 1:
+            timesteps = " and ".join(self.policy.timesteps_of(phase) for phase in phases)
+            raise ValueError(f"a batch has timesteps {timesteps}, where activations differ in their bits: divide it")
+        set_phase(parts, phases[0])
+
+    def _per_phase(self) -> list[PerPhase]:
+        """Return what depends on the phase now: nothing before activations are calibrated, or in full precision."""
+        return [q for leaf in self._leaves if leaf.quantizing for q in leaf.children() if isinstance(q, PerPhase)]
+
+    def _phases_at(self, t: Any) -> list[int]:
+        return [self.policy.phase_of(x) for x in (t.flatten().tolist() if isinstance(t, Tensor) else [t])]
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether activations are quantized by phase, so that all samples of a batch must be in the same one."""
+        return bool(self._per_phase())
+
+    def phases_of(self, call: Call) -> list[int]:
+        """Return the number of the phase that each sample of a call is in. Raises ValueError as `Adapter.timestep`."""
+        phases = self._phases_at(call(self.adapter.timestep))
+        return phases * len(call) if len(phases) == 1 else phases
 
     def layers(self) -> dict[str, QuantModule]:
         """Return the quantized layers by path, in definition order."""
@@ -70,12 +105,13 @@ class QuantModel(nn.Module):
 
     def _sites(self, module: nn.Module, path: str) -> Iterator[ActSite]:
         for p, m in _named(module, path):
-            if isinstance(m, QuantModule) and (spec := self.policy.act_for(p)):
-                yield ActSite(p, m, "act_quantizer", spec, m.split)
+            if isinstance(m, QuantModule):
+                specs = [self.policy.act_for(p, phase=phase) for phase in self.policy.phases]
+                yield from _site(p, m, "act_quantizer", specs, split=m.split)
             elif isinstance(m, QuantProduct):
                 for operand in m.kind.operands:
-                    if spec := m.kind.spec(self.policy, p, operand):
-                        yield ActSite(p, m, f"act_quantizer_{operand}", spec, is_softmax=operand == m.kind.softmax)
+                    specs = [m.kind.spec(self.policy, p, operand, phase) for phase in self.policy.phases]
+                    yield from _site(p, m, f"act_quantizer_{operand}", specs, is_softmax=operand == m.kind.softmax)
 
     def blocks(self) -> list[QuantBlock]:
         """Return what is reconstructed together, in definition order; a layer outside every block is one by itself."""
@@ -181,7 +217,7 @@ class QuantModel(nn.Module):
 
         quantized = cls(model, policy, adapter, make_layer=restore)
         for site in quantized.sites() if activations else []:
-            site.set(quantizer_from(state, f"{site.path}.{site.name}", site.spec, site.split).to(device))
+            site.restore(state, device)
         return quantized
 
 
@@ -211,16 +247,11 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), name, module)
 
 
+def _site(path: str, owner: nn.Module, name: str, specs: Sequence[QuantSpec | None], **about: Any) -> Iterator[ActSite]:
+    """Yield the site, unless its activation stays in floating point."""
+    if quantized := tuple(spec for spec in specs if spec):
+        yield ActSite(path, owner, name, quantized, **about)
+
+
 def _named(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     return module.named_modules(prefix=path)
-
-
-def quantizer_from(
-    state: Mapping[str, Tensor], prefix: str, spec: QuantSpec, split: tuple[int, ...] | None
-) -> Quantizer:
-    """Make a quantizer, or one for each slice, from the numbers under `prefix`. Raises as `QuantModel.from_state`."""
-
-    def one(name: str) -> UniformAffineQuantizer:
-        return UniformAffineQuantizer(state[f"{name}.delta"], state[f"{name}.zero_point"], spec)
-
-    return SplitQuantizer([one(f"{prefix}.parts.{i}") for i in range(len(split))], split) if split else one(prefix)

@@ -23,7 +23,7 @@ FLOW = (
     ("ranges",),
     ("policy",),
     ("quant_layer", "files"),
-    ("observers", "adaptive_rounding", "adapters", "sampling"),
+    ("observers", "adaptive_rounding", "phases", "adapters", "sampling"),
     ("quant_block", "config"),
     ("objectives",),
     ("quant_model", "block_recon"),

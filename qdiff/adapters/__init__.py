@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -21,6 +22,24 @@ def unchanged(spec: QuantSpec) -> QuantSpec:
 def no_splits(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Return no layers, for networks that concatenate nothing in front of a layer."""
     return {}
+
+
+TIMESTEP = ("t", "timestep", "timesteps")  # usual keywords
+
+
+def second_argument(*args: Any, **kwargs: Any) -> Any:
+    """Return a network's second positional argument or, called with fewer, its keyword t, timestep or timesteps.
+
+    Raises:
+        ValueError: it is called with neither.
+    """
+    found = [*args[1:2], *(kwargs[name] for name in TIMESTEP if name in kwargs)]
+    if not found:
+        raise ValueError(
+            f"a network with phases is called without a second argument and without {', '.join(TIMESTEP)}: tell which "
+            "argument the timestep is with Adapter(timestep=...)"
+        )
+    return found[0]
 
 
 def no_build(*config: object) -> nn.Module:
@@ -46,10 +65,10 @@ class ProductKind:
     softmax_spec: Callable[[QuantSpec], QuantSpec] = unchanged
     legacy_owner: bool = False
 
-    def spec(self, policy: QuantPolicy, path: str, operand: str) -> QuantSpec | None:
-        """Return the spec of an operand of the product at `path`; None if it stays in floating point."""
+    def spec(self, policy: QuantPolicy, path: str, operand: str, phase: int = 0) -> QuantSpec | None:
+        """Return the spec of an operand of the product at `path` in a phase; None if it stays in floating point."""
         is_softmax = operand == self.softmax
-        spec = policy.act_for(path, operand, softmax=is_softmax)
+        spec = policy.act_for(path, operand, softmax=is_softmax, phase=phase)
         return self.softmax_spec(spec) if spec and is_softmax else spec
 
 
@@ -79,6 +98,9 @@ class Adapter:
             with parameters that is neither quantized nor listed here is an error.
         splits: for a network in full precision, the path of every layer whose input concatenates two tensors along
             dimension 1 -> their channels, in order. With `QuantPolicy.split` each of the two has its own quantizers.
+        timestep: takes the arguments of the network's forward and returns its timesteps, a number or a tensor with one
+            or with one for each sample, as `lambda x, step, **others: step`. Asked only where a policy has phases. By
+            default `second_argument`.
         repeat_slices: context in which attention that computes slice by slice repeats all its slices once for each item
             that its argument, a function, yields; see `qdiff.observers.TwoPass`. Not needed otherwise.
     """
@@ -89,6 +111,7 @@ class Adapter:
     products: Mapping[type, ProductKind] = field(default_factory=dict)
     plain: tuple[type, ...] = ()
     splits: Callable[[nn.Module], dict[str, tuple[int, int]]] = no_splits
+    timestep: Callable[..., Any] = second_argument
     repeat_slices: Callable[[Callable[[], Iterable]], AbstractContextManager] = nullcontext
 
 

@@ -50,7 +50,7 @@ class Store:
 def capture(cache: PrefixCache, block: nn.Module, store: Store) -> Captured:
     """Run the calibration set up to a block: inputs from the network quantized so far, targets from the FP network.
 
-    All samples are used, including a smaller last batch.
+    All samples are used, including a smaller last batch, phase by phase where activations are quantized by phase.
 
     Args:
         cache: the calibration set, and the outputs of blocks that are done.
@@ -75,7 +75,7 @@ def capture(cache: PrefixCache, block: nn.Module, store: Store) -> Captured:
                 done += len(call)
         except BatchMismatch as error:
             raise ValueError(f"{path_of(cache.model, block)} cannot be calibrated: {error}") from None
-    return Captured(inputs, targets)
+    return Captured(inputs, targets, tuple(map(len, cache.parts)) if len(cache.parts) > 1 else ())
 
 
 def _recorded(cache: PrefixCache, block: nn.Module) -> Iterator[tuple[Call, Samples]]:

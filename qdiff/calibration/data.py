@@ -68,6 +68,12 @@ class CalibrationSet:
     def __len__(self) -> int:
         return len(self.call)
 
+    def at(self, rows: Tensor) -> "CalibrationSet":
+        """Return some of the samples, by their numbers (n,), n >= 1, ascending; a view if they follow one another."""
+        start, end = int(rows[0]), int(rows[-1]) + 1
+        call = self.call[slice(start, end) if end - start == len(rows) else rows]
+        return CalibrationSet(call.args, call.kwargs)
+
     def batches(self, size: int) -> Iterator[Call]:
         """Yield all samples in order, `size` at a time; the last batch may be smaller."""
         return self.call.batches(size)

@@ -12,6 +12,7 @@ from qdiff.block_recon import Outcome, Schedule, block_reconstruction
 from qdiff.calibration.capture import Store, capture
 from qdiff.calibration.data import CalibrationSet
 from qdiff.calibration.measure import make_plan
+from qdiff.calibration.phases import by_phase, unmixed
 from qdiff.calibration.prefix_cache import PrefixCache
 from qdiff.calibration.settings import CalibrationSettings
 from qdiff.errors import UserError
@@ -19,7 +20,7 @@ from qdiff.files.journal import Journal, temporary_journal
 from qdiff.objectives import LearnedRounding, LearnedSteps, Objective
 from qdiff.observers import Observer, RunningObserver
 from qdiff.quant_block import ActSite, QuantBlock
-from qdiff.quant_model import QuantModel, quantizer_from
+from qdiff.quant_model import QuantModel
 
 
 class Reporter:
@@ -48,7 +49,7 @@ def calibrate(
 
     Args:
         model: rounded to nearest (or with the weights of a calibrated file), with its FP weights.
-        data: inputs of the network.
+        data: inputs of the network; of every phase that its policy has, if any.
         settings: what to learn and for how long.
         journal: record of finished blocks, which are not learned again. Without one, what a resumed job would need is
             kept in a temporary folder and removed at the end.
@@ -57,27 +58,29 @@ def calibrate(
         reporter: is told of the progress.
 
     Raises:
-        UserError: a loss is not finite.
+        UserError: a loss is not finite, or a phase has no samples.
+        ValueError: the policy has phases, and the timestep of the samples is not known; see `Adapter.timestep`.
     """
     model.eval()
+    parts = by_phase(model, data) if model.sites() else []  # first, because learning takes long
     with nullcontext(journal) if journal else temporary_journal() as records:
         if memory is None:
             memory = _default_memory(model, data, settings)
-        job = _Job(model, data, settings, records, memory, reporter or Reporter())
+        job = _Job(model, data, parts, settings, records, memory, reporter or Reporter())
         blocks = dict(enumerate(model.blocks()))
         if settings.rounding:
             job.learn("weights", blocks, LearnedRounding, settings.rounding)
         if model.sites():
             job.find_ranges()
             if settings.steps:
-                learned = {i: b for i, b in blocks.items() if any(site.spec.step_is_learned for site in b.sites)}
+                learned = {i: b for i, b in blocks.items() if any(site.step_is_learned for site in b.sites)}
                 job.learn("steps", learned, partial(LearnedSteps, p=settings.p), settings.steps)
 
 
 def _default_memory(model: QuantModel, data: CalibrationSet, settings: CalibrationSettings) -> int:
     if not (settings.rounding or settings.steps):
         return 0  # nothing is captured
-    batch = next(data.batches(settings.batch_size)).to(next(model.parameters()).device)
+    batch = next(unmixed(model, data)[0].batches(settings.batch_size)).to(next(model.parameters()).device)
     return make_plan(model, batch, len(data), settings, None).budget
 
 
@@ -85,6 +88,7 @@ def _default_memory(model: QuantModel, data: CalibrationSet, settings: Calibrati
 class _Job:
     model: QuantModel
     data: CalibrationSet
+    phases: list[CalibrationSet]  # the same samples by phase
     settings: CalibrationSettings
     journal: Journal
     memory: int
@@ -123,7 +127,7 @@ class _Job:
         found = self.journal.read("ranges")
         if found:
             for site in sites:
-                site.set(quantizer_from(found[0], f"{site.path}.{site.name}", site.spec, site.split).to(device))
+                site.restore(found[0], device)
             return
         s = self.settings
         running = [site for site in sites if s.running_stat and (site.is_softmax or not s.rs_sm_only)]
@@ -136,14 +140,15 @@ class _Job:
         self.journal.write("ranges", {key: x for key, x in state.items() if key.startswith(names)})
 
     def _observe(self, sites: list[ActSite], observer: type[Observer], samples: int, batch_size: int) -> None:
-        """Find the ranges of these activations with an observer, on that many samples."""
+        """Find the ranges of these activations with an observer, on that many samples of each phase."""
         if not sites:
             return
         device = next(self.model.parameters()).device
         try:
             with self.model.observing(observer, sites):
-                for inputs in self.data.drawn(samples, self._generator("ranges"), batch_size):
-                    inputs.to(device)(self.model)
+                for phase in self.phases:
+                    for inputs in phase.drawn(samples, self._generator("ranges"), batch_size):
+                        inputs.to(device)(self.model)
         except ValueError as error:
             raise UserError(
                 f"cannot find the ranges of the activations ({error}): check the weights and --cali_data_path for "

@@ -66,11 +66,12 @@ def _block_seconds(model: QuantModel, blocks: Iterable[QuantBlock], batch: Call)
 
 @contextmanager
 def _some_quantizer(sites: Sequence[ActSite]) -> Iterator[None]:
-    """Quantize activations with an arbitrary step size inside: memory does not depend on it."""
+    """Quantize activations with an arbitrary step size inside, the same in all phases: memory does not depend on it."""
     before = [site.quantizer for site in sites]
     for site in sites:
         some = torch.ones(1, sum(site.split or (1,)))
-        site.set(fit_quantizer(some, minmax(site.spec), site.split))
+        spec = max(site.specs, key=lambda spec: spec.step_is_learned)  # of a phase whose steps are learned, if any
+        site.set(fit_quantizer(some, minmax(spec), site.split))
     try:
         yield
     finally:
@@ -110,7 +111,7 @@ def make_plan(
         BlockPlan(
             path=block.path,
             weights=sum(layer.codes.numel() for layer in block.layers.values()),
-            sites=sum(site.spec.step_is_learned for site in block.sites),
+            sites=sum(site.step_is_learned for site in block.sites),
             sample_bytes=node_of[block.module].captured_bytes,
             iteration_bytes=_iteration_bytes(block, node_of[block.module], settings),
             seconds=seconds[block.path],
@@ -152,7 +153,7 @@ def _iteration_bytes(block: QuantBlock, node: BlockNode, settings: CalibrationSe
         found.append(_learning_peak(block, LearnedRounding(block), node, settings.batch_size))
     if settings.steps:
         with _some_quantizer(block.sites):
-            if any(site.spec.step_is_learned for site in block.sites):
+            if any(site.step_is_learned for site in block.sites):
                 found.append(_learning_peak(block, LearnedSteps(block), node, settings.batch_size))
     return max(found)
 

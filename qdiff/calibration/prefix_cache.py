@@ -7,7 +7,7 @@ blocks are learned in the order in which a forward calls them, and more where th
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
-from itertools import islice
+from itertools import accumulate, chain, islice, pairwise
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from qdiff.calibration.block_graph import BlockNode, cache_bytes_per_sample, cached_samples, sources_of, trace_blocks
 from qdiff.calibration.data import CalibrationSet
 from qdiff.calibration.partial_forward import block_output
+from qdiff.calibration.phases import unmixed
 from qdiff.calls import Call, Samples
 from qdiff.quant_model import QuantModel
 
@@ -34,12 +35,17 @@ class PrefixCache:
 
     Attributes:
         cached: blocks that are done and need not be computed any more, in the order of the network.
+        parts: the samples, divided so that those of a batch are in one phase; in the order of the batches.
+        rows: the samples of each batch, by their numbers in that order.
     """
 
     def __init__(
         self, model: QuantModel, pending: Sequence[nn.Module], data: CalibrationSet, batch_size: int, memory: int
     ):
         self.model, self.data, self.batch_size = model, data, batch_size
+        self.parts = unmixed(model, data)
+        sizes = [len(rows) for part in self.parts for rows in torch.arange(len(part)).split(batch_size)]
+        self.rows = [range(start, end) for start, end in pairwise(accumulate(sizes, initial=0))]
         self.pending = set(pending)
         self.memory, self.device = memory, next(model.parameters()).device
         self.cached: list[nn.Module] = []
@@ -59,7 +65,7 @@ class PrefixCache:
 
     @cached_property
     def samples(self) -> int:
-        """For how many samples, the first ones, outputs are kept."""
+        """For how many samples, the first ones, outputs are kept; a batch that exceeds them is computed again."""
         return cached_samples(self.nodes, len(self.data), self.batch_size, self.memory)
 
     @property
@@ -73,7 +79,8 @@ class PrefixCache:
 
     def batches(self) -> Iterator[tuple[int, Call]]:
         """Yield numbered batches of the network's inputs, on its device."""
-        for i, batch in enumerate(self.data.batches(self.batch_size)):
+        batches = chain.from_iterable(part.batches(self.batch_size) for part in self.parts)
+        for i, batch in enumerate(batches):
             yield i, batch.to(self.device)
 
     @contextmanager
@@ -86,11 +93,11 @@ class PrefixCache:
             original: whether in the full-precision network; else in the quantized one.
         """
         with self.model.full_precision() if original else nullcontext():
-            start = batch * self.batch_size
-            if start >= self.samples:
+            rows = self.rows[batch]
+            if rows.stop > self.samples:
                 yield
                 return
-            kept, size = self.original if original else self.quantized, min(self.batch_size, len(self.data) - start)
+            kept, size = self.original if original else self.quantized, len(rows)
             end = next(i for i, node in enumerate(self.nodes) if node.module is module)
             needed = sources_of(self.nodes[len(self.cached) : end + 1])
             for cached in self.cached:
@@ -125,7 +132,8 @@ class PrefixCache:
 
     def _outputs(self, node: BlockNode, *, original: bool) -> list[Samples]:
         found = []
-        for i, batch in islice(self.batches(), -(-self.samples // self.batch_size)):
+        whole = sum(rows.stop <= self.samples for rows in self.rows)
+        for i, batch in islice(self.batches(), whole):
             with self.recalling(node.module, i, original=original):
                 output = block_output(self.model, node.module, batch)
             found.append(output.with_constants_of(node.output).map(torch.Tensor.cpu))

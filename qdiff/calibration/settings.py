@@ -12,9 +12,10 @@ class CalibrationSettings:
     Args:
         batch_size: samples per forward and per iteration.
         rounding: schedule of learned rounding; None keeps the weights as they are.
-        steps: schedule of learned step sizes of activations; None keeps the ranges of the search.
+        steps: schedule of learned step sizes of activations; None keeps the ranges of the search. Phases of the policy
+            share its iterations in proportion to their samples.
         p: exponent of the step-size loss.
-        range_samples: samples, all in one forward, on which activation ranges are searched.
+        range_samples: samples, of each phase all in one forward, on which activation ranges are searched.
         running_stat: take activation ranges from averages over all data instead of that search.
         rs_sm_only: with `running_stat`, only for attention after its softmax.
         seed: seeds every draw.

@@ -5,8 +5,8 @@ network), `policy`, `codes` (layer, bits, shape and split of every packed weight
 and `sha256`, the digest over all of these and over every tensor's name, type, shape and bytes. The same content gives
 the same bytes.
 
-Version 1 has the same bits in every layer. A policy with rules is written as version 2, because readers of version 1
-would overlook them.
+Version 1 has the same bits in every layer. A policy with rules is written as version 2 and one with phases as version
+3, because readers of earlier versions would overlook them.
 """
 
 import json
@@ -30,7 +30,7 @@ from qdiff.files.version import own_version
 from qdiff.packing import pack
 from qdiff.policy import QuantPolicy
 
-FORMAT, UNIFORM, VERSION = "qdiff-quantized", 1, 2
+FORMAT, UNIFORM, RULES, PHASES = "qdiff-quantized", 1, 2, 3  # and the versions
 HEADER = "qdiff"  # a single entry, because safetensors writes several in random order
 
 
@@ -43,10 +43,9 @@ def write_quantized(path: str | Path, file: QuantizedFile) -> None:
     """
     bits = {path + CODES: layer.bits for path, layer in file.layers.items()}
     tensors = {key: _stored(key, x.detach().cpu().contiguous(), bits) for key, x in file.state.items()}
-    has_rules = file.policy.weight_rules or file.policy.act_rules
     header = {
         "format": FORMAT,
-        "version": VERSION if has_rules else UNIFORM,
+        "version": _version(file.policy),
         "family": file.family,
         "config": file.config,
         "policy": file.policy.to_dict(),
@@ -61,6 +60,13 @@ def write_quantized(path: str | Path, file: QuantizedFile) -> None:
             partial.write_bytes(save(tensors, {HEADER: _json(header)}))
     except OSError as e:
         raise UserError(f"cannot write '{path}' ({e.strerror}): make room, or choose another place") from e
+
+
+def _version(policy: QuantPolicy) -> int:
+    """Return the first version whose readers understand a policy."""
+    if policy.act_phases:
+        return PHASES
+    return RULES if policy.weight_rules or policy.act_rules else UNIFORM
 
 
 def is_quantized(path: str | Path) -> bool:
@@ -99,9 +105,9 @@ def read_if_quantized(path: str | Path) -> QuantizedFile | None:
     try:
         header = json.loads(text or "{}")
         written = header["format"], header["version"]
-        if written[0] == FORMAT and isinstance(written[1], int) and written[1] > VERSION:
-            raise UserError(f"'{path}' has format {written[1]}, this program reads {VERSION}: update qdiff to read it")
-        if written not in [(FORMAT, UNIFORM), (FORMAT, VERSION)]:
+        if written[0] == FORMAT and isinstance(written[1], int) and written[1] > PHASES:
+            raise UserError(f"'{path}' has format {written[1]}, this program reads {PHASES}: update qdiff to read it")
+        if written not in [(FORMAT, UNIFORM), (FORMAT, RULES), (FORMAT, PHASES)]:
             raise ValueError(f"its format is {written[0]} {written[1]}")
         if text != _json(header) or header.pop("sha256") != _digest(header, tensors):
             raise ValueError("its sha256 does not agree")

@@ -25,7 +25,7 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Activations:
-    """How activations are quantized unless a rule says otherwise; bits are None where the file does not hold them."""
+    """How activations are quantized unless a rule or a later phase says otherwise; bits are None if not in the file."""
 
     symmetric: bool
     bits: int | None = None
@@ -42,7 +42,7 @@ class CheckpointSummary:
         activations: None if they stay in floating point.
         layers: the quantized layers by path, in the file's order.
         parameters: number of parameters of the network in full precision.
-        policy: with its rules; None for files that do not hold it (the original's).
+        policy: with its rules and phases; None for files that do not hold it (the original's).
     """
 
     weight_bits: int

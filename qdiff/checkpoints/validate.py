@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from qdiff.adapters import Adapter
 from qdiff.errors import UserError, first_of
 from qdiff.files.foreign import kind_of
+from qdiff.phases import phase_names
 from qdiff.policy import QuantPolicy
 from qdiff.quant_layer import OPERATIONS
 
@@ -30,22 +31,28 @@ def state_shapes(model: nn.Module, policy: QuantPolicy, adapter: Adapter) -> dic
     shapes = {f"model.{key}": tuple(x.shape) for key, x in model.state_dict().items()}
     splits = splits_of(model, policy, adapter)
 
-    def add(name: str, shape: Shape, parts: int) -> None:
-        for part in [f"{name}.parts.{i}" for i in range(parts)] or [name]:
-            shapes[f"{part}.delta"] = shapes[f"{part}.zero_point"] = shape
+    def add_activation(name: str, parts: int) -> None:
+        for phase in phase_names(name, len(policy.phases)):
+            shapes.update(_quantizer_shapes(phase, (), parts))
 
     for path, module in model.named_modules(prefix="model"):
         if type(module) in OPERATIONS:
             shape, parts = shapes.pop(f"{path}.weight"), len(splits.get(path, ()))
             shapes[f"{path}.codes"] = shape
-            add(f"{path}.weight_quantizer", (shape[0], *[1] * (len(shape) - 1)), parts)
+            shapes |= _quantizer_shapes(f"{path}.weight_quantizer", (shape[0], *[1] * (len(shape) - 1)), parts)
             if policy.act_for(path):
-                add(f"{path}.act_quantizer", (), parts)
+                add_activation(f"{path}.act_quantizer", parts)
         elif kind := adapter.products.get(type(module)):
             for operand in kind.operands:
                 if kind.spec(policy, path, operand):
-                    add(f"{path}.act_quantizer_{operand}", (), 0)
+                    add_activation(f"{path}.act_quantizer_{operand}", 0)
     return shapes
+
+
+def _quantizer_shapes(name: str, shape: Shape, parts: int) -> dict[str, Shape]:
+    """Return the keys and shapes of a quantizer, or of the parts of a split one."""
+    names = [f"{name}.parts.{i}" for i in range(parts)] or [name]
+    return {f"{part}.{field}": shape for part in names for field in ("delta", "zero_point")}
 
 
 def legacy_owners(model: nn.Module, adapter: Adapter) -> dict[str, str]:

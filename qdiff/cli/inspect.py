@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qdiff.checkpoints.read import FullPrecisionFile, OriginalFile
     from qdiff.checkpoints.summary import CheckpointSummary
     from qdiff.files.state_dicts import StateDict
+    from qdiff.policy import QuantPolicy
 
 
 def main(argv: Sequence[str]) -> None:
@@ -85,14 +86,21 @@ def _about(summary: "CheckpointSummary") -> list[tuple[str, str]]:
     if act:
         known = act.bits is not None
         bits = f"{act.bits} bits, {act.softmax_bits} after the softmax" if known else "bits not stored in the file"
-        rules = summary.policy.act_rules if summary.policy else ()
-        others = "".join(f", {pattern} {bits or 'in floating point'}" for pattern, bits in rules)
-        acts = f"{'symmetric' if act.symmetric else 'asymmetric'}, {bits}{others}"
+        others = [*_phases(summary.policy), *_rules(summary.policy)] if summary.policy else []
+        acts = ", ".join(["symmetric" if act.symmetric else "asymmetric", bits, *others])
     return [
         ("weights", ", ".join(f"{bits} bits in {n} layers" for bits, n in layers.most_common())),
         ("activations", acts),
         ("split", f"yes, {len(split)} layers" if summary.split else "no"),
     ]
+
+
+def _phases(policy: "QuantPolicy") -> list[str]:
+    return [f"{bits} at timesteps {policy.timesteps_of(i)}" for i, (_, bits) in enumerate(policy.act_phases, start=1)]
+
+
+def _rules(policy: "QuantPolicy") -> list[str]:
+    return [f"{pattern} {bits or 'in floating point'}" for pattern, bits in policy.act_rules]
 
 
 def _size(file: int, fp32: int) -> str:
@@ -106,8 +114,9 @@ def _pairs(lines: Iterable[tuple[str, str]]) -> str:
 def _act_bits(summary: "CheckpointSummary", path: str) -> str:
     if summary.policy is None:
         return "?" if summary.activations else "-"
-    spec = summary.policy.act_for(path)
-    return str(spec.bits) if spec else "-"
+    specs = [summary.policy.act_for(path, phase=phase) for phase in summary.policy.phases]
+    bits = [str(spec.bits) if spec else "-" for spec in specs]
+    return "/".join(bits if len(set(bits)) > 1 else bits[:1])
 
 
 def _table(summary: "CheckpointSummary") -> str:

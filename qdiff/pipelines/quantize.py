@@ -63,7 +63,8 @@ def quantize(
         data: file of calibration data; None collects them from the pipeline's own sampling.
         folder: keeps data, journal and the quantized file, so that the same call resumes; None keeps nothing.
         memory_bytes: for captured activations; None takes half of what computing leaves free.
-        policy: in place of the bits, `softmax_bits`, `split` and `symmetric`: how each layer is quantized.
+        policy: in place of the bits, `softmax_bits`, `split` and `symmetric`: how each layer is quantized, and in which
+            phases of sampling. Every phase needs one of the `timesteps` at least.
         progress: show progress bars.
 
     Raises:

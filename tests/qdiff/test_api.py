@@ -1,5 +1,7 @@
 """The Python API of pipelines: what a notebook does."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import qdiff
+from diffusion.steps import Model
 from qdiff.checkpoints.quantized_file import read_quantized
+from qdiff.errors import UserError
 from qdiff.files.images import read_images
+from qdiff.phases import per_phase
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.quantize import share_parameters
+from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
 from tests.command_line import script
 from tests.ldm.tiny import AVERAGED, CLASSES, write_latent
@@ -117,6 +123,90 @@ def test_a_folder_keeps_what_a_resumed_call_needs(pixel, quantized, tmp_path):
     assert torch.equal(given.sample(2).tensor, kept.sample(2).tensor)
 
 
+def phased(first: int) -> QuantPolicy:
+    return QuantPolicy(
+        QuantSpec(4, per_channel=True, range_search="minmax"), QuantSpec(8), split=True, act_phases=((first, 3),)
+    )
+
+
+def by_timestep(pipeline: Pipeline, policy: QuantPolicy) -> tuple[Model, list[int]]:
+    """A model of two uniform networks, one of which is chosen by the timestep; and the phases of its calls."""
+    found: list[int] = []
+    uniform = []
+    for phase in policy.phases:
+        mine = {key.replace(f".phases.{phase}.", "."): x for key, x in pipeline.network.quantized_state().items()}
+        state = {key: x for key, x in mine.items() if ".phases." not in key}
+        spec = replace(policy.act, bits=policy.act_for("any", phase=phase).bits)
+        flat = replace(policy, act=spec, act_phases=())
+        adapter = pipeline.network.adapter
+        uniform.append(QuantModel.from_state(tiny_network(), flat, adapter, state).eval())
+
+    def model(x, t):
+        (value,) = {*t.tolist()}
+        found.append(int(value >= policy.act_phases[0][0]))
+        return uniform[found[-1]](x, t)
+
+    return model, found
+
+
+@pytest.fixture(scope="module")
+def in_two_phases(pixel) -> Pipeline:
+    return qdiff.quantize(pixel, policy=phased(500), **{**SHORT, "iterations": 8})
+
+
+@pytest.mark.parametrize(
+    ("sampler", "changes", "phases"),
+    [
+        ("ddim", {"steps": 5}, [1, 1, 0, 0, 0]),  # timesteps 800, 600, 400, 200, 0
+        ("ddim", {"steps": 6, "skip_type": "quad"}, [1, 1, 0, 0, 0, 0]),  # 800, 512, 288, ...
+        ("ddpm", {"steps": 2}, [1, 0]),  # 500, 0
+        ("dpm", {"steps": 4, "method": "multistep"}, [1, 1, 0, 0]),  # 999, 749.25, 499.5, 249.75
+        ("dpm", {"steps": 6}, None),
+    ],
+)
+def test_activations_change_their_bits_at_the_right_step(in_two_phases, sampler, changes, phases):
+    pipe = in_two_phases.with_sampling(sampler, **changes)
+    model, found = by_timestep(pipe, pipe.network.policy)
+    x, noise = pipe.noise([0, 1])
+    expected = list(pipe.sampling.sampler.steps(model, x, pipe.abar, noise))
+    steps = list(pipe.steps([0, 1]))
+    assert phases in (None, found) and set(found) == {0, 1}
+    for a, b in zip(steps, expected, strict=True):
+        assert torch.equal(a.x_prev, b.x_prev)
+
+
+def test_a_pipeline_with_phases_is_saved_and_loaded(pixel, in_two_phases, tmp_path):
+    in_two_phases.save(tmp_path / "q")
+    file = read_quantized(tmp_path / "q")
+    assert file.policy == phased(500) and file.provenance["policy"] == json.loads(json.dumps(file.policy.to_dict()))
+    for sampler in ("ddim", "dpm"):
+        again = qdiff.load_pipeline(pixel.source, quantized=tmp_path / "q", sampler=sampler, steps=4, device="cpu")
+        assert torch.equal(again.sample(2).tensor, in_two_phases.sample(2, sampler=sampler, steps=4).tensor)
+    again.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "q").read_bytes()
+
+
+def test_a_phase_that_no_calibration_timestep_is_in(pixel, tmp_path):
+    with pytest.raises(UserError, match=r"no sample at the timesteps from 900 on, .* raise --cali_st"):
+        qdiff.quantize(pixel, policy=phased(900), folder=tmp_path, **SHORT)
+    assert not (tmp_path / "quantized.safetensors").exists()
+
+
+def test_a_resumed_call_with_phases_ends_in_the_same_file(pixel, in_two_phases, tmp_path):
+    arguments = {"policy": phased(500), "folder": tmp_path / "kept", **SHORT, "iterations": 8}
+    qdiff.quantize(pixel, **arguments)
+    kept = (tmp_path / "kept" / "quantized.safetensors").read_bytes()
+    (tmp_path / "kept" / "quantized.safetensors").unlink()
+    for unit in ("weights-011", "ranges", "steps-007", "steps-016"):
+        (tmp_path / "kept" / "journal" / f"{unit}.safetensors").unlink()
+    resumed = qdiff.quantize(pixel, **arguments)
+    assert (tmp_path / "kept" / "quantized.safetensors").read_bytes() == kept
+    assert torch.equal(resumed.sample(2).tensor, in_two_phases.sample(2).tensor)
+    with pytest.raises(UserError, match="results for other policy"):
+        (tmp_path / "kept" / "quantized.safetensors").unlink()
+        qdiff.quantize(pixel, **{**arguments, "policy": phased(400)})
+
+
 def test_arguments_of_quantize(pixel):
     with pytest.raises(ValueError, match="method must be one of qdiff, linear"):
         qdiff.quantize(pixel, method="round")
@@ -138,6 +228,22 @@ def test_latent_models(name, sampling, tmp_path):
     linear.save(tmp_path / "q.safetensors")
     again = qdiff.load_pipeline(tmp_path, quantized=tmp_path / "q.safetensors", steps=4, device="cpu", **sampling)
     assert torch.equal(again.sample(2).tensor, linear.sample(2).tensor)
+
+
+def test_a_latent_model_in_phases(tmp_path):
+    """With guidance, where a batch holds each image twice, at one timestep."""
+    write_latent(CLASSES, tmp_path)
+    pipe = qdiff.load_pipeline(tmp_path, steps=4, device="cpu", classes=[2, 5], scale=3.0)
+    spec = QuantSpec(8, range_search="minmax")
+    policy = QuantPolicy(act=spec, act_phases=((len(pipe.abar) // 2, 2),))
+    made = qdiff.quantize(pipe, policy=policy, method="linear", timesteps=2, samples=1)
+    made.save(tmp_path / "q")
+    for sampler in ("ddim", "plms", "dpm"):
+        again = qdiff.load_pipeline(tmp_path, quantized=tmp_path / "q", steps=4, device="cpu", sampler=sampler)
+        again = again.with_sampling(classes=[2, 5], scale=3.0)
+        active = [{part.active for part in per_phase(again.network)} for _ in again.steps([0, 1])]
+        assert active == sorted(active, key=min, reverse=True) and [{0}, {1}] == [active[-1], active[0]]
+        assert torch.equal(again.sample(2).tensor, made.sample(2, sampler=sampler).tensor)
 
 
 def test_text_to_image(tmp_path):

@@ -27,9 +27,11 @@ def rules(bits: st.SearchStrategy[int | None]) -> st.SearchStrategy[tuple]:
 
 
 WEIGHT_RULES, ACT_RULES = rules(st.integers(2, 8)), rules(st.none() | st.integers(2, 16))
+BITS = st.integers(2, 16)
+PHASES = st.dictionaries(st.integers(1, 999), BITS, max_size=3).map(lambda phases: tuple(sorted(phases.items())))
 REST = st.integers(2, 16), st.booleans(), WEIGHT_RULES
 POLICIES = st.builds(QuantPolicy, WEIGHTS, st.none(), *REST) | st.builds(
-    QuantPolicy, WEIGHTS, ACTIVATIONS, *REST, ACT_RULES
+    QuantPolicy, WEIGHTS, ACTIVATIONS, *REST, ACT_RULES, PHASES
 )
 
 
@@ -84,11 +86,12 @@ def test_without_activations_nothing_else_changes(policy):
     weights_only = policy.without_activations()
     expected = {**policy.to_dict(), "act": None}
     expected.pop("act_rules", None)
+    expected.pop("act_phases", None)
     assert weights_only.to_dict() == expected
     assert weights_only.act_for("model.conv_in") is None
 
 
-def test_without_rules_the_description_does_not_mention_them():
+def test_without_rules_or_phases_the_description_does_not_mention_them():
     """So that files and journals of uniform policies are those of earlier versions."""
     assert list(QuantPolicy(act=QuantSpec(8)).to_dict()) == ["weight", "act", "softmax_bits", "split"]
 
@@ -156,6 +159,69 @@ def test_an_impossible_rule_is_refused(wrong, message):
         QuantPolicy(**{"weight": W4, "act": A8, **wrong})
 
 
+PHASED = QuantPolicy(W4, A8, softmax_bits=16, act_phases=((10, 4), (600, 6)))
+
+
+@pytest.mark.parametrize(
+    ("t", "phase"),
+    [(0, 0), (9, 0), (9.99, 0), (10, 1), (10.0, 1), (599, 1), (599.999, 1), (600, 2), (999, 2), (1e9, 2)],
+)
+def test_a_phase_begins_at_its_first_timestep(t, phase):
+    assert PHASED.phase_of(t) == phase and QuantPolicy(W4, A8).phase_of(t) == 0
+
+
+@given(PHASES, st.floats(0, 1200))
+def test_the_phase_is_the_number_of_beginnings_up_to_a_timestep(phases, t):
+    policy = QuantPolicy(W4, A8, act_phases=phases)
+    assert policy.phase_of(t) == sum(first <= t for first, _ in phases) in policy.phases
+
+
+def test_phases_change_bits_and_nothing_else():
+    assert [PHASED.act_for("model.a", phase=i) for i in PHASED.phases] == [replace(A8, bits=b) for b in (8, 4, 6)]
+    assert PHASED.act_for("model.a") == A8 == QuantPolicy(W4, A8).act_for("model.a")
+    assert {PHASED.weight_for("model.a")} == {W4}
+    assert [PHASED.timesteps_of(i) for i in PHASED.phases] == ["0..9", "10..599", "from 600 on"]
+
+
+def test_attention_weights_and_rules_keep_their_bits_in_all_phases():
+    policy = replace(PHASED, act_rules=(("model.a", 5), ("*.product.v", 7), ("model.b", None)))
+    for i, bits in enumerate((8, 4, 6)):
+        found = {
+            "rule": policy.act_for("model.a", phase=i),
+            "operand": policy.act_for("model.product", "v", phase=i),
+            "softmax": policy.act_for("model.product", "w", softmax=True, phase=i),
+            "other": policy.act_for("model.c", phase=i),
+        }
+        assert {name: spec.bits for name, spec in found.items()} == {
+            "rule": 5,
+            "operand": 7,
+            "softmax": 16,
+            "other": bits,
+        }
+        assert policy.act_for("model.b", phase=i) is None
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        (((0, 4),), "an integer above 0 here, and its bits, as in (600, 4), not (0, 4)"),
+        (((-3, 4),), "not (-3, 4)"),
+        (((600, 4), (600, 5)), "an integer above 600 here, and its bits, as in (600, 4), not (600, 5)"),
+        (((600, 4), (10, 5)), "not (10, 5)"),
+        (((600.0, 4),), "not (600.0, 4)"),
+        ((600, 4), "not 600"),
+        (((600, 4, 4),), "not (600, 4, 4)"),
+        (((600, 17),), "activations take 2..16 bits, not 17"),
+        (((600, None),), "activations take 2..16 bits, not None"),
+    ],
+)
+def test_impossible_phases_are_refused(phases, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        QuantPolicy(W4, A8, act_phases=phases)
+    with pytest.raises(ValueError, match="phases for activations need `act`"):
+        QuantPolicy(W4, act_phases=((600, 4),))
+
+
 LAYERS, OPERANDS = ["model.conv_in", "model.mid.conv"], ["model.mid.product", "model.mid.product.w"]
 
 
@@ -199,6 +265,9 @@ def without(key: str) -> dict:
         {**QuantPolicy().to_dict(), "weight_rules": ["model.conv_in"]},
         {**QuantPolicy().to_dict(), "weight_rules": 8},
         {**QuantPolicy().to_dict(), "act_rules": [["model.conv_in", 8]]},
+        {**QuantPolicy().to_dict(), "act_phases": [[600, 8]]},
+        {**QuantPolicy(act=QuantSpec(8)).to_dict(), "act_phases": [600, 8]},
+        {**QuantPolicy(act=QuantSpec(8)).to_dict(), "act_phases": {"600": 8}},
     ],
 )
 def test_a_dict_that_is_no_policy_is_refused(data):

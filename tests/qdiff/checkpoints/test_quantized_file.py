@@ -183,10 +183,28 @@ def test_every_change_by_hand_is_noticed(tmp_path, change):
 
 
 def test_a_later_version_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(quantized_file, "UNIFORM", 3)
+    monkeypatch.setattr(quantized_file, "UNIFORM", 4)
     write_quantized(tmp_path / "q", example())
     monkeypatch.undo()
-    assert "update qdiff" in refusal(tmp_path / "q")
+    assert "has format 4, this program reads 3: update qdiff" in refusal(tmp_path / "q")
+
+
+@pytest.mark.parametrize(
+    ("changes", "version"),
+    [
+        ({}, 1),
+        ({"act_rules": (("a.fc", 6),)}, 2),
+        ({"act_phases": ((600, 4),)}, 3),
+        ({"act_rules": (("a.fc", 6),), "act_phases": ((600, 4),)}, 3),
+    ],
+)
+def test_the_version_is_the_first_whose_readers_understand_the_policy(tmp_path, changes, version):
+    file = replace(example(), policy=replace(example().policy, **changes))
+    write_quantized(tmp_path / "q", file)
+    with safe_open(tmp_path / "q", "pt") as stored:
+        header = json.loads(stored.metadata()["qdiff"])
+    assert header["version"] == version and ("act_phases" in header["policy"]) == (version == 3)
+    assert read_quantized(tmp_path / "q").policy == file.policy
 
 
 def test_other_files_are_none_of_ours(tmp_path):

@@ -104,6 +104,17 @@ def test_bits_per_layer(ours, tmp_path):
     assert (rows["model.conv_out"], rows[mid[0]], rows["model.conv_in"]) == (("4", "-"), ("8", "6"), ("4", "8"))
 
 
+def test_bits_per_phase(ours, tmp_path):
+    file = read_quantized(ours)
+    policy = replace(file.policy, act_rules=(("model.conv_in", 6),), act_phases=((100, 8), (600, 4)))
+    write_quantized(tmp_path / "phased", replace(file, policy=policy))
+    head, table = inspected(tmp_path / "phased")
+    phases = "8 at timesteps 100..599, 4 at timesteps from 600 on"
+    assert head["activations"] == f"symmetric, 8 bits, 8 after the softmax, {phases}, model.conv_in 6"
+    rows = {row[0]: row[4] for row in table[1:]}
+    assert (rows["model.conv_in"], rows["model.conv_out"]) == ("6", "8/8/4")
+
+
 @pytest.mark.parametrize("save", [torch.save, save_file])
 def test_a_full_precision_checkpoint(original, tmp_path, save):
     save(original.weights, tmp_path / "fp")
