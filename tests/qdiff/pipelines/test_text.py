@@ -305,7 +305,7 @@ REFUSED = [
     ("--prompt a --clip_path nowhere", "no tokenizer in 'nowhere'"),
     ("--prompt a --ddim_steps 9", "--ddim_steps 9: steps=9 leads to timestep 1000, but the last is 999: use 8 or 10"),
     ("--prompt a --cali_prompts x", "--cali_prompts needs --ptq"),
-    ("--prompt a --ckpt nowhere/model.ckpt", "no model in --ckpt nowhere/model.ckpt"),
+    ("--prompt a --ckpt nowhere/model.ckpt", "no model in --ckpt 'nowhere/model.ckpt'"),
 ]
 
 
