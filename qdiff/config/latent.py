@@ -47,11 +47,11 @@ def find_checkpoint(base: Path, flag: str) -> Path:
     """Return the checkpoint `base`, or the one in the folder `base`.
 
     Args:
-        base: a path.
-        flag: the command-line flag that names it, for the error message.
+        base: checkpoint, or folder of the model.
+        flag: the flag or argument that names it, for the error message.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no checkpoint.
     """
     candidates = [base / name for name in CHECKPOINTS] if base.is_dir() else [base]
     found = [path for path in candidates if path.is_file()]

@@ -40,7 +40,7 @@ def inputs_digest(inputs: Sequence[Tensor]) -> str:
 
 
 def tensor_bytes(x: Tensor) -> memoryview:
-    """Return the values of a tensor of any dtype, in row-major order."""
+    """Return the values of a tensor of any shape and dtype as bytes, in row-major order."""
     return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 

@@ -157,7 +157,7 @@ def test_without_a_null_class_all_are_real(classes, fp, tmp_path):
 def test_what_is_done_otherwise_than_asked_is_said(classes, tmp_path):
     """6 does not divide 1,000: every 166th timestep is visited."""
     line = f"-r {classes} {RUN} -c 6 --classes 3,7 -n 1 -l {tmp_path}"
-    said = "-c 6: 7 network calls an image, not 6"
+    said = "-c 6: 7 network calls per image, not 6"
     assert said in script(NAME, *shlex.split(f"{line} --dry-run")).out.splitlines()
     assert script(NAME, *shlex.split(line)).out.splitlines()[0] == said
     assert said in (tmp_path / "log.txt").read_text()

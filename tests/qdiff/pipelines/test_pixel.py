@@ -175,7 +175,7 @@ def test_pixels_are_what_the_configuration_says(changed, config, tmp_path):
 
 def test_what_is_done_otherwise_than_asked_is_said(config, tmp_path):
     """6 does not divide 1,000: every 166th timestep is visited."""
-    said, line = "--timesteps 6: 7 network calls an image, not 6", "--timesteps 6 --max_images 1"
+    said, line = "--timesteps 6: 7 network calls per image, not 6", "--timesteps 6 --max_images 1"
     assert said in sample_script(*words(config, tmp_path, f"{line} --dry-run")).out.splitlines()
     assert sample_script(*words(config, tmp_path, line)).out.splitlines()[0] == said
     assert said in (tmp_path / "log.txt").read_text()
@@ -205,8 +205,8 @@ def test_a_picture_that_is_not_of_the_run_is_refused_before_any_work(line, confi
     before = times(folder)
     ended = sample_script(*words(config, folder, line))
     assert ended.status == 2 and ended.err == (
-        f"error: '{foreign}' is another image (8-bit RGB, 80 x 80) than expected (8-bit RGB, 8 x 8): move or "
-        "delete it, and the same command makes it again\n"
+        f"error: '{foreign}' is a different image (8-bit RGB, 80 x 80) than expected (8-bit RGB, 8 x 8): "
+        "move or delete it, and run the same command again\n"
     )
     after = times(folder)
     assert {Path(name).name for name in after if after[name] != before.get(name)} <= {"log.txt", ".lock", "config.yaml"}
@@ -539,7 +539,9 @@ def test_wrong_input_is_one_line(config, tmp_path):
     OmegaConf.save(other, tmp_path / "other.yml")
     weights = config.parent / "tiny.safetensors"
     assert "does not fit the network" in refusal(tmp_path / "other.yml", tmp_path / "b", f"--ckpt {weights}")
-    assert "no weights: give --ckpt" in refusal(tmp_path / "other.yml", tmp_path / "c")
+    assert "names no weights: give weights=... (on the command line, --ckpt FILE" in refusal(
+        tmp_path / "other.yml", tmp_path / "c"
+    )
     assert "cannot read" in refusal(tmp_path / "missing.yml", tmp_path / "d")
     assert "cannot read" in refusal(config, tmp_path / "e", f"--ckpt {tmp_path / 'missing.pth'}")
     assert "--timesteps 1001" in refusal(config, tmp_path / "f", "--timesteps 1001")
