@@ -1,7 +1,7 @@
 """SHA-256 digests of files and tensors, as 64 hexadecimal characters."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -32,11 +32,6 @@ def file_digest(path: Path) -> str:
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the digest of names, shapes, dtypes and values, in the order of the mapping."""
     return digest(_described(tensors.items()))
-
-
-def inputs_digest(inputs: Sequence[Tensor]) -> str:
-    """Return the digest of shapes, dtypes and values of unnamed tensors, in order."""
-    return digest(_described(("", x) for x in inputs))
 
 
 def tensor_bytes(x: Tensor) -> memoryview:

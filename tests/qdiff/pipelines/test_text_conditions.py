@@ -19,7 +19,7 @@ def prompts(*turns: str, calibration: tuple[str, ...] = ()) -> Prompts:
     return Prompts(SimpleNamespace(), SimpleNamespace(tokenizer=Words()), turns, calibration)
 
 
-def test_texts_of_pictures():
+def test_texts_of_images():
     found = prompts("a b c d e", "f", "a b c d e")
     assert found.text([0]) == found.text([2, 0, 3]) == {"prompt": "a b c", "prompt, left out": "d e"}
     assert found.text([1, 4]) == {"prompt": "f"}
