@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""How many calibration samples are enough: W4A8 of the bundled model against the number of samples per timestep.
+"""Measure the error of the bundled model in W4A8 against the number of calibration samples per timestep.
 
     python benchmarks/calibration_size.py
 
 Every calibration has the same iterations and timesteps. The error is |eps_q - eps|^2 / |eps|^2 on the full-precision
-trajectory of images that calibration has not seen, the mean over its steps: PSNR of images would add the chaos of
-sampling.
+trajectory of images that calibration has not seen, averaged over its steps. Unlike the PSNR of images, it does not
+depend on how sampling amplifies small errors.
 """
 
 import argparse
@@ -22,7 +22,7 @@ TIMESTEPS = 10
 
 @torch.no_grad()
 def error(network: nn.Module, steps: Iterable[Step]) -> float:
-    """Return the relative squared error of a network's eps, the mean over the steps."""
+    """Return the relative squared error of a network's eps, averaged over the steps, whose x_t are (B, C, H, W)."""
     found = [
         (network(s.x_t, torch.full((len(s.x_t),), s.t)) - s.eps).square().sum() / s.eps.square().sum() for s in steps
     ]

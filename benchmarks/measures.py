@@ -1,4 +1,4 @@
-"""What is measured. Times are medians after a warm-up."""
+"""The measures. Times are medians after a warm-up."""
 
 import resource
 import statistics
@@ -25,7 +25,7 @@ from qdiff.quant_block import QuantBlock
 
 
 def forward(config: Path, batch: int) -> list[Row]:
-    """FP and simulated quantized forward, in turn, so that a drift of the machine's speed hits them alike."""
+    """Time FP and simulated quantized forwards, in turn, so that a drift of the machine's speed affects all alike."""
     quantizations = {"W4": False, "W4A8": True}
     models = {"FP": network(config)} | {name: quantized(config, act, batch) for name, act in quantizations.items()}
     given = inputs(config, batch)
@@ -44,24 +44,24 @@ def forward(config: Path, batch: int) -> list[Row]:
 
 
 def calibration(config: Path, batch: int) -> list[Row]:
-    """Three blocks, each reached from the input: the first residual block, attention in the middle, the last but one.
+    """Measure three blocks without a prefix cache: the first residual block, the middle attention, the last but one.
 
-    Iterations take four times `batch` samples, which are captured four times over.
+    Iterations take 4 * `batch` samples; 16 * `batch` are captured.
     """
     model, data = quantized(config, True, batch), CalibrationSet(inputs(config, 16 * batch))
     blocks = model.blocks()
-    way = PrefixCache(model, [block.module for block in blocks], data, batch, memory=0)
+    cache = PrefixCache(model, [block.module for block in blocks], data, batch, memory=0)
     residual = model.adapter.blocks[0]
     first = next(b for b in blocks if type(b.module) is residual)
     middle = next(b for b in blocks if ".mid" in b.path and type(b.module) in model.adapter.blocks[1:])
-    rows = [row for block in (first, middle, blocks[-2]) for row in _reconstruction(block, way, 4 * batch)]
+    rows = [row for block in (first, middle, blocks[-2]) for row in _reconstruction(block, cache, 4 * batch)]
     return [*rows, _peak_of_process()]
 
 
 def first_blocks(config: Path, batch: int) -> Iterator[Row]:
-    """The blocks up to the first one with attention, in turn, and the ranges of all activations before.
+    """Measure the ranges of all activations, then each block up to the first one with attention.
 
-    Iterations take `batch` samples, which are captured four times over.
+    Iterations take `batch` samples; 4 * `batch` are captured.
     """
     model, data = quantized(config, True, batch), CalibrationSet(inputs(config, 4 * batch))
     blocks, attention = model.blocks(), model.adapter.blocks[1:]
@@ -71,20 +71,20 @@ def first_blocks(config: Path, batch: int) -> Iterator[Row]:
     note = f"{len(data)} samples, batch {batch}, while memory is counted"
     yield Row("ranges of all activations", time.perf_counter() - start, "s", note)
     yield Row("ranges of all activations, peak memory", peak / 2**20, "MiB")
-    way = PrefixCache(model, [block.module for block in blocks], data, batch, memory=2**34)
+    cache = PrefixCache(model, [block.module for block in blocks], data, batch, memory=2**34)
     last = next(i for i, block in enumerate(blocks) if type(block.module) in attention)
     for block in blocks[: last + 1]:
-        yield from _reconstruction(block, way, batch)
-        way.mark_done(block.module)
+        yield from _reconstruction(block, cache, batch)
+        cache.mark_done(block.module)
     yield _peak_of_process()
 
 
-def _reconstruction(block: QuantBlock, way: PrefixCache, size: int, iterations: int = 10) -> Iterator[Row]:
-    """Capture of a block, and iterations of its two objectives."""
+def _reconstruction(block: QuantBlock, cache: PrefixCache, size: int, iterations: int = 10) -> Iterator[Row]:
+    """Measure the capture of a block, and iterations of its two objectives."""
     with tempfile.TemporaryDirectory() as folder:
         store, found, start = Store(2**34, Path(folder)), [], time.perf_counter()
-        peak = peak_bytes(lambda: found.append(capture(way, block.module, store)))
-        yield Row(f"capture {block.path}", time.perf_counter() - start, "s", f"{len(way.data)} samples")
+        peak = peak_bytes(lambda: found.append(capture(cache, block.module, store)))
+        yield Row(f"capture {block.path}", time.perf_counter() - start, "s", f"{len(cache.data)} samples")
         yield Row(f"capture {block.path}, peak memory", peak / 2**20, "MiB")
         for name, objective in (("rounding", LearnedRounding(block)), ("steps", LearnedSteps(block))):
             learn = partial(block_reconstruction, block, found[0], objective, batch_size=size)
@@ -99,23 +99,23 @@ def _reconstruction(block: QuantBlock, way: PrefixCache, size: int, iterations: 
 
 def _peak_of_process() -> Row:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return Row("memory of the process at its peak", peak, "GiB", "other measures before it included")
+    return Row("peak memory of the process", peak, "GiB", "includes earlier measures")
 
 
 def captures(config: Path, batch: int) -> list[Row]:
-    """The inputs and outputs of all blocks, one block after another, without and with outputs of finished blocks."""
+    """Measure the capture of all blocks, one after another, without and with the prefix cache."""
     model, rows = quantized(config, True, batch), []
     data = CalibrationSet(inputs(config, 4 * batch))
     for name, memory in (("without", 0), ("with", 2**34)):
         start = time.perf_counter()
-        way = PrefixCache(model, [block.module for block in model.blocks()], data, batch, memory)
+        cache = PrefixCache(model, [block.module for block in model.blocks()], data, batch, memory)
         for block in model.blocks():
             with tempfile.TemporaryDirectory() as folder:
-                capture(way, block.module, Store(2**34, Path(folder)))
-            way.mark_done(block.module)
+                capture(cache, block.module, Store(2**34, Path(folder)))
+            cache.mark_done(block.module)
         seconds = time.perf_counter() - start
         rows.append(Row(f"capture of all blocks {name} prefix cache", seconds, "s", f"{len(data)} samples"))
-    kept = cache_bytes_per_sample(way.nodes) / 2**20
+    kept = cache_bytes_per_sample(cache.nodes) / 2**20
     return [*rows, Row("prefix cache", kept, "MiB/sample", "float32, of both networks")]
 
 

@@ -1,4 +1,4 @@
-"""The networks that are measured: of a pixel-space or of a latent configuration, with fixed random weights."""
+"""Networks to measure: of a pixel-space or latent configuration, with fixed random weights."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from qdiff.quant_model import QuantModel
 
 
 def network(config: Path) -> nn.Module:
-    """What predicts the noise, in full precision."""
+    """Build the network that predicts the noise, in full precision."""
     torch.manual_seed(0)
     return load_network(config)[1].eval()
 
 
 def inputs(config: Path, batch: int) -> tuple[Tensor, ...]:
-    """Noise at spread timesteps, and conditions where the network takes one."""
+    """Draw inputs: noise x_t (batch, C, H, W), timesteps t (batch,), and a condition if the network takes one."""
     t = torch.linspace(0, 999, batch).long()
     found = OmegaConf.load(config)
     if not is_latent(config):
@@ -35,7 +35,7 @@ def inputs(config: Path, batch: int) -> tuple[Tensor, ...]:
 
 
 def quantized(config: Path, act: bool, batch: int, split: bool = True) -> QuantModel:
-    """W4 or W4A8, activation ranges found on random inputs."""
+    """Build the network in W4 or, with `act`, W4A8, with activation ranges of random inputs."""
     policy = QuantPolicy(QuantSpec(4, per_channel=True, range_search="minmax"), QuantSpec(8) if act else None, 8, split)
     fp = network(config)
     model = QuantModel(fp, policy, adapter_for(fp)).eval()

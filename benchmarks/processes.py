@@ -1,4 +1,4 @@
-"""What is measured in processes of their own: loading, the start, and the memory of sampling."""
+"""Measures in separate processes: loading, startup, and the memory of sampling."""
 
 import resource
 import statistics
@@ -26,7 +26,7 @@ import sys, time
 from pathlib import Path
 status = lambda key: int(Path("/proc/self/status").read_text().partition(key)[2].split()[0])
 def measure(load):
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak of memory
     before, start = status("VmRSS:"), time.perf_counter()
     load()
     print(time.perf_counter() - start, (status("VmHWM:") - before) / 1024)
@@ -76,7 +76,7 @@ print(seconds[-1])
 
 
 def original_state(config: Path) -> dict[str, torch.Tensor]:
-    """A calibrated checkpoint as the original lays it out; its numbers mean nothing."""
+    """Return a calibrated checkpoint in the original's layout, with meaningless numbers."""
     model, policy = network(config), QuantPolicy(act=QuantSpec(8), split=True)
     adapter = adapter_for(model)
     shapes = state_shapes(model, policy, adapter), splits_of(model, policy, adapter), legacy_owners(model, adapter)
@@ -88,7 +88,7 @@ def original_state(config: Path) -> dict[str, torch.Tensor]:
 
 
 def loading(config: Path, batch: int) -> list[Row]:
-    """Time and added peak memory of loading each format, each in a process of its own."""
+    """Measure time and added peak memory of loading each format, each in its own process."""
     rows = []
     if is_latent(config):
         return _loading_of_latent(config)
@@ -106,7 +106,7 @@ def loading(config: Path, batch: int) -> list[Row]:
 
 
 def _loading_of_latent(config: Path) -> list[Row]:
-    """The whole model as the script loads it, from a file of the published size."""
+    """Measure loading the whole model as the script does, from a file of the published size."""
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/model.ckpt"
         torch.save({"state_dict": build_latent(load_latent_config(config), config).state_dict()}, path)
@@ -124,7 +124,7 @@ def _load(name: str, path: str, code: str, *args: str) -> list[Row]:
 
 
 def sampling(config: Path, batch: int) -> list[Row]:
-    """Loading and two calls of the network, each way in a process of its own: time of a call, peak of memory."""
+    """Measure loading and two calls of the network, each variant in its own process: time of a call, peak memory."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         fp, w4 = f"{folder}/fp.safetensors", f"{folder}/w4.safetensors"
@@ -148,7 +148,7 @@ def _child(code: str, *args: str) -> list[float]:
 
 
 def startup(config: Path, batch: int) -> list[Row]:
-    """Import of qdiff beyond torch, and `--help`."""
+    """Time the import of qdiff, also without that of torch, and `--help`."""
     clock = "import time; start = time.perf_counter()\n{}\nprint(time.perf_counter() - start)"
     rows = []
     for name, before, what in (

@@ -1,4 +1,4 @@
-"""One figure, and how a time is taken."""
+"""A row of the table, and the timing of calls."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ REPEATS = 7
 
 @dataclass(frozen=True)
 class Row:
-    """One figure."""
+    """One measured value."""
 
     name: str
     value: float
@@ -19,7 +19,7 @@ class Row:
 
 
 def median_seconds(function: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median wall time of a call, after one that does not count."""
+    """Return the median wall-clock time of a call, seconds, after a warm-up call."""
     function()
     times = []
     for _ in range(repeats):

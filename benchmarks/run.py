@@ -23,16 +23,16 @@ from qdiff.files.tables import aligned
 
 
 def table(rows: list[Row]) -> str:
-    """Columns aligned, one line a row."""
+    """Return the rows as aligned text, one per line."""
     return aligned([("measure", "value", "unit", "note"), *((r.name, f"{r.value:.4g}", r.unit, r.note) for r in rows)])
 
 
 def main() -> None:
-    """Run the measures that were asked for."""
+    """Run the selected measures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=MEASURES, action="append", help="may be given several times")
     parser.add_argument("--config", type=Path, default=Path("configs/cifar10.yml"))
-    parser.add_argument("--batch", type=int, default=8, help="pictures in a forward")
+    parser.add_argument("--batch", type=int, default=8, help="images per forward")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks.json"))
     args = parser.parse_args()

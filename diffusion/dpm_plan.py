@@ -37,7 +37,7 @@ class VPSchedule:
         return log_alpha - 0.5 * torch.log(-torch.expm1(2 * log_alpha))
 
     def time(self, lam: Tensor) -> Tensor:
-        """Return the times at which the schedule has the values `lam`, the inverse of `self.lam`; float64."""
+        """Return the times, float64, of the values `lam` of the schedule, in their shape; the inverse of `self.lam`."""
         return _interpolate(0.5 * F.logsigmoid(2 * lam), self.log_alpha.flip(0), self.times.flip(0))
 
 

@@ -1,6 +1,6 @@
 """Samplers over discrete timesteps, DDIM and DDPM: generators that yield one `Step` per network call.
 
-A caller may keep the steps, show them, learn from them or stop early; `final` runs a sampler to its end.
+A caller may collect the steps, display them or stop early; `final` runs a sampler to its end.
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ from diffusion.steps import Correction, Model, Noise, Step, uncorrected
 
 
 def timestep_sequence(num_timesteps: int, steps: int, skip_type: str) -> list[int]:
-    """Return the subsequence tau of the timesteps that DDIM visits, as its authors' code (Song et al. 2021, D.2).
+    """Return the subsequence tau of the timesteps that DDIM visits, as in its authors' code (Song et al. 2021, D.2).
 
     Args:
         num_timesteps: T of the schedule.
@@ -112,7 +112,7 @@ def generalized(
         alphas_cumprod: abar_t, shape (T,), in (0, 1) at `timesteps`.
         eta: 0 (deterministic) to 1.
         noise: `noise(x)` -> standard Gaussian z like x; called once for each step with sigma > 0, even if a correction
-            leaves no room for noise, so that runs with and without a correction draw the same z.
+            leaves no noise to add, so that runs with and without a correction draw the same z.
         abar_end: signal power of the result, from that of the first timestep to 1, the clean image.
         correct: improves each prediction. The error s that remains reaches x_prev as c s, where c is the factor of eps
             in x_prev, so the noise gets the variance max(sigma^2 - c^2 s^2, 0).
@@ -181,5 +181,5 @@ def ddpm_noisy(
 
 
 def final(steps: Iterable[Step]) -> Tensor:
-    """Run a sampler to its end and return `x_prev` of its last step. Every sampler takes at least one step."""
+    """Run a sampler to its end and return `x_prev` of its last step, shape (B, ...); there is at least one step."""
     return deque(steps, maxlen=1)[0].x_prev

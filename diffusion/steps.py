@@ -1,4 +1,4 @@
-"""The protocol of samplers, and what they take and yield: a model, noise, a correction, and steps."""
+"""The protocol of samplers, and the types of their arguments and results: models, noise, corrections, steps."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ deterministic one uses eps alone.
 
 
 def uncorrected(index: int, t: float, eps: Tensor) -> tuple[Tensor, float]:
-    """Return the prediction as it is, without an error: the identity `Correction`."""
+    """Return the prediction, shape (B, ...), as it is, with no remaining error: the identity `Correction`."""
     return eps, 0.0
 
 

@@ -1,4 +1,4 @@
-"""`python -m qdiff VERB`: what is done with files beside sampling."""
+"""`python -m qdiff VERB`: inspect and convert checkpoint files."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -7,14 +7,14 @@ from qdiff.cli.parser import Parser, choice, run
 
 
 def inspect(argv: Sequence[str]) -> None:
-    """tell what a checkpoint holds and whether it is whole"""
+    """show what a checkpoint holds, and whether it is intact"""
     from qdiff.cli.inspect import main
 
     main(argv)
 
 
 def convert(argv: Sequence[str]) -> None:
-    """turn a calibrated checkpoint of the original into one of ours"""
+    """convert a calibrated checkpoint of the original to our format"""
     from qdiff.cli.convert import main
 
     main(argv)

@@ -35,8 +35,8 @@ def demo_parser() -> Parser:
     add("--config", type=Path, default=ROOT / "configs/emoji32.yml", metavar="FILE", help="YAML of the model")
     add("--images", default=16, help="images per method", **number(int, 2))
     add("--steps", default=20, help="sampling steps", **number(int, 1))
-    add("--timesteps", default=10, help="sampling steps that give calibration data", **number(int, 1))
-    add("--samples", default=4, help="calibration samples at each of them", **number(int, 1))
+    add("--timesteps", default=10, help="sampling steps at which calibration data are collected", **number(int, 1))
+    add("--samples", default=4, help="calibration samples at each of these steps", **number(int, 1))
     return parser
 
 
@@ -83,7 +83,7 @@ def compare(args: argparse.Namespace) -> "Section":
 
 
 def main() -> None:
-    """Compare, then write the report."""
+    """Compare the methods, then write the report."""
     start, args = time.perf_counter(), parse(demo_parser())
     section = compare(args)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Sample the bundled models in full precision and quantized in several ways, and compare; the same command goes on."""
+"""Sample the bundled models in full precision and quantized in several ways, and compare; the same command resumes."""
 
 import argparse
 import os
@@ -18,49 +18,59 @@ from qdiff.files.version import environment
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
 FEATURES = ROOT / "models/features/emoji32"
 TITLE = "Diffusion models in 4 and 8 bits"
-LR_W = 4e-3  # four times the default, because the iterations are few; with more, roundings shift the colours
-ETA = 0.5  # noise on the way mends what a network that was trained for a short time gets wrong
+LR_W = 4e-3  # four times the default, because there are few iterations; higher rates shift the colours
+ETA = 0.5  # noise between steps corrects errors of a briefly trained network
 SCALE = 3
 CATEGORIES = 9
-TURNS = 2  # pictures of each prompt
+TURNS = 2  # images per prompt
 
 
 def demo_parser() -> Parser:
-    """The flags; those that the sampling scripts have too mean the same."""
+    """Return the flags; those of the sampling scripts have the same meaning here."""
     parser = Parser(prog="demo_full.py", usage="python scripts/%(prog)s [flags]", description=__doc__)
     add = parser.group("demo")
     add("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder of the results")
     add("--config", type=Path, default=ROOT / "configs/emoji32.yml", metavar="FILE", help="the pixel-space model")
     add("--latent", type=Path, default=ROOT / "models/ldm/emoji64", metavar="DIR", help="the latent model")
     add("--text", type=Path, default=ROOT / "models/ldm/emoji64-txt2img", metavar="DIR", help="the text-to-image model")
-    add("--max_images", default=36, help="images of each method, but two of each prompt", **number(int, 2))
+    add(
+        "--max_images",
+        default=36,
+        help="images per method; of the text-to-image model two per prompt",
+        **number(int, 2),
+    )
     add("--timesteps", default=30, help="sampling steps", **number(int, 1))
-    add("--cali_st", default=10, help="how many of the sampling steps give calibration data", **number(int, 1))
-    add("--cali_n", default=6, help="samples taken at each of these steps", **number(int, 1))
-    add("--cali_iters", default=60, help="iterations a block, rounding of the weights", **number(int, 1))
-    add("--cali_iters_a", default=10, help="iterations a block, activation step sizes", **number(int, 1))
+    add(
+        "--cali_st",
+        default=10,
+        help="number of sampling steps at which calibration data are collected",
+        **number(int, 1),
+    )
+    add("--cali_n", default=6, help="samples collected at each of these steps", **number(int, 1))
+    add("--cali_iters", default=60, help="iterations per block, rounding of weights", **number(int, 1))
+    add("--cali_iters_a", default=10, help="iterations per block, activation step sizes", **number(int, 1))
     return parser
 
 
 def quantization(args: argparse.Namespace, weight_bit: int, *words, cali_n: int | None = None) -> list:
-    """Words of a quantized run."""
+    """Return the arguments of a quantized run."""
     data = ["--cali_st", args.cali_st, "--cali_n", cali_n or args.cali_n, "--cali_batch_size", 8]
     return ["--ptq", "--weight_bit", weight_bit, "--quant_act", "--act_bit", 8, *data, *words]
 
 
 def guided_quantization(args: argparse.Namespace) -> Callable[..., list]:
-    """`quantization` from half of the samples, because guidance makes two of one."""
+    """Return `quantization` with half as many samples, because guidance gives two per image."""
     return partial(quantization, args, cali_n=max(1, args.cali_n // 2))
 
 
 def learning(args: argparse.Namespace, data: Path) -> list:
-    """Words of a run that learns, from the data that another one has collected."""
+    """Return the arguments of a run that learns from data that another one collected."""
     schedule = ["--cali_iters", args.cali_iters, "--cali_lr_w", LR_W, "--cali_iters_a", args.cali_iters_a]
     return ["--cali_data_path", data / "calibration_data.safetensors", *schedule]
 
 
 def pixel_space(args: argparse.Namespace) -> Experiment:
-    """The effect of split shortcuts."""
+    """Return the comparison on the pixel-space model, which shows the effect of split shortcuts."""
     out = args.out / "pixel"
     learned = learning(args, out / "linear")
     sampling = ["--config", args.config, "--skip_type", "quad", "--timesteps", args.timesteps, "--eta", ETA]
@@ -81,7 +91,7 @@ def pixel_space(args: argparse.Namespace) -> Experiment:
 
 
 def latent(args: argparse.Namespace) -> Experiment:
-    """The effect of the bits, on a class-conditional model with guidance: a column of pictures for each category."""
+    """Return the comparison on the class-conditional model, with guidance; one column of images per category."""
     out = args.out / "latent"
     learned = learning(args, out / "linear_w4a8")
     sampling = ["-r", args.latent, "--seed", 41, "-c", args.timesteps, "-e", 1, "--batch_size", 9, "--scale", SCALE]
@@ -106,7 +116,7 @@ def latent(args: argparse.Namespace) -> Experiment:
 
 
 def text_to_image(args: argparse.Namespace) -> Experiment:
-    """The effect of the bits on what prompts show: a column of pictures for each prompt of a file."""
+    """Return the comparison on the text-to-image model, with guidance; one column of images per prompt."""
     out, file = args.out / "text", args.text / "prompts.txt"
     prompts = read_prompts(file, "--text")
     learned = learning(args, out / "linear_w4a8")
@@ -139,7 +149,7 @@ def main() -> None:
     experiments = [pixel_space(args), latent(args), text_to_image(args)]
     for experiment in experiments:
         for method in experiment.runs:
-            method.carry_out()
+            method.run()
 
     from qdiff.evaluation.report import write_report
     from qdiff.evaluation.results import text_table

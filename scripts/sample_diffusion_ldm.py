@@ -11,7 +11,7 @@ from qdiff.cli.parser import parse, run
 
 
 def main() -> None:
-    """Parse the flags, then load what is heavy."""
+    """Parse the flags, then import what is slow to load, and run."""
     args = parse(ldm_parser())
     from qdiff.cli.sample_ldm import sample
 

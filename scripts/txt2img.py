@@ -11,7 +11,7 @@ from qdiff.cli.txt2img_flags import txt2img_parser
 
 
 def main() -> None:
-    """Parse the flags, then load what is heavy."""
+    """Parse the flags, then import what is slow to load, and run."""
     args = parse(txt2img_parser())
     from qdiff.cli.sample_txt2img import sample
 

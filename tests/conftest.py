@@ -16,7 +16,7 @@ settings.load_profile("repository")
 
 @pytest.fixture(scope="session")
 def tiny_case() -> GoldenCase:
-    """The smallest golden network: 16x16 pictures, 32 channels, two levels, attention at 8."""
+    """The smallest golden network: 16x16 images, 32 channels, two levels, attention at 8."""
     return load_case("ddim_w4a8_split")
 
 

@@ -41,11 +41,11 @@ QUICK = {"max_images": IMAGES, "timesteps": 4, "cali_st": 2, "cali_n": 2, "cali_
 def run_demo(words: list, command) -> str:
     """Run the demo with these words, its commands by `command(words) -> exit status`; what it prints."""
 
-    def carry_out(words, check):
+    def run_here(words, check):
         return SimpleNamespace(returncode=command(words))
 
     with (
-        mock.patch.object(experiments, "subprocess", SimpleNamespace(run=carry_out)),
+        mock.patch.object(experiments, "subprocess", SimpleNamespace(run=run_here)),
         mock.patch.object(sys, "argv", ["demo_full.py", *map(str, words)]),
         contextlib.redirect_stdout(io.StringIO()) as out,
     ):
@@ -165,7 +165,7 @@ def test_a_command_that_fails_ends_the_demo(tmp_path):
 
 def test_a_command_is_a_process(words, capfd):
     method = demo.pixel_space(demo.parse(demo.demo_parser(), list(map(str, words)))).runs[0]
-    experiments.Method(method.name, method.folder, [*method.words, "--dry-run"]).carry_out()
+    experiments.Method(method.name, method.folder, [*method.words, "--dry-run"]).run()
     shown = capfd.readouterr().out
     assert method.command in shown
     assert f"sampling: {IMAGES} images, 4 steps" in shown

@@ -13,9 +13,9 @@ SCRIPT = SCRIPTS / "sample_diffusion_ddim.py"
 
 
 def tiny_config() -> DictConfig:
-    """8 x 8 pictures, 32 and 64 channels, attention at 4 x 4, dropout in training; 18 blocks, 4 of them split.
+    """8 x 8 images, 32 and 64 channels, attention at 4 x 4, dropout in training; 18 blocks, 4 of them split.
 
-    A short noise schedule keeps the samples of random weights within the range of pictures.
+    A short noise schedule keeps the samples of random weights within the range of images.
     """
     config = load_case("ddim_w4a8_split").settings.config
     config.data.image_size, config.model.attn_resolutions = 8, [4]

@@ -38,7 +38,7 @@ class Level(nn.Module):
         self.attn = nn.ModuleList(attn)
 
     def step(self, i: int, h: Tensor, temb: Tensor) -> Tensor:
-        """Apply residual block `i`, followed by its attention if the level has any."""
+        """Apply block `i` and its attention, if any: h (B, C, H, W), temb (B, width) -> (B, C', H, W)."""
         h = self.block[i](h, temb)
         return self.attn[i](h) if len(self.attn) else h
 

@@ -1,1 +1,1 @@
-"""What a configuration puts together: first stages and latent diffusion models."""
+"""First stages and latent diffusion models, as configurations name them."""

@@ -92,9 +92,9 @@ class IdentityFirstStage(nn.Module):
     factor = 1
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the images `x` unchanged."""
+        """Return the images x, (B, C, H, W), unchanged."""
         return x
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the images `z` unchanged."""
+        """Return the images z, (B, C, H, W), unchanged."""
         return z

@@ -1,4 +1,4 @@
-"""What quantization must know of a family of networks; the only importers of `ddim` and `ldm`."""
+"""Descriptions of network families for quantization; the only importers of `ddim` and `ldm`."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +15,7 @@ from qdiff.policy import QuantPolicy, QuantSpec
 
 
 def unchanged(spec: QuantSpec) -> QuantSpec:
-    """Return the spec as it is, for attention weights that differ from other activations in nothing but their bits."""
+    """Return the spec as it is, for attention weights that differ from other activations only in their bits."""
     return spec
 
 
@@ -43,7 +43,7 @@ def second_argument(*args: Any, **kwargs: Any) -> Any:
 
 
 def no_build(*config: object) -> nn.Module:
-    """Refuse to build a network. Raises ValueError."""
+    """Raise ValueError: this adapter cannot build networks."""
     raise ValueError("this adapter cannot build networks: construct yours, or give the Adapter a function `build`")
 
 

@@ -1,4 +1,4 @@
-"""`python -m qdiff convert`: a calibrated checkpoint of the original becomes one of ours."""
+"""`python -m qdiff convert`: convert a calibrated checkpoint of the original to our format."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +26,11 @@ def _parser() -> Parser:
     add("--force", action="store_true", help="replace --out if it exists")
     add = parser.group("how it was calibrated")
     add("--weight_bit", help="bits per weight (default: inferred from the step sizes)", **number(int, 2, 8))
-    add("--split", action="store_true", help="if shortcut layers were quantized in two slices")
+    add("--split", action="store_true", help="shortcut layers were quantized in two slices")
     add("--quant_act", action="store_true", help="convert the activation step sizes too")
     acts = ("--quant_act",)
     add("--act_bit", default=8, needs=acts, help="bits per activation", **number(int, 2, 8))
-    add("--a_sym", action="store_true", needs=acts, help="if activation ranges were symmetric around zero")
+    add("--a_sym", action="store_true", needs=acts, help="activation ranges were symmetric around zero")
     add("--sm_abit", default=8, needs=acts, help="bits per attention weight, after the softmax", **number(int, 2, 16))
     return parser
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     """Convert the file of the command line.
 
     Raises:
-        UserError: `--out` exists, or the file is damaged, of another network, ours already, or contradicts the flags.
+        UserError: `--out` exists; or the file is damaged, of another network, already ours, or contradicts the flags.
     """
     args = parse(_parser(), argv)
     if args.out.is_dir():

@@ -20,7 +20,7 @@ EXAMPLES = """examples:
 
 
 def ddim_parser() -> Parser:
-    """Flags of `scripts/sample_diffusion_ddim.py`, to be read with `qdiff.cli.parser.parse`."""
+    """Return the parser of `scripts/sample_diffusion_ddim.py`, for `qdiff.cli.parser.parse`."""
     parser = Parser(
         prog="sample_diffusion_ddim.py",
         usage="python scripts/%(prog)s --config FILE [-l DIR] [flags]",
@@ -71,7 +71,7 @@ def _ddim_sampling(parser: Parser) -> None:
 
 
 def _check_sampler(args: argparse.Namespace, given: set[str]) -> None:
-    """Flags of one sampler do not stand beside another; `--eta 0` fits all of them."""
+    """Refuse flags of one sampler with another one; `--eta 0` goes with all."""
     owner = {"--dpm_order": "dpm_solver", "--dpm_method": "dpm_solver"}
     if args.eta > 0:
         owner["--eta"] = "generalized"
@@ -81,6 +81,6 @@ def _check_sampler(args: argparse.Namespace, given: set[str]) -> None:
 
 
 def _check_cali_st(args: argparse.Namespace, given: set[str]) -> None:
-    """Data cannot come from more steps than are sampled."""
+    """Refuse calibration data from more steps than are sampled."""
     if args.cali_data_path is None and args.cali_st > args.timesteps:
         raise UserError(f"--cali_st {args.cali_st} exceeds --timesteps {args.timesteps}: lower it")

@@ -12,10 +12,11 @@ ACTIVATIONS = ("--ptq", "--quant_act")
 
 
 def running(parser: Parser, *folder_names: str, folder: Path, seed: int | None) -> None:
-    """Flags about the run itself.
+    """Add the flags of the run itself.
 
     Args:
-        folder_names: spellings of the flag that names the run's folder.
+        parser: the parser.
+        folder_names: spellings of the flag for the run's folder.
         folder: its default.
         seed: default of `--seed`; None makes the flag required.
     """
@@ -47,7 +48,7 @@ def running(parser: Parser, *folder_names: str, folder: Path, seed: int | None) 
 
 
 def quantization(parser: Parser) -> None:
-    """Flags that say what is quantized and how."""
+    """Add the flags that say what is quantized and how."""
     add = parser.group("quantization")
     add("--ptq", action="store_true", help="quantize the network; without it everything runs in full precision")
     add(
@@ -114,7 +115,7 @@ def quantization(parser: Parser) -> None:
 
 
 def calibration(parser: Parser) -> None:
-    """Flags of the calibration data and of the reconstruction."""
+    """Add the flags of the calibration data and of the reconstruction."""
     add = parser.group("calibration", needs=PTQ)
     add(
         "--cali_data_path",

@@ -1,4 +1,4 @@
-"""`python -m qdiff inspect`: what a checkpoint holds, and whether it is whole."""
+"""`python -m qdiff inspect`: show what a checkpoint holds, and whether it is intact."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print what the file of the command line holds. Raises UserError if it is not a whole checkpoint."""
+    """Print what the file of the command line holds. Raises UserError if it is not an intact checkpoint."""
     parser = Parser(
         prog="python -m qdiff inspect",
         usage="%(prog)s FILE",
@@ -32,7 +32,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile") -> str:
-    """What `inspect` prints about the content `file` of `path`."""
+    """Describe a checkpoint as `inspect` prints it.
+
+    Args:
+        path: the checkpoint.
+        file: its content.
+    """
     from qdiff.checkpoints.read import FullPrecisionFile, OriginalFile
     from qdiff.files.formats import format_of
 
@@ -56,7 +61,7 @@ def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile
 
 
 def _uncalibrated(path: Path, file: "FullPrecisionFile") -> list[tuple[str, str]]:
-    """The file itself, and a line for each of its state dicts."""
+    """Return a line about the file, and one for each of its state dicts."""
     from qdiff.files.state_dicts import largest
 
     main = largest(file.found).tensors

@@ -23,7 +23,7 @@ EXAMPLES = """examples:
 
 
 def ldm_parser() -> Parser:
-    """Flags of `scripts/sample_diffusion_ldm.py`, to be read with `qdiff.cli.parser.parse`."""
+    """Return the parser of `scripts/sample_diffusion_ldm.py`, for `qdiff.cli.parser.parse`."""
     parser = Parser(
         overrides=True,
         prog="sample_diffusion_ldm.py",
@@ -93,12 +93,12 @@ def _classes(parser: Parser) -> None:
 def _numbers(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of classes: give numbers with commas, as in 0,207")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of classes: give numbers with commas, as in 0,207")
     return [int(part) for part in parts]
 
 
 def _check_sampler(args: argparse.Namespace, given: set[str]) -> None:
-    """`--eta` belongs to DDIM; 0 fits DPM-Solver and 1 DDPM too."""
+    """Refuse `--eta` with other samplers than DDIM, except their own values: 0 for DPM-Solver, 1 for DDPM."""
     fixed = {"--dpm": 0.0, "--vanilla_sample": 1.0}
     for flag, eta in fixed.items():
         if flag in given and "--eta" in given and args.eta != eta:
@@ -106,6 +106,6 @@ def _check_sampler(args: argparse.Namespace, given: set[str]) -> None:
 
 
 def _check_count(args: argparse.Namespace, given: set[str]) -> None:
-    """With `--n_samples_per_class`, that many times the classes."""
+    """Set `--n_samples` to `--n_samples_per_class` times the number of classes."""
     if args.n_samples_per_class:
         args.n_samples = args.n_samples_per_class * len(args.classes)

@@ -1,4 +1,4 @@
-"""Strict command lines on argparse: one-line errors that suggest, stated ranges, flags that need or exclude others."""
+"""Strict command lines on top of argparse: errors of one line, stated ranges, flags that need or exclude others."""
 
 import argparse
 import io
@@ -17,13 +17,13 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Flag:
-    """A declared flag, and what else the command line must or must not hold.
+    """A declared flag, and the flags that it needs or excludes.
 
     Attributes:
         action: argparse's own record of the flag.
-        required: the command line must hold it.
-        needs: flags that must all stand beside it; an entry may name alternatives, `"--a or --b"`.
-        excludes: flags that must not stand beside it.
+        required: whether the command line must have it.
+        needs: flags that it needs, all of them; an entry may name alternatives, `"--a or --b"`.
+        excludes: flags that it excludes.
     """
 
     action: argparse.Action
@@ -36,7 +36,7 @@ class Flag:
         return self.action.option_strings[-1]
 
     def check(self, given: set[str]) -> None:
-        """Raise UserError unless this flag goes with the flags that were `given`."""
+        """Raise UserError unless this flag fits the flags of the command line, `given`."""
         if self.name not in given:
             if self.required:
                 raise UserError(f"{self.name} is missing: add {self.name} {self.action.metavar}")
@@ -51,11 +51,16 @@ class Flag:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser that takes no abbreviations and reports what is wrong as a UserError.
+    """An argparse parser that accepts no abbreviations and reports errors as UserError.
 
-    `checks` are functions of the parsed namespace and of the names of the flags that were given; they raise
-    UserError, and `parse` calls them last. With `overrides`, words `key=value` between the flags are taken too, as the
-    list `overrides` of the namespace.
+    Args:
+        overrides: also accept words `key=value` between the flags, as the list `overrides` of the namespace.
+        options: arguments of `argparse.ArgumentParser`.
+
+    Attributes:
+        flags: the declared flags.
+        checks: functions of the parsed namespace and of the names of the given flags, which raise UserError; `parse`
+            calls them last.
     """
 
     def __init__(self, *, overrides: bool = False, **options: Any):
@@ -65,11 +70,15 @@ class Parser(argparse.ArgumentParser):
         self.checks: list[Callable[[argparse.Namespace, set[str]], None]] = []
 
     def group(self, title: str, **common: Any) -> Callable[..., None]:
-        """A heading of `--help`: returns the function that declares a flag under it.
+        """Add a heading to `--help`, and return the function that declares a flag under it.
 
-        That function takes the flag's spellings, the one that errors show last, then `required`, `needs` and
-        `excludes` of `Flag` (`common` gives their defaults in this group) and the options of argparse's
-        `add_argument`. It adds the default to the help text.
+        Args:
+            title: the heading.
+            common: defaults of `required`, `needs` and `excludes` in this group.
+
+        Returns:
+            a function of the flag's spellings (errors show the last one), `required`, `needs` and `excludes` of `Flag`,
+            and the options of argparse's `add_argument`. It adds the default to the help text.
         """
         return partial(self._declare, self.add_argument_group(title), **common)
 
@@ -82,10 +91,10 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message.removeprefix("argument "))
 
     def refuse(self, surplus: Sequence[str]) -> NoReturn:
-        """Raise UserError about words that no flag claimed."""
+        """Raise UserError about words that belong to no flag."""
         unknown = next((word for word in surplus if word.startswith("-")), None)
         if unknown is None:
-            self.error(f"unexpected word {surplus[0]!r}: leave it out, or put it behind the flag it belongs to")
+            self.error(f"unexpected word {surplus[0]!r}: leave it out, or put it after the flag that it belongs to")
         name = unknown.partition("=")[0]
         known = [spelling for flag in self.flags for spelling in flag.action.option_strings]
         self.error(f"unknown flag {name}: {suggestion(name, known) or 'see --help'}")
@@ -96,13 +105,13 @@ def parse(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespa
 
     Args:
         parser: the flags.
-        argv: the words behind the program's name; None reads `sys.argv`.
+        argv: the words after the program's name; None reads `sys.argv`.
 
     Returns:
-        one attribute a flag, its default where the flag was not given.
+        one attribute per flag, with its default if it was not given.
 
     Raises:
-        UserError: unknown or missing flag, value out of range, or flags that do not go together.
+        UserError: a flag is unknown or missing, a value is out of range, or flags exclude each other.
     """
     absent = argparse.Namespace(**{flag.action.dest: _ABSENT for flag in parser.flags})
     args, surplus = parser.parse_known_args(argv, absent)
@@ -122,7 +131,7 @@ def parse(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespa
 
 
 def number(kind: type[int] | type[float], low: float, high: float = math.inf) -> dict[str, Any]:
-    """Options of a flag that takes a number in [low, high]; without `high`, a whole number from `low` on."""
+    """Return the options of a flag whose value is a number in [low, high]."""
     span = f"{low}.." if high == math.inf else f"{low}..{high}"
     noun = "a whole number" if kind is int else "a number"
 
@@ -139,7 +148,7 @@ def number(kind: type[int] | type[float], low: float, high: float = math.inf) ->
 
 
 def choice(*values: str) -> dict[str, Any]:
-    """Options of a flag that takes one of `values`."""
+    """Return the options of a flag whose value is one of `values`."""
 
     def convert(text: str) -> str:
         if text not in values:
@@ -153,9 +162,9 @@ def choice(*values: str) -> dict[str, Any]:
 def run(main: Callable[[], None]) -> None:
     """Call `main` as a program: a UserError ends it with one line and exit status 2, Ctrl-C with status 130.
 
-    What the output cannot show is escaped there. On a CPU under Linux, torch takes its memory in large pages: with
-    4 KiB ones, Stable Diffusion's forward spends a quarter of its time on page faults. Set THP_MEM_ALLOC_ENABLE=0 to
-    have those.
+    Characters that the terminal's encoding lacks are escaped. On a CPU under Linux, torch allocates its memory in large
+    pages: with pages of 4 KiB, Stable Diffusion's forward spends a quarter of its time on page faults.
+    THP_MEM_ALLOC_ENABLE=0 in the environment turns this off.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it first allocates
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -166,22 +175,22 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         _refuse(str(error))
     except RuntimeError as error:
-        # torch.OutOfMemoryError on a GPU; on a CPU the allocator has no type of its own
+        # torch.OutOfMemoryError on a GPU; the CPU allocator raises a plain RuntimeError
         if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
             raise
         _refuse(
             "out of memory: lower --batch_size (txt2img.py: --n_samples), or with --ptq also --cali_batch_size and "
             "--cali_range_n"
         )
-    except BrokenPipeError:  # the reader, `| head`, has seen enough; nothing is left to say when Python closes
+    except BrokenPipeError:  # the reader, such as `| head`, is gone; Python's own flush at exit must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted: run the same command again to resume", file=sys.stderr)
         sys.exit(130)
 
 
 def _with_own_packages(main: Callable[[], None]) -> None:
-    """Call `main`; where an import fails because a package of networks is another one, say so."""
+    """Call `main`; explain an import that fails because another package has the name of one of ours."""
     try:
         main()
     except ImportError:

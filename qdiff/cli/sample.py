@@ -1,4 +1,4 @@
-"""What the sampling scripts share: from flags to settings, and to one run."""
+"""Shared by the sampling scripts: turn flags into settings, and into one run."""
 
 from argparse import Namespace
 from collections.abc import Collection
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from qdiff.pipelines.run import Record
     from qdiff.policy import QuantPolicy
 
-# Flags that change no image: a run may be continued with others
+# Flags that do not change the images, so that a run can be resumed with other values
 FILES = ("cali_ckpt", "cali_data_path")
 FREE = (*FILES, "device", "verbose", "dry_run", "cali_memory", "low_memory", "logdir", "cond")
 
 
 def policy_of(args: Namespace) -> "QuantPolicy":
-    """Return what the flags quantize; `linear` takes activation ranges from the extremes, `qdiff` searches them."""
+    """Return the policy of the flags; `linear` takes activation ranges from the extremes, `qdiff` searches them."""
     from qdiff.policy import QuantPolicy, QuantSpec
 
     search = "minmax" if args.quant_mode == "linear" or args.a_min_max else "mse"
@@ -28,7 +28,7 @@ def policy_of(args: Namespace) -> "QuantPolicy":
 
 
 def learning_of(args: Namespace) -> "CalibrationSettings":
-    """Return what the flags learn; `linear` learns nothing, `--resume_w` no rounding."""
+    """Return the calibration settings of the flags; `linear` learns nothing, `--resume_w` no rounding."""
     from qdiff.block_recon import Schedule
     from qdiff.calibration.settings import CalibrationSettings
 
@@ -46,7 +46,7 @@ def learning_of(args: Namespace) -> "CalibrationSettings":
 
 
 def quantization_of(args: Namespace) -> "Quantization | None":
-    """Return how the flags quantize; None for full precision."""
+    """Return the quantization of the flags; None for full precision."""
     from qdiff.calibration.plan import GIB
     from qdiff.pipelines.calibrate import Calibrate
     from qdiff.pipelines.calibration_set import DataSettings
@@ -68,8 +68,8 @@ def record_of(args: Namespace, free: Collection[str], files: Collection[str] = (
 
     Args:
         args: the flags.
-        free: those of this script that change no image.
-        files: those of this script that name files whose contents decide the images.
+        free: names of this script's flags that do not change the images.
+        files: names of this script's flags for files whose contents determine the images.
     """
     from qdiff.pipelines.run import Record
 
@@ -85,7 +85,7 @@ def record_of(args: Namespace, free: Collection[str], files: Collection[str] = (
 def run_pipeline(
     pipeline: "Pipeline", args: Namespace, output: "Output", record: "Record", folder_flag: str = "-l"
 ) -> None:
-    """Do what the flags say with a pipeline. Raises UserError for whatever the user can fix."""
+    """Run, or with `--dry_run` plan, a pipeline. Raises UserError for every error that the user can fix."""
     from qdiff.pipelines.run import Run
 
     run = Run(pipeline, quantization_of(args), output, args.logdir, record, folder_flag)

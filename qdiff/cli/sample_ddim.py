@@ -33,7 +33,7 @@ def pipeline_of(args: Namespace) -> "PixelPipeline":
 
 
 def sample(args: Namespace) -> None:
-    """Run the script with its flags. Raises UserError for whatever the user can fix."""
+    """Run the script with its flags. Raises UserError for every error that the user can fix."""
     from qdiff.pipelines.output import Output
 
     output = Output(args.max_images, sequence=args.sequence)

@@ -34,7 +34,7 @@ def pipeline_of(args: Namespace) -> "ClassPipeline":
 
 
 def sample(args: Namespace) -> None:
-    """Run the script with its flags. Raises UserError for whatever the user can fix."""
+    """Run the script with its flags. Raises UserError for every error that the user can fix."""
     from qdiff.pipelines.output import Output
 
     run_pipeline(pipeline_of(args), args, Output(args.n_samples, array=True), record_of(args, FREE))

@@ -50,14 +50,14 @@ def pipeline_of(args: Namespace) -> "TextPipeline":
 
 
 def free_flags(args: Namespace) -> tuple[str, ...]:
-    """Return the flags that may change when a run is continued."""
-    if args.skip_save:  # there are no images to add others to
+    """Return the flags that may change when a run is resumed."""
+    if args.skip_save:  # no images are kept that others could be added to
         return FREE
     return (*FREE, "n_iter", "n_rows") if args.fixed_code else (*FREE, "n_iter", "n_rows", "n_samples")
 
 
 def sample(args: Namespace) -> None:
-    """Run the script with its flags. Raises UserError for whatever the user can fix."""
+    """Run the script with its flags. Raises UserError for every error that the user can fix."""
     from qdiff.pipelines.output import Output
 
     pipeline = pipeline_of(args)

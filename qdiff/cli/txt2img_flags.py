@@ -19,7 +19,7 @@ EXAMPLES = """examples:
 
 
 def txt2img_parser() -> Parser:
-    """Flags of `scripts/txt2img.py`, to be read with `qdiff.cli.parser.parse`."""
+    """Return the parser of `scripts/txt2img.py`, for `qdiff.cli.parser.parse`."""
     parser = Parser(
         prog="txt2img.py",
         usage="python scripts/%(prog)s --prompt TEXT [--outdir DIR] [flags]",
@@ -65,14 +65,14 @@ def _model(parser: Parser) -> None:
 
 def _prompts(parser: Parser) -> None:
     add = parser.group("images")
-    add("--prompt", metavar="TEXT", excludes=("--from-file",), help="prompt")
+    add("--prompt", metavar="TEXT", excludes=("--from-file",), help="the prompt")
     add("--from-file", type=Path, metavar="FILE", help="prompts, one per line; empty lines are skipped")
     add("--n_samples", default=3, help="images per batch and per row of the grid", **number(int, 1))
     add("--n_iter", default=2, help="batches of --prompt, or images per line of --from-file", **number(int, 1))
     add("--H", help="height in pixels (default: as the model was trained)", **number(int, 1))
     add("--W", help="width in pixels (default: as the model was trained)", **number(int, 1))
-    add("--C", help="channels of a latent; no other number than the model's is accepted", **number(int, 1))
-    add("--f", help="image pixels per latent pixel along an edge; likewise", **number(int, 1))
+    add("--C", help="channels of a latent; must be the model's", **number(int, 1))
+    add("--f", help="image pixels per latent pixel along an edge; must be the model's", **number(int, 1))
     add("--n_rows", default=0, help="images per row of the grid; 0 takes --n_samples", **number(int, 0))
     add("--watermark", action="store_true", help="mark the images invisibly as generated; needs 'qdiff[watermark]'")
     add("--fixed_code", action="store_true", help="start every batch from the same noise")
@@ -80,7 +80,7 @@ def _prompts(parser: Parser) -> None:
     add(
         "--skip_save",
         action="store_true",
-        help="write only the grid, which then shows all images and holds them in memory",
+        help="write only the grid, which then shows all images; they must fit in memory",
     )
 
 
@@ -109,10 +109,10 @@ def _check_prompt(args: argparse.Namespace, given: set[str]) -> None:
     if args.laion400m:
         raise UserError("--laion400m is not available, its text encoder is not CLIP's: leave it out")
     if args.prompt is None and args.from_file is None:
-        raise UserError("nothing to show: give --prompt TEXT or --from-file FILE")
+        raise UserError("no prompt: give --prompt TEXT or --from-file FILE")
 
 
 def _check_sampler(args: argparse.Namespace, given: set[str]) -> None:
-    """`--ddim_eta` belongs to DDIM; 0 fits all samplers."""
+    """Refuse `--ddim_eta` with other samplers than DDIM, except 0."""
     if args.ddim_eta and (args.plms or args.dpm):
         raise UserError(f"--ddim_eta {args.ddim_eta} does not go with --plms or --dpm: leave one of them out")

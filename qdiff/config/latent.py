@@ -34,11 +34,12 @@ def find_config(base: Path, config: Path | None) -> Path:
         config: the path; None means `config.yaml` in the folder.
 
     Raises:
-        UserError: there is no such file.
+        UserError: the file does not exist.
     """
     config = config or (base if base.is_dir() else base.parent) / CONFIG
     if not config.is_file():
-        raise UserError(f"no {config}: put the model's {CONFIG} there, or give it with --config")
+        missing = "" if base.exists() else f"no '{base}' and "
+        raise UserError(f"{missing}no '{config}': put the model's {CONFIG} there, or give it with --config")
     return config
 
 
@@ -46,18 +47,18 @@ def find_checkpoint(base: Path, flag: str) -> Path:
     """Return the checkpoint `base`, or the one in the folder `base`.
 
     Args:
-        base: a path.
-        flag: the command-line flag that names it, for the error message.
+        base: checkpoint, or folder of the model.
+        flag: the flag or argument that names it, for the error message.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no checkpoint.
     """
     candidates = [base / name for name in CHECKPOINTS] if base.is_dir() else [base]
     found = [path for path in candidates if path.is_file()]
     if not found:
         if base.is_dir() and (kind := folder_kind(base)):
             raise UserError(f"{flag} {base} is {kind}")
-        raise UserError(f"no model in {flag} {base}: give a checkpoint, or a folder with {' or '.join(CHECKPOINTS)}")
+        raise UserError(f"no model in {flag} '{base}': give a checkpoint, or a folder with {' or '.join(CHECKPOINTS)}")
     return found[0]
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Data:
     """Keys of the section `data` that sampling needs; the section may have others.
 
-    The last four state how training made x of pixels, see `adapters.ddim.samplers.to_images`.
+    The last four state how training converted pixels to x; see `qdiff.adapters.ddim.samplers.to_images`.
     """
 
     dataset: str
@@ -112,7 +112,7 @@ def build_network(config: DictConfig, path: str | Path) -> "nn.Module":
 
 
 def _check_images(path: str | Path, config: DictConfig) -> None:
-    """Check that images can be made of the network's output. Raises UserError otherwise."""
+    """Check that the network's output can be converted to images. Raises UserError otherwise."""
     from qdiff.files.images import WRITTEN
 
     data, model, channels = config.data, config.model, config.data.channels

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def read_yaml(path: str | Path) -> DictConfig:
-    """Read a YAML file with sections. Raises UserError if there is none."""
+    """Read a YAML file with sections. Raises UserError if it cannot be read as one."""
     try:
         config = OmegaConf.load(path)
     except OSError as e:

@@ -1,4 +1,4 @@
-"""Comparisons of several methods on one model: their command lines, run one after the other, and their metrics."""
+"""Comparisons of several methods on one model: run their command lines one after another, and compute metrics."""
 
 import shlex
 import subprocess
@@ -19,7 +19,7 @@ FP = "FP"
 
 @dataclass(frozen=True)
 class Method:
-    """A row of a comparison: its name, the folder of its run, and the arguments of `python`."""
+    """A row of a comparison: its name, the folder of its run, and the arguments of `python` that run it."""
 
     name: str
     folder: Path
@@ -35,7 +35,7 @@ class Method:
         """Path of the quantized network."""
         return self.folder / "quantized.safetensors"
 
-    def carry_out(self) -> None:
+    def run(self) -> None:
         """Print and run the command. Raises UserError if it fails."""
         print(f"\n{self.name}\n  {self.command}", flush=True)
         start = time.perf_counter()
@@ -60,7 +60,7 @@ class Experiment:
         num_images: images per method.
         reference: file with the feature statistics of the training images.
         categories: number of categories, which alternate from image to image; 0 without categories.
-        shown: what the columns of the overview show, from the left; empty if that is obvious.
+        shown: meanings of the overview's columns, from the left; empty if they are obvious.
         folder_flag: the script's flag for the folder of a run.
     """
 
@@ -86,7 +86,10 @@ class Experiment:
         ]
 
     def section(self, classifier: Path) -> "Section":
-        """Compute the metrics of every run, whose images must exist; `classifier` holds the weights of a `FeatureNet`.
+        """Compute the metrics of every run, whose images must exist.
+
+        Args:
+            classifier: file with the weights of a `FeatureNet`.
 
         Raises:
             UserError: an image, a quantized network, the statistics or the classifier cannot be read.

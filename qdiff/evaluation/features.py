@@ -1,4 +1,4 @@
-"""A small classifier of 32 x 32 images, whose features compare sets of images. Its numbers are not those of FID."""
+"""A small classifier of 32 x 32 images, whose features compare sets of images. The distances are not FID."""
 
 from pathlib import Path
 

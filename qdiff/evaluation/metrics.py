@@ -33,7 +33,7 @@ def psnr(images: Tensor, reference: Tensor) -> float:
         dB, at least 0; infinite if an image equals its reference.
 
     Raises:
-        ValueError: the shapes or dtypes are others, or there is no image.
+        ValueError: another shape or dtype, different shapes, or no images.
     """
     squared = _difference(images, reference).square().flatten(1).mean(1)
     return (10 * torch.log10(LEVELS**2 / squared)).mean().item()
@@ -73,7 +73,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     """Compute |mu_a - mu_b|^2 + tr(sigma_a + sigma_b - 2 (sigma_a sigma_b)^(1/2)).
 
     See equation 6 of Heusel et al. 2017 (arXiv 1706.08500). Its unit is that of the squared features, so only values
-    on the same features compare. It is biased upwards by about 1 / n: compare only sets of equal size.
+    for the same features are comparable. It is biased upwards by about 1 / n: compare only sets of equal size.
 
     Returns:
         at least 0, up to rounding errors.

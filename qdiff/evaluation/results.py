@@ -58,7 +58,7 @@ class Section:
         metrics: in the order of the columns.
         results: one row per method; the first one is in full precision.
         images: method -> its overview PNG.
-        shown: what the columns of each overview show, from the left; empty if that is obvious.
+        shown: meanings of each overview's columns, from the left; empty if they are obvious.
     """
 
     name: str

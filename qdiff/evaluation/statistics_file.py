@@ -15,7 +15,7 @@ KEYS = {"mu", "sigma", "n"}
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Write statistics as safetensors, whole or not at all."""
+    """Write statistics as safetensors, whole or not at all. Raises OSError if the file cannot be written."""
     mu, sigma, n = statistics
     with replacing(path) as partial:
         save_file({"mu": mu, "sigma": sigma.contiguous(), "n": torch.tensor(n)}, partial)

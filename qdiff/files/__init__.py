@@ -1,2 +1,2 @@
-"""Files that know no network: checkpoints of others read safely, images, prompts and tokenizers, downloads, digests,
-text tables, logs, and files of ours that appear whole or not at all."""
+"""Files and formats, independent of networks: safe reading of checkpoints, images, prompts, tokenizers, downloads,
+digests, text tables, logs, and atomic writes."""

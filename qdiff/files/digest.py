@@ -1,7 +1,7 @@
 """SHA-256 digests of files and tensors, as 64 hexadecimal characters."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -34,13 +34,8 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest(_described(tensors.items()))
 
 
-def inputs_digest(inputs: Sequence[Tensor]) -> str:
-    """Return the digest of shapes, dtypes and values of unnamed tensors, in order."""
-    return digest(_described(("", x) for x in inputs))
-
-
 def tensor_bytes(x: Tensor) -> memoryview:
-    """Return the values of a tensor of any dtype, in row-major order."""
+    """Return the values of a tensor of any shape and dtype as bytes, in row-major order."""
     return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 

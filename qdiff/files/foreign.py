@@ -45,7 +45,7 @@ KINDS = (
     _quantized(r"\.(qweight|qzeros|g_idx)$", "GPTQ or AWQ, 'qweight'"),
     _quantized(r"\._(data|scale|shift)$", "optimum-quanto, '_scale'"),
     _quantized(
-        r"\.(weight|input|output)_scale(_2)?$|\.(scale_weight|scale_input)$|(^|\.)scaled_fp8$", "scales beside weights"
+        r"\.(weight|input|output)_scale(_2)?$|\.(scale_weight|scale_input)$|(^|\.)scaled_fp8$", "separate scales"
     ),
     _quantized(r"_packed_params|activation_post_process|fake_quant", "torch.ao"),
     _quantized(r"\.weight\.(int_data|scale|zero_point|q?data)$", "torchao"),
@@ -76,6 +76,9 @@ KINDS = (
 
 def kind_of(tensors: Mapping[str, Tensor]) -> str | None:
     """Return what the tensors are and what to do, if they are recognised as not being weights of our networks.
+
+    Args:
+        tensors: name -> tensor of any shape and dtype; the values are not read.
 
     Returns:
         text that continues "the file is"; None if nothing is recognised.

@@ -22,7 +22,7 @@ Shape = tuple[int, int, int]  # channels, height and width of an image
 START, END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
 COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}  # the colour types of PNG
 WRITTEN = {1: "grey", 3: "RGB"}  # by channels
-REMEDY = "move or delete it, and the same command makes it again"
+REMEDY = "move or delete it, and run the same command again"
 
 
 class _Format(NamedTuple):
@@ -76,7 +76,7 @@ def check_image(path: Path, shape: Shape) -> None:
     channels, height, width = shape
     found, wanted = _read_format(path), _Format(8, WRITTEN[channels], width, height)
     if found != wanted:
-        raise UserError(f"'{path}' is another image ({found}) than expected ({wanted}): {REMEDY}")
+        raise UserError(f"'{path}' is a different image ({found}) than expected ({wanted}): {REMEDY}")
 
 
 def image_shape(path: Path) -> Shape:
@@ -145,7 +145,7 @@ def write_image(path: Path, pixels: Tensor, text: Mapping[str, str] | None = Non
     chunks = PngInfo()
     for key, value in (text or {}).items():
         chunks.add_text(key, as_text(value))
-    png = io.BytesIO()  # a full disk then fails with its own error, not with one of the encoder
+    png = io.BytesIO()  # so that a full disk raises its own error, not one of the encoder
     to_pillow(pixels).save(png, format="PNG", pnginfo=chunks)
     with replacing(path) as partial:
         partial.write_bytes(png.getvalue())

@@ -43,12 +43,24 @@ class Journal:
         return self.folder / f"{unit}.safetensors"
 
     def write(self, unit: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> None:
-        """Record a finished unit: its tensors, of any device, and numbers about it. Raises OSError if that fails."""
+        """Record a finished unit.
+
+        Args:
+            unit: its name, valid in file names.
+            tensors: its results, of any shape, dtype and device.
+            info: numbers about it, JSON values.
+
+        Raises:
+            OSError: the record cannot be written.
+        """
         with replacing(self._file(unit)) as partial:
             save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"info": json.dumps(info or {})})
 
     def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the tensors, on the CPU, and numbers of a unit; None if it must be redone: missing or damaged."""
+        """Return the tensors of a unit, on the CPU, shapes and dtypes as written, and the numbers about it.
+
+        None if the record is missing or damaged, so that the unit must be redone.
+        """
         try:
             with utf8_name(self._file(unit)) as file, safe_open(file, "pt") as stored:
                 names = list(stored.keys())
@@ -59,7 +71,7 @@ class Journal:
 
 @contextmanager
 def temporary_journal() -> Iterator[Journal]:
-    """Give a journal in a temporary folder (see `tempfile.gettempdir`), which is removed at the end."""
+    """Yield a journal in a temporary folder (see `tempfile.gettempdir`), which is removed at the end."""
     with TemporaryDirectory(prefix="qdiff-") as folder:
         yield Journal(Path(folder), {})
 
@@ -76,5 +88,5 @@ def _check_same_job(record: Path, job: dict) -> None:
         key = changed[0]
         raise UserError(
             f"'{record.parent}' holds results for other {', '.join(changed)} ({key}: {stored.get(key)} there, "
-            f"{job.get(key)} now): use another -l, or delete it to start afresh"
+            f"{job.get(key)} now): give another folder, or delete this one to start afresh"
         )

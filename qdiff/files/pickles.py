@@ -40,7 +40,7 @@ def load_pickle(path: str | Path) -> Any:
     """
     kind = format_of(path)
     if kind == "safetensors":
-        raise UserError(f"'{path}' is a safetensors file, whatever its suffix: a torch pickle is expected here")
+        raise UserError(f"'{path}' is a safetensors file, despite its suffix: give a file that torch.save wrote")
     with explained(path, "torch checkpoint"), warnings.catch_warnings():
         mmap = kind == "zip" and _verify_zip(path)
         warnings.simplefilter("ignore")  # deprecations inside torch, which are not the user's concern

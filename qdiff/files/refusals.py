@@ -1,4 +1,4 @@
-"""Errors of the operating system in one line, with a remedy."""
+"""Errors of the operating system as one line with a remedy."""
 
 import errno
 from collections.abc import Iterator
@@ -33,11 +33,11 @@ DEFAULT = f"fix that, {CONTINUE}; or {ELSEWHERE}"  # for all others
 
 @contextmanager
 def explaining(path: Path, flag: str) -> Iterator[None]:
-    """Turn OSErrors of the operating system inside into UserErrors; errors that libraries derive from them stay.
+    """Turn OSErrors of the operating system inside into UserErrors; libraries' own OSErrors pass unchanged.
 
     Args:
         path: file or folder in use, for errors that name none.
-        flag: the command-line flag that names it.
+        flag: the flag or argument that names it.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""State dicts inside a checkpoint, wherever its trainer put them."""
+"""State dicts inside a checkpoint, at whatever place its trainer put them."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,5 +1,6 @@
 """Calibration of a pipeline's network: collect data from its own sampling, calibrate, save; resumable."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from qdiff.calibration.measure import make_plan
 from qdiff.calibration.plan import Plan
 from qdiff.calibration.settings import CalibrationSettings
 from qdiff.checkpoints.load import load_rounding, save_quantized
+from qdiff.errors import UserError
 from qdiff.files.digest import file_digest, tensors_digest
 from qdiff.files.journal import Journal
 from qdiff.pipelines.calibration_set import DataSettings, calibration_set
@@ -34,9 +36,9 @@ class Calibrate:
 
     Args:
         policy: how each tensor is quantized.
-        learning: what is learned, and how long.
-        data: calibration data.
-        memory_bytes: for captured activations; None takes half of what computing leaves free.
+        learning: what is learned, and for how long.
+        data: source of the calibration data.
+        memory_bytes: budget for captured activations; None takes half of the memory that computing leaves free.
         weights_from: quantized file whose rounding is kept, so that only activations are calibrated.
     """
 
@@ -59,7 +61,7 @@ class Calibrate:
             kept_steps(pipeline.nfe, self.data.timesteps)
 
     def plan(self, pipeline: Pipeline, batch_size: int) -> Plan | None:
-        """Measure what the calibration takes; see `Quantization`."""
+        """Measure the calibration's time and memory; see `Quantization`."""
         model = self._starting_point(pipeline)
         if not (self.learning.rounding or self.learning.steps):
             return None
@@ -76,28 +78,30 @@ class Calibrate:
         return lines
 
     def run(self, pipeline: Pipeline, folder: Path, *, progress: bool | None = None) -> QuantModel:
-        """Calibrate, or load what was calibrated in this folder before; see `Quantization`."""
+        """Calibrate, or load the result of this calibration if the folder has it; see `Quantization`."""
         file = folder / FILE
-        if file.exists():
-            log.info("calibrated before: %s", file)
-            return self.finished(file).run(pipeline, folder)
         weights = tensors_digest(pipeline.network.state_dict())
-        data = calibration_set(pipeline, self.data, folder, weights, progress) if self._samples(pipeline) else None
-        model = self._starting_point(pipeline)
         provenance = {"settings": asdict(self.learning), "policy": self.policy.to_dict(), "weights": weights}
         if self.weights_from:
             provenance["cali_ckpt"] = file_digest(self.weights_from)
+        if file.exists():
+            log.info("calibrated before: %s", file)
+            model = self.finished(file).run(pipeline, folder)
+            _check_same(file, model.provenance, provenance)
+            return model
+        data = calibration_set(pipeline, self.data, folder, weights, progress) if self._samples(pipeline) else None
+        model = self._starting_point(pipeline)
         if data:
             provenance["data"] = data.digest()
             self._calibrate(pipeline, model, data, folder, provenance, progress)
         model.provenance = provenance
         save_quantized(file, model, config=pipeline.config_dict, provenance=provenance)
         log.info("saved %s, %.1f MB", file, file.stat().st_size / 1e6)
-        model.forget_full_precision()  # sampling does without
+        model.forget_full_precision()  # sampling does not need them
         return model
 
     def finished(self, path: Path) -> LoadQuantized:
-        """Return how to load the file that this calibration writes."""
+        """Return the way to load the file that this calibration writes."""
         p = self.policy
         act_bit, a_sym = (p.act.bits, p.act.symmetric) if p.act else (None, False)
         return LoadQuantized(path, p.weight.bits, act_bit, a_sym, p.split, p.softmax_bits)
@@ -108,7 +112,7 @@ class Calibrate:
         return self.data.timesteps * self.data.samples * pipeline.cfg_copies if needed else 0
 
     def _starting_point(self, pipeline: Pipeline) -> QuantModel:
-        """Return what calibration starts from: weights rounded to nearest, or those of `weights_from`."""
+        """Return the model before calibration: weights rounded to nearest, or those of `weights_from`."""
         network = pipeline.network
         if self.weights_from:
             return load_rounding(network, self.weights_from, self.policy).eval()
@@ -130,3 +134,14 @@ class Calibrate:
         plan.check(folder, free_memory(pipeline.device))
         with CalibrationBar(plan, progress if plan.units else False) as bar:
             calibrate(model, data, self.learning, journal, memory=plan.budget, reporter=bar)
+
+
+def _check_same(file: Path, stored: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    """Check that a finished file is the result of this calibration. Raises UserError for that of another one."""
+    described = json.loads(json.dumps(wanted))  # as the file has it: tuples as lists
+    changed = [key for key, value in described.items() if stored.get(key) != value]
+    if changed:
+        raise UserError(
+            f"'{file}' was calibrated with other {', '.join(changed)}: give another folder, or delete it to calibrate "
+            "again"
+        )

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from diffusion.checks import whole
 from qdiff.calibration.collect import collect
 from qdiff.calibration.data import CalibrationSet, read_calibration_data
 from qdiff.calibration.kept_steps import kept_steps
@@ -20,33 +21,40 @@ CHECKED = 64  # samples checked for finite values at a time, because a check tak
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Where calibration data come from.
+    """The source of calibration data.
 
     Args:
-        timesteps: sampling steps whose inputs of the network are kept, spread over the trajectory.
-        samples: images, each of which gives a sample at each of these steps.
-        path: file of data that were collected before; None collects them.
+        timesteps: number of sampling steps, spread over the trajectory, at which the network's inputs are kept; >= 1.
+        samples: number of images, each of which gives one sample at each of these steps; >= 1.
+        path: file of calibration data; None collects them.
+
+    Raises:
+        TypeError, ValueError: not a whole number, or less than 1.
     """
 
     timesteps: int
     samples: int
     path: Path | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("timesteps", "samples"):
+            object.__setattr__(self, name, whole(name, getattr(self, name), 1))
+
 
 def calibration_set(
     pipeline: Pipeline, settings: DataSettings, folder: Path, weights: str, progress: bool | None
 ) -> CalibrationSet:
-    """Return the given data, those of an earlier run in this folder, or new ones from the pipeline's own sampling.
+    """Read the data of `settings`, reuse those of an earlier run in this folder, or collect them by sampling.
 
     Args:
         pipeline: in full precision, loaded.
-        settings: where they come from.
-        folder: keeps new data, and what is collected until a kill.
+        settings: the source of the data.
+        folder: keeps collected data, and those of a collection that is interrupted.
         weights: digest of the network's weights.
         progress: show a progress bar; None shows it on a terminal.
 
     Raises:
-        UserError: data that do not fit the network or are not finite.
+        UserError: the data do not fit the network or are not finite.
     """
     own, journal, s = folder / "calibration_data.safetensors", folder / "collecting", settings
     example = pipeline.example(1)
@@ -81,7 +89,7 @@ def _collected(pipeline: Pipeline, settings: DataSettings, journal: Journal, pro
 
 
 def _check(data: CalibrationSet, example: Call, source: str) -> None:
-    """Check that data fit the network and are finite. Raises UserError."""
+    """Check that data fit the network and are finite. Raises UserError otherwise."""
     have, want = ([tuple(x.shape[1:]) for x in call.tensors] for call in (data.call, example))
     if have != want:
         raise UserError(

@@ -1,7 +1,7 @@
-"""Changes of sampling settings by name, as keyword arguments of a pipeline give them."""
+"""Change the settings of sampling by name."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from diffusion.steps import Sampler
@@ -12,17 +12,19 @@ SamplingT = TypeVar("SamplingT", bound=Sampling)
 
 
 def changed(sampling: SamplingT, sampler: Sampler, changes: Mapping[str, Any]) -> SamplingT:
-    """Return other settings.
+    """Return the settings `sampling` with another sampler and with `changes`.
 
     Args:
-        sampling: the present ones.
-        sampler: a dataclass, in place of theirs.
+        sampling: the settings so far.
+        sampler: a dataclass; replaces the one in `sampling`.
         changes: name -> value, of a setting of the sampler, whose `num_steps` is called `steps` here, or of `sampling`.
 
     Raises:
-        TypeError: there is no such setting.
-        ValueError: an impossible value.
+        TypeError: an unknown setting, a value of another type, or a sampler that is not a dataclass.
+        ValueError: a value outside its range.
     """
+    if not is_dataclass(sampler) or isinstance(sampler, type):
+        raise TypeError(f"sampler must be a name or a sampler with its settings, not {sampler!r}")
     own = {field.name.replace("num_steps", "steps"): field.name for field in _fields(sampler)}
     known = {field.name for field in fields(sampling)} - {"sampler"}
     for name in changes.keys() - own.keys() - known:
@@ -34,12 +36,12 @@ def changed(sampling: SamplingT, sampler: Sampler, changes: Mapping[str, Any]) -
 
 
 def like(sampler: Sampler, kind: type, nfe: int) -> Sampler:
-    """Return a sampler of another kind with the settings of this one that both have.
+    """Return a sampler of the type `kind`, with the settings that it shares with `sampler`.
 
     Args:
         sampler: a dataclass.
-        kind: of the other one, a dataclass.
-        nfe: number of steps, if `sampler` has none.
+        kind: a dataclass.
+        nfe: number of steps if `sampler` has none.
     """
     kept = {"num_steps": nfe} | vars(sampler)
     return kind(**{field.name: kept[field.name] for field in fields(kind) if field.name in kept})

@@ -1,4 +1,4 @@
-"""Pipelines of latent models without conditions or with classes."""
+"""Pipelines of unconditional and class-conditional latent models."""
 
 from qdiff.pipelines.conditions import Conditions, conditions_of
 from qdiff.pipelines.latent import LatentPipeline
@@ -6,7 +6,7 @@ from qdiff.pipelines.settings import ClassSampling
 
 
 class ClassPipeline(LatentPipeline[ClassSampling]):
-    """A latent model without conditions or with classes, and how it is sampled."""
+    """An unconditional or class-conditional latent model with its sampler."""
 
     steps_flag = "-c"
 

@@ -1,4 +1,4 @@
-"""Conditions of the images of a latent model, by their numbers, and of calibration data."""
+"""Conditions of images, by image index, and of calibration images; for latent models."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,33 +15,33 @@ NULL_CLASS = "model.params.cond_stage_config.params.null_class"
 
 
 class Conditions(ABC):
-    """Conditions of images.
+    """Conditions of images and of calibration images.
 
     Attributes:
-        columns: number of the kinds of images that take turns, if a grid should show each in a column; else None.
+        columns: number of alternating conditions if a grid should show each in its own column; else None.
     """
 
     columns: int | None = None
 
     @abstractmethod
     def of(self, indices: Sequence[int]) -> Tensor | None:
-        """Return the conditions (B, M, D) of images by their numbers; None for a network without a condition."""
+        """Return the conditions (B, M, D) of the images with these indices; None for an unconditional network."""
 
     @abstractmethod
     def for_calibration(self, indices: Sequence[int]) -> Tensor | None:
-        """Return the conditions of calibration images, likewise."""
+        """Return the conditions of calibration images; see `of`."""
 
     @abstractmethod
     def null(self, count: int) -> Tensor | None:
-        """Return the null condition, repeated `count` times; only guidance asks for it."""
+        """Return the null condition, repeated `count` times, (count, M, D); only guidance needs it."""
 
     def text(self, indices: Sequence[int]) -> Mapping[str, str]:
-        """Return what a PNG of these images says about their conditions."""
+        """Return the text chunks about their conditions for a PNG of these images."""
         return {}
 
 
 class Unconditional(Conditions):
-    """Conditions of a network that takes none."""
+    """No conditions, for an unconditional network."""
 
     def of(self, indices: Sequence[int]) -> None:
         return None
@@ -54,18 +54,18 @@ class Unconditional(Conditions):
 
 
 class Classes(Conditions):
-    """Classes that take turns: image i gets the i-th, starting over after the last.
+    """Alternating classes: image i gets the i-th, starting over after the last.
 
-    Calibration images get classes drawn from all but the null class; see `ClassEmbedder`.
+    Classes of calibration images are drawn from all but the null class; see `ClassEmbedder`.
 
     Args:
         latent: the model.
-        embedder: of its classes.
-        chosen: numbers of classes; None for all but the null class.
-        seed: of the draw.
+        embedder: the model's class embedder.
+        chosen: class indices; None takes all but the null class.
+        seed: seed of the draw.
 
     Raises:
-        UserError: a class that the model does not have.
+        UserError: the model does not have one of the classes.
     """
 
     def __init__(self, latent: LatentDiffusion, embedder: ClassConditioner, chosen: Sequence[int] | None, seed: int):
@@ -106,15 +106,15 @@ class Classes(Conditions):
 
 
 def conditions_of(latent: LatentDiffusion, chosen: Sequence[int] | None, scale: float, seed: int) -> Conditions:
-    """Return the conditions of a model without or with classes.
+    """Return the conditions of an unconditional or class-conditional model.
 
     Args:
         latent: the model.
         chosen, seed: see `Classes`.
-        scale: of guidance.
+        scale: guidance scale.
 
     Raises:
-        UserError: the model takes other conditions than classes, or none where the flags ask for them.
+        UserError: the model takes conditions other than classes, or the settings need classes that it does not have.
     """
     conditioner = latent.cond_stage_model
     if embedder := class_conditioner_of(latent):
@@ -128,8 +128,8 @@ def conditions_of(latent: LatentDiffusion, chosen: Sequence[int] | None, scale: 
         raise UserError("this is a text-to-image model: sample it with scripts/txt2img.py")
     if conditioner is not None:
         kind = type(conditioner).__name__
-        raise UserError(f"a model with the conditions of {kind} cannot be sampled here: give one with classes or none")
+        raise UserError(f"models conditioned by {kind} cannot be sampled: give one with classes or without conditions")
     if chosen or scale != 1:
         flag = "--classes" if chosen else f"--scale {scale}"
-        raise UserError(f"{flag} needs a class-conditional model, which this one is not: leave it out")
+        raise UserError(f"{flag} needs a class-conditional model, this one is unconditional: leave it out")
     return Unconditional()

@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""The device that a model computes on."""
 
 import torch
 
@@ -6,16 +6,25 @@ from qdiff.errors import UserError
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes free on a device with memory of its own; None for one that computes in the machine's."""
+    """Return the free memory of a device, bytes; None if it uses the host's memory."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 def find_device(name: str) -> torch.device:
-    """The device of `--device`; "auto" is cuda, else mps, else cpu. Raises UserError for one that is not there."""
+    """Return the device of a name; "auto" is cuda, else mps, else cpu.
+
+    Raises:
+        ValueError: neither "auto" nor a device of one of these kinds.
+        UserError: this machine does not have it.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
-    there = {"cpu": 1, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}
-    if (device.index or 0) >= there[device.type]:
+    available = {"cpu": 1, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}
+    try:
+        device = torch.device(name)
+        count = available[device.type]
+    except (RuntimeError, TypeError, KeyError):
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, not {name!r}") from None
+    if (device.index or 0) >= count:
         raise UserError(f"--device {name} is not available on this machine: use --device auto")
     return device

@@ -1,4 +1,4 @@
-"""Images in memory, as a notebook shows them."""
+"""Sampled images in memory."""
 
 from PIL import Image
 from torch import Tensor

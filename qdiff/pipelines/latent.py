@@ -1,4 +1,4 @@
-"""What pipelines of latent models share: one model, its weights and its guided network."""
+"""Base of the pipelines of latent models: the model, its weights and its guided network."""
 
 import copy
 from abc import abstractmethod
@@ -24,25 +24,23 @@ from qdiff.pipelines.settings import GuidedSampling, LatentModel
 UNET = ("model.", "model_ema.")  # prefixes of its keys
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-
-
 GuidedT = TypeVar("GuidedT", bound=GuidedSampling)
 
 
 class LatentPipeline(Pipeline[GuidedT]):
-    """A latent model and how it is sampled.
+    """A latent model with its sampler.
 
     Args:
-        model: which model.
-        sampling: how images are sampled.
+        model: files, device and precision of the model.
+        sampling: settings of sampling.
 
     Attributes:
         latent: the model, on the meta device until it is loaded.
         stride: height and width of a latent must be multiples of it.
-        conditions: of its images.
+        conditions: conditions of the images.
 
     Raises:
-        UserError: what the settings or the configuration ask for is impossible.
+        UserError: the configuration is invalid, or the settings do not fit the model.
     """
 
     samplers: ClassVar[Mapping[str, type]] = {"ddim": DDIM, "plms": PLMS, "dpm": DPMSolver, "ddpm": DDPM}
@@ -98,7 +96,7 @@ class LatentPipeline(Pipeline[GuidedT]):
         load_weights(self.latent, self.model.weights, layout=layout, averages=averages, skip=skipped)
         if not network:
             self.latent.model_ema = None
-            self.network.to_empty(device="cpu")  # memory is taken when it is written to
+            self.network.to_empty(device="cpu")  # takes no memory until it is written to
         self._to_device(network)
         return {key: x for key, x in self.latent.state_dict().items() if not key.startswith(skipped)}
 
@@ -107,7 +105,7 @@ class LatentPipeline(Pipeline[GuidedT]):
         self._to_device(network=True)
 
     def _to_device(self, network: bool) -> None:
-        """Adopt the averages and move the model; without `network`, all but the UNet, whose numbers come later."""
+        """Adopt the averages and move the model; without `network`, all but the UNet, whose weights come later."""
         self.latent.adopt_ema()
         unet = self.network
         if not network:
@@ -126,7 +124,7 @@ class LatentPipeline(Pipeline[GuidedT]):
         return guided(self.apply_model, c, uc, self.sampling.scale)
 
     def apply_model(self, x: Tensor, t: Tensor, c: Condition) -> Tensor:
-        """Predict the noise without guidance; see `LatentDiffusion.apply_model`."""
+        """Predict the noise without guidance, in float32; see `LatentDiffusion.apply_model` for the shapes."""
         with self._context:
             return self.latent.apply_model(x, t, c).float()
 
@@ -152,7 +150,7 @@ class LatentPipeline(Pipeline[GuidedT]):
 
 
 def _shallow(module: AnyModule) -> AnyModule:
-    """Copy a module, of which a child may then be replaced; children, parameters and buffers are shared."""
+    """Copy a module so that children of the copy can be replaced; children, parameters and buffers are shared."""
     clone = copy.copy(module)
     clone._modules = dict(module._modules)
     return clone

@@ -1,17 +1,19 @@
 """`load_pipeline`: from a path to a pipeline with its weights."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import torch
+from omegaconf import OmegaConf
 
 from qdiff.adapters.ddim import samplers as pixel_samplers
 from qdiff.adapters.ldm import samplers as latent_samplers
 from qdiff.config.latent import find_checkpoint, find_config, load_latent_config
 from qdiff.config.networks import RECOMMENDED, is_latent
+from qdiff.errors import UserError
 from qdiff.pipelines.class_conditional import ClassPipeline
 from qdiff.pipelines.latent import LatentPipeline
+from qdiff.pipelines.paths import as_path
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.pixel import PixelPipeline
 from qdiff.pipelines.quantization import LoadAsWritten
@@ -28,42 +30,49 @@ def load_pipeline(
     weights: str | Path | None = None,
     config: str | Path | None = None,
     quantized: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: str = "full",
     **sampling: Any,
 ) -> Pipeline:
     """Load a model, ready to sample.
 
     Args:
-        path: YAML file of a model, or a latent model's checkpoint or folder (`config.yaml` with `model.ckpt` or
+        path: YAML file of a model, a checkpoint, or a latent model's folder (`config.yaml` with `model.ckpt` or
             `model.safetensors`).
-        weights: full-precision weights; None takes those that the YAML names or that lie beside it.
-        config: YAML file of a checkpoint; None takes `config.yaml` beside it.
-        quantized: quantized file, ours, of the model's network, whose full-precision weights are not needed then.
+        weights: full-precision weights; None takes `path` if it is a checkpoint, those that the YAML names, or those
+            next to the YAML.
+        config: YAML file of a checkpoint or folder; None takes its `config.yaml`.
+        quantized: our quantized file of the model's network, whose full-precision weights are then not needed.
         device: "auto" (cuda, else mps, else cpu), "cpu", "cuda", "cuda:N" or "mps".
         precision: of a latent model: "full" (float32), "bf16", "fp16" or "autocast".
-        sampling: settings as in `Pipeline.with_sampling`; those of the configuration's section `sampling`, else 50
-            steps of deterministic DDIM, are the defaults.
+        sampling: settings as in `Pipeline.with_sampling`. The defaults are those of the section `sampling` of the
+            configuration, else 50 steps of deterministic DDIM.
 
     Raises:
+        TypeError: an argument has another type, or this model's sampling has no such setting.
+        ValueError: an argument is outside its range, or contradicts another one.
         UserError: a file is missing or damaged, or does not fit.
-        TypeError, ValueError: a setting of sampling that the model does not have, or an impossible value.
     """
-    base, yaml = Path(path), None if config is None else Path(config)
+    base, yaml = as_path("path", path), None if config is None else as_path("config", config)
     if base.suffix in (".yml", ".yaml"):
+        if yaml:
+            raise ValueError(f"path is a YAML file, '{base}', and so is config, '{yaml}': give one of them")
         base, yaml = base.parent, base
-    given = None if weights is None else Path(weights)
+    elif weights is None and yaml and not is_latent(yaml):
+        weights = base
+    given = None if weights is None else as_path("weights", weights)
+    file = None if quantized is None else as_path("quantized", quantized)
     pipeline: Pipeline
     if yaml and not is_latent(yaml):
-        pipeline = _pixel(PixelModel(yaml, given, device=device))
+        if precision != "full":
+            raise ValueError(f"precision {precision!r} needs a latent model, '{yaml}' describes another: leave it out")
+        pipeline = _pixel(PixelModel(yaml, given, device=str(device)))
     else:
-        source, checkpoint = find_config(base, yaml), find_checkpoint(given or base, "weights")
-        pipeline = _latent(LatentModel(source, checkpoint, device=device, precision=precision))
-    pipeline = pipeline.with_sampling(**{**_defaults(pipeline.config), **sampling})
-    pipeline.load(network=quantized is None)
-    if quantized is None:
-        return pipeline
-    return pipeline.with_network(LoadAsWritten(Path(quantized)).run(pipeline, Path()))
+        source, checkpoint = find_config(base, yaml), find_checkpoint(given or base, "weights" if given else "path")
+        pipeline = _latent(LatentModel(source, checkpoint, device=str(device), precision=precision))
+    pipeline = _with_defaults(pipeline).with_sampling(**sampling)
+    pipeline.load(network=file is None)
+    return pipeline if file is None else pipeline.with_network(LoadAsWritten(file).run(pipeline, Path()))
 
 
 def _pixel(model: PixelModel) -> PixelPipeline:
@@ -78,7 +87,10 @@ def _latent(model: LatentModel) -> LatentPipeline:
     return ClassPipeline(model, ClassSampling(sampler))
 
 
-def _defaults(config: DictConfig) -> Mapping[str, Any]:
-    """Return the settings of sampling that a configuration recommends."""
-    section = config.get("sampling") or {}
-    return {key: section[key] for key in RECOMMENDED if key in section}
+def _with_defaults(pipeline: Pipeline) -> Pipeline:
+    """Return the pipeline with the settings of its configuration. Raises UserError if they are invalid."""
+    section = pipeline.config.get("sampling") or {}
+    try:
+        return pipeline.with_sampling(**{key: section[key] for key in RECOMMENDED if key in section})
+    except (TypeError, ValueError) as e:
+        raise UserError(f"'{pipeline.source}', section 'sampling': {e}: correct it") from e

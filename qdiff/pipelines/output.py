@@ -1,4 +1,4 @@
-"""What a run writes: images, a grid of the first ones, an array for FID tools."""
+"""The output of a run: images, a grid of the first ones, an array for FID tools."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ GRID_IMAGES = 64
 
 @dataclass(frozen=True)
 class Output:
-    """What a run writes into its folder.
+    """The files that a run writes into its folder.
 
     Args:
-        num_images: images to make.
-        columns: of the grid; None takes a column for each of a few classes, else makes it square.
+        num_images: number of images.
+        columns: columns of the grid; None takes one per class if there are few, else makes the grid square.
         grid: write the grid.
-        images: keep the images, not only the grid, which then shows all of them.
-        sequence: keep an image of every sampling step too.
-        array: write `NxHxWxC-samples.npz`, which tools for FID read.
+        images: keep the images; if False, only the grid is kept, and it shows all of them.
+        sequence: also keep an image of every sampling step.
+        array: write `NxHxWxC-samples.npz`, which FID tools read.
         watermark: mark images invisibly as generated.
     """
 
@@ -41,21 +41,25 @@ class Output:
     watermark: bool = False
 
     def decode_for(self, pipeline: Pipeline) -> Callable[[Tensor], Tensor]:
-        """Return the function from the last x_prev to images. Raises UserError if they cannot be marked."""
+        """Return the function from the last x_prev, (B, C, h, w), to images, (B, 1 or 3, H, W) in about -1..1.
+
+        Raises:
+            UserError: images of this model cannot be watermarked.
+        """
         if not self.watermark:
             return pipeline.decode
         mark = watermark(*pipeline.image_shape)
         return lambda x: mark(pipeline.decode(x))
 
     def check(self, pipeline: Pipeline, folder: RunFolder) -> None:
-        """Raise UserError if a file that is not an image of this run stands in the place of one."""
+        """Raise UserError if a file under the name of an image is not an image of this run."""
         missing_images(range(self.num_images), folder.image_dir, pipeline.image_shape)
 
     def write(self, pipeline: Pipeline, folder: RunFolder) -> str:
-        """Make the images that the folder lacks, then the rest; return a line about what there is.
+        """Sample the images that the folder lacks, then write the grid and the array; return a line that sums it up.
 
         Raises:
-            UserError: a file stands in the place of an image, or an image is not finite.
+            UserError: as `check`, or an image is not finite.
         """
         if self._finished(folder):
             return f"finished before: {folder.grid}"
@@ -68,7 +72,7 @@ class Output:
             pipeline.batch_size,
             decode=decode,
             metadata=lambda i: png_text(pipeline, [i]),
-            **({"on_step": on_step} if on_step else {}),
+            on_step=on_step,
         )
         paths = [image_path(folder.image_dir, i) for i in range(self.num_images)]
         if self.array:
@@ -81,7 +85,7 @@ class Output:
         return f"{self.num_images} images {self._where(folder)}"
 
     def _finished(self, folder: RunFolder) -> bool:
-        """Whether only the grid was to be kept, and it is there. Raises UserError for a damaged one."""
+        """Return whether only the grid is to be kept and it exists. Raises UserError for a damaged one."""
         if self.images or not folder.grid.exists():
             return False
         image_shape(folder.grid)

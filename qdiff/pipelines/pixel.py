@@ -21,14 +21,14 @@ from qdiff.pipelines.settings import PixelModel, Sampling
 
 
 class PixelPipeline(Pipeline[Sampling]):
-    """A pixel-space model and how it is sampled.
+    """A pixel-space model with its sampler.
 
     Args:
-        model: which model.
-        sampling: how images are sampled.
+        model: files and device of the model.
+        sampling: settings of sampling.
 
     Raises:
-        UserError: what the settings or the configuration ask for is impossible.
+        UserError: the configuration is invalid, or the settings do not fit the model.
     """
 
     samplers: ClassVar[Mapping[str, type]] = {"ddim": DDIM, "ddpm": DDPM, "dpm": DPMSolver}
@@ -52,8 +52,8 @@ class PixelPipeline(Pipeline[Sampling]):
             raise UserError(f"{self.source}, section 'diffusion': {error}") from None
         if clips(sampling.sampler) and self.config.data.logit_transform:
             raise UserError(
-                f"--sample_type ddpm_noisy clips x to -1..1, the training of {self.source} did not "
-                "(data.logit_transform): use another sampler"
+                f"DDPM (--sample_type ddpm_noisy) clips x to -1..1, but '{self.source}' describes a model trained "
+                "without clipping (data.logit_transform): use another sampler"
             )
 
     @property
@@ -109,5 +109,8 @@ class PixelPipeline(Pipeline[Sampling]):
             return fetch(name_for(self.config))
         bundled = self.config.model.get("weights")
         if bundled is None:
-            raise UserError(f"no weights: give --ckpt FILE or --use_pretrained ({self.source} names none)")
+            raise UserError(
+                f"'{self.source}' names no weights: give weights=... (on the command line, --ckpt FILE or "
+                "--use_pretrained)"
+            )
         return self.source.parent / bundled

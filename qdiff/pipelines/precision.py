@@ -1,4 +1,4 @@
-"""The floating-point numbers that a network computes with."""
+"""Floating-point precision of a network's arithmetic."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,14 +10,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolved(name: str, device: torch.device) -> str:
-    """What `--precision` means on a device: "full" (float32), "bf16" or "fp16".
+    """Return the precision that a name means on a device: "full" (float32), "bf16" or "fp16".
 
     Args:
-        name: one of these, or "autocast": bfloat16 or, where the GPU has none, float16 on CUDA, float32 elsewhere.
-        device: where the network is.
+        name: one of these, or "autocast": on CUDA bfloat16, or float16 if the GPU does not support it; else float32.
+        device: the network's device.
 
     Raises:
-        UserError: float16 elsewhere than on CUDA.
+        UserError: float16 on a device other than CUDA.
     """
     cuda = device.type == "cuda"
     if name == "fp16" and not cuda:
@@ -30,5 +30,5 @@ def resolved(name: str, device: torch.device) -> str:
 
 
 def precision_of(name: str, device: torch.device) -> AbstractContextManager:
-    """A context, which may be entered again and again, of a precision as `resolved` names it."""
+    """Return a reusable context for a precision that `resolved` returned."""
     return nullcontext() if name == "full" else torch.autocast(device.type, DTYPES[name])

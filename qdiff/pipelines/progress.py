@@ -29,7 +29,7 @@ class CalibrationBar(Reporter):
         self.bar = tqdm(
             total=plan.seconds,
             unit="s",
-            smoothing=0,  # an average over what this process did, because the rate of a moment counts resumed blocks
+            smoothing=0,  # the average rate of this process; a moving average would count resumed blocks
             bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed} elapsed, {remaining} left{postfix}",
             disable=None if shown is None else not shown,  # the log has a line per block
         )
@@ -55,7 +55,7 @@ class CalibrationBar(Reporter):
         self.done += self.cost
         if resumed:
             self.resumed += self.cost
-            self.bar.initial = self.resumed  # set, not added to: a bar that is not shown has none
+            self.bar.initial = self.resumed  # set, not added to: a hidden bar has no such attribute
         self.bar.update(self.done - self.bar.n)
         kept = "" if outcome.improved else ", kept as it was"
         self.bar.set_postfix_str(f"{block} loss {outcome.before:.4g} -> {outcome.after:.4g}{kept}")

@@ -1,4 +1,4 @@
-"""How the network of a pipeline gets quantized: read from a file, or calibrated (see `calibrate`)."""
+"""Ways to quantize the network of a pipeline: read a file, or calibrate (see `calibrate`)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ class Quantization(Protocol):
     """A way to quantize the network of a pipeline.
 
     Attributes:
-        needs_weights: the network's full-precision weights must be loaded first.
-        collects: calibration data come from the model's own sampling.
+        needs_weights: whether the network's full-precision weights must be loaded first.
+        collects: whether calibration data come from the model's own sampling.
     """
 
     @property
@@ -28,37 +28,39 @@ class Quantization(Protocol):
     def collects(self) -> bool: ...
 
     def check(self, pipeline: Pipeline) -> None:
-        """Raise UserError for what is impossible with this pipeline, before anything is loaded."""
+        """Raise UserError if the settings do not fit this pipeline, before anything is loaded."""
 
     def plan(self, pipeline: Pipeline, batch_size: int) -> Plan | None:
-        """Measure, with batches of this size, what the calibration takes; None if there is none. Changes the network.
+        """Measure the time and memory of the calibration, with batches of this size; None if nothing is calibrated.
+
+        Changes the network.
 
         Raises:
-            UserError: a file that is needed does not fit.
+            UserError: a file does not fit the network.
         """
 
     def describe(self, pipeline: Pipeline, plan: Plan | None) -> Sequence[str]:
         """Return lines of a dry run."""
 
     def run(self, pipeline: Pipeline, folder: Path, *, progress: bool | None = None) -> QuantModel:
-        """Return the quantized network, ready to sample; that of the pipeline is changed and not to be used any more.
+        """Quantize the pipeline's network, in place, and return the result, ready to sample.
 
         Args:
-            pipeline: loaded.
-            folder: where calibration keeps its data, journal and the quantized file; a killed calibration resumes.
+            pipeline: loaded; its own network must not be used afterwards.
+            folder: keeps the calibration's data, journal and quantized file; a killed calibration resumes.
             progress: show progress bars; None shows them on a terminal.
 
         Raises:
-            UserError: a file does not fit, too little memory or disk, a loss that is not finite.
+            UserError: a file does not fit, too little memory or disk, or a loss is not finite.
         """
 
 
 @dataclass(frozen=True)
 class LoadFile(ABC):
-    """Take a quantized file as it is.
+    """Load a quantized file as it is.
 
     Args:
-        path: of the file.
+        path: the file.
     """
 
     path: Path
@@ -68,14 +70,14 @@ class LoadFile(ABC):
 
     @abstractmethod
     def load(self, network: nn.Module) -> QuantModel:
-        """Read the file into a network, which is changed. Raises UserError for a file that does not fit."""
+        """Read the file into a network, in place. Raises UserError if the file does not fit."""
 
     def check(self, pipeline: Pipeline) -> None:
-        """Accept any: whether the file fits is seen when it is read."""
+        """Accept every pipeline: whether the file fits is known once it is read."""
         return None
 
     def plan(self, pipeline: Pipeline, batch_size: int) -> None:
-        """Read the file, so that errors are seen in a dry run."""
+        """Read the file, so that a dry run shows its errors."""
         self.load(pipeline.network)
 
     def describe(self, pipeline: Pipeline, plan: Plan | None) -> Sequence[str]:
@@ -89,7 +91,7 @@ class LoadFile(ABC):
 
 @dataclass(frozen=True)
 class LoadQuantized(LoadFile):
-    """Take a file, ours or the original's, that must agree with these arguments of `load_quantized`."""
+    """Load a file, ours or the original's, that must agree with these arguments of `load_quantized`."""
 
     weight_bit: int | None = None
     act_bit: int | None = None
@@ -104,7 +106,7 @@ class LoadQuantized(LoadFile):
 
 
 class LoadAsWritten(LoadFile):
-    """Take one of our files, whatever its bits."""
+    """Load one of our files, with the bits that it has."""
 
     def load(self, network: nn.Module) -> QuantModel:
         return load_as_written(network, self.path)

@@ -8,16 +8,21 @@ from typing import TypeVar
 
 from torch import nn
 
+from diffusion.checks import check_choice, check_number, whole
 from qdiff.block_recon import Schedule
 from qdiff.calibration.settings import CalibrationSettings
+from qdiff.files.refusals import explaining
 from qdiff.pipelines.calibrate import Calibrate
 from qdiff.pipelines.calibration_set import DataSettings
+from qdiff.pipelines.paths import as_path
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.policy import QuantPolicy, QuantSpec
 
 AnyPipeline = TypeVar("AnyPipeline", bound=Pipeline)
 
 METHODS = ("qdiff", "linear")
+RATES = (1e-8, 1.0)  # range of learning rates
+BITS = (8, None, 8, False, False)  # defaults of the arguments that a policy replaces
 
 
 def quantize(
@@ -44,59 +49,86 @@ def quantize(
 ) -> AnyPipeline:
     """Quantize the network of a pipeline (Q-Diffusion, Li et al. 2023) and return the pipeline that samples with it.
 
-    The pipeline that is passed stays in full precision; both share what is not quantized.
+    The given pipeline stays in full precision; the two share all tensors that are not quantized.
 
     Args:
         pipeline: in full precision, loaded.
-        weight_bits: 2..8.
-        act_bits: of activations, 2..16; None leaves them in floating point.
-        softmax_bits: of attention after its softmax, 2..16.
-        split: quantize the two halves of shortcut layers by themselves (section 3.3).
+        weight_bits: bits per weight, 2..8.
+        act_bits: bits per activation, 2..16; None leaves activations in floating point.
+        softmax_bits: bits per attention weight (after the softmax), 2..16.
+        split: quantize the two halves of shortcut layers separately (section 3.3).
         symmetric: activation ranges symmetric around zero.
         method: "qdiff" learns roundings and step sizes; "linear" rounds to nearest, with ranges from the extremes.
-        iterations: per block, for roundings; 20,000 in the paper.
-        act_iterations: per block, for activation step sizes; None takes a quarter of `iterations`, as in the paper.
-        lr, act_lr: learning rates. With few iterations, 4e-3 for roundings is better than the paper's 1e-3.
-        timesteps: sampling steps at which calibration data are collected; at most as many as the pipeline takes.
-        samples: at each of these steps; 256 in the paper.
-        batch_size: of an iteration.
+        iterations: per block, for roundings, >= 1; 20,000 in the paper.
+        act_iterations: per block, for activation step sizes, >= 1; None takes a quarter of `iterations`, as in the
+            paper.
+        lr, act_lr: learning rates, 1e-8..1. With few iterations, 4e-3 for roundings is better than the paper's 1e-3.
+        timesteps: number of sampling steps at which calibration data are collected, >= 1; at most as many as the
+            pipeline takes.
+        samples: samples at each of these steps, >= 1; 256 in the paper.
+        batch_size: samples per iteration, >= 1.
         data: file of calibration data; None collects them from the pipeline's own sampling.
         folder: keeps data, journal and the quantized file, so that the same call resumes; None keeps nothing.
-        memory_bytes: for captured activations; None takes half of what computing leaves free.
-        policy: in place of the bits, `softmax_bits`, `split` and `symmetric`: how each layer is quantized, and in which
-            phases of sampling. Every phase needs one of the `timesteps` at least.
+        memory_bytes: budget for captured activations, >= 0; None takes half of the memory that computing leaves free.
+        policy: how each layer is quantized, and in which phases of sampling, instead of `weight_bits`, `act_bits`,
+            `softmax_bits`, `split` and `symmetric`. Each phase needs at least one of the `timesteps`.
         progress: show progress bars.
 
     Raises:
-        ValueError: an argument is outside its range, or the pipeline is quantized.
-        UserError: too little memory or disk, data that do not fit, a loss that is not finite.
+        TypeError: an argument has another type.
+        ValueError: an argument is outside its range, the pipeline is quantized, or a rule of `policy` matches nothing.
+        UserError: too little memory or disk, data that do not fit, a folder of another calibration, or a loss that is
+            not finite.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not '{method}'")
+    if not isinstance(pipeline, Pipeline):
+        raise TypeError(f"pipeline must be one that qdiff.load_pipeline returned, not {type(pipeline).__name__}")
     if pipeline.is_quantized:
-        raise ValueError("the pipeline is quantized already: pass one in full precision")
+        raise ValueError("the pipeline is quantized already: give one in full precision")
+    pipeline.check_loaded()
+    check_choice("method", method, METHODS)
     learns = method == "qdiff"
-    search = "mse" if learns else "minmax"
+    bits = weight_bits, act_bits, softmax_bits, split, symmetric
     if policy is None:
-        act = None if act_bits is None else QuantSpec(act_bits, symmetric=symmetric, range_search=search)
-        weight = QuantSpec(weight_bits, per_channel=True, range_search="minmax")
-        policy = QuantPolicy(weight, act, softmax_bits, split)
-    steps = iterations // 4 if act_iterations is None else act_iterations
+        policy = _policy(*bits, search="mse" if learns else "minmax")
+    elif not isinstance(policy, QuantPolicy):
+        raise TypeError(f"policy must be a QuantPolicy, not {policy!r}")
+    elif bits != BITS:
+        raise ValueError("policy replaces weight_bits, act_bits, softmax_bits, split and symmetric: leave those out")
+    iterations = whole("iterations", iterations, 1)
+    act_iterations = max(1, iterations // 4) if act_iterations is None else whole("act_iterations", act_iterations, 1)
+    check_number("lr", lr, *RATES)
+    check_number("act_lr", act_lr, *RATES)
     learning = CalibrationSettings(
-        batch_size=batch_size,
+        batch_size=whole("batch_size", batch_size, 1),
         rounding=Schedule(iterations, lr) if learns else None,
-        steps=Schedule(max(1, steps), act_lr) if learns and policy.act else None,
+        steps=Schedule(act_iterations, act_lr) if learns and policy.act else None,
         seed=pipeline.sampling.seed,
     )
-    source = DataSettings(min(timesteps, pipeline.nfe), samples, None if data is None else Path(data))
-    job = Calibrate(policy, learning, source, memory_bytes)
+    timesteps = min(whole("timesteps", timesteps, 1), pipeline.nfe)
+    source = DataSettings(timesteps, samples, None if data is None else as_path("data", data))
+    memory = None if memory_bytes is None else whole("memory_bytes", memory_bytes, 0)
+    job = Calibrate(policy, learning, source, memory)
     unquantized = pipeline.with_network(share_parameters(pipeline.network))
-    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
-        Path(place).mkdir(parents=True, exist_ok=True)
-        return pipeline.with_network(job.run(unquantized, Path(place), progress=progress))
+    kept = None if folder is None else as_path("folder", folder)
+    with tempfile.TemporaryDirectory() if kept is None else nullcontext(kept) as name:
+        place = Path(name)
+        with explaining(place, "folder=..."):
+            place.mkdir(parents=True, exist_ok=True)
+            return pipeline.with_network(job.run(unquantized, place, progress=progress))
+
+
+def _policy(
+    weight_bits: int, act_bits: int | None, softmax_bits: int, split: bool, symmetric: bool, *, search: str
+) -> QuantPolicy:
+    """Return the policy with the same bits in every layer; `search` is the range search of activations."""
+    weight = QuantSpec(whole("weight_bits", weight_bits, 2, 8), per_channel=True, range_search="minmax")
+    act = None
+    if act_bits is not None:
+        act = QuantSpec(whole("act_bits", act_bits, 2, 16), symmetric=symmetric, range_search=search)
+    return QuantPolicy(weight, act, whole("softmax_bits", softmax_bits, 2, 16), split)
 
 
 def share_parameters(network: nn.Module) -> nn.Module:
-    """Copy a network's modules, but not its parameters and buffers, so that leaves of the copy may be replaced."""
+    """Copy a network's modules but not its parameters and buffers, so that leaves of the copy can be replaced."""
     shared = {id(x): x for x in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, shared)

@@ -1,4 +1,4 @@
-"""A run: plan, or load, quantize and sample into a folder; the same run again continues where it stopped."""
+"""A run: plan, or load, quantize and sample into a folder; the same run again resumes."""
 
 import logging
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.quantization import Quantization
 from qdiff.sampling.run_folder import RunFolder
 
-MEASURED = 1  # images in the forward that a dry run measures; a batch takes time in proportion
+MEASURED = 1  # images in the forward that a dry run measures; time is proportional to the batch size
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Record:
-    """What was asked for, in the words of who asked; the run's folder keeps it in `config.yaml`.
+    """The settings of a run under the names that its caller uses; the run's folder keeps them in `config.yaml`.
 
     Args:
-        flags: settings that decide the images; a run with others is refused to continue.
+        flags: settings that determine the images; a run with other ones is not resumed.
         free: settings that may change between runs.
-        files: files whose contents decide the images, by the name of their setting; recorded by digest.
+        files: files whose contents determine the images, by the name of their setting; recorded by digest.
     """
 
     flags: Mapping[str, object] = field(default_factory=dict)
@@ -40,15 +40,15 @@ class Run:
     """One run.
 
     Args:
-        pipeline: what it samples, not loaded yet.
-        quantization: how its network is quantized; None samples in full precision.
-        output: what is written.
-        folder: of the run.
-        record: what was asked for.
+        pipeline: model and sampler, not loaded yet.
+        quantization: how the network is quantized; None samples in full precision.
+        output: the files to write.
+        folder: folder of the run.
+        record: the settings to record.
         folder_flag: the flag that named the folder, for error messages.
 
     Raises:
-        UserError: what the settings ask for is impossible with this model.
+        UserError: the settings do not fit the model.
     """
 
     pipeline: Pipeline
@@ -64,7 +64,7 @@ class Run:
         self.output.decode_for(self.pipeline)
 
     def execute(self, *, verbose: bool = False) -> None:
-        """Do everything that is not done yet. Raises UserError for whatever the user can fix."""
+        """Do what is not done yet. Raises UserError for every error that the user can fix."""
         with RunFolder.open(self.folder, flag=self.folder_flag, verbose=verbose) as folder:
             needs_weights = self.quantization is None or self.quantization.needs_weights
             weights = self.pipeline.load(network=needs_weights)
@@ -82,20 +82,20 @@ class Run:
         return replace(self, pipeline=self.pipeline.with_network(network), quantization=None)
 
     def dry_run(self) -> None:
-        """Print what would be done; needs no weights and writes nothing."""
+        """Print the plan of the run; needs no weights and writes nothing."""
         p, n = self.pipeline, self.output.num_images
         p.init_random()
         print(f"network: {p.source}, {sum(x.numel() for x in p.network.parameters()):,} parameters on {p.device}")
         if self.quantization:
             plan = self.quantization.plan(p, MEASURED)
             print(*self.quantization.describe(p, plan), sep="\n")
-        for line in self._lines():
+        for line in (*p.remarks(), *p.warnings(self._collects)):
             print(line)
         each = forward_seconds(p.network, p.example(MEASURED)) / MEASURED * p.cfg_copies
         print(f"sampling: {n} images, {p.nfe} steps, about {format_duration(each * p.nfe * n)}, to {self.folder}")
 
     def _settings(self, weights: Mapping[str, Tensor]) -> dict:
-        """Return everything that decides the images; `weights` are those that were loaded."""
+        """Return everything that determines the images; `weights` are the loaded ones."""
         p, flags = self.pipeline, dict(self.record.flags)
         if "precision" in flags:  # resolved, for another device may compute otherwise
             flags["precision"] = p.precision
@@ -108,15 +108,12 @@ class Run:
         }
 
     def _announce(self) -> None:
-        """Print and log what differs from the settings."""
+        """Print and log the pipeline's remarks and warnings."""
         for line in self.pipeline.remarks():
             print(line, flush=True)
             log.info(line)
         for line in self.pipeline.warnings(self._collects):
             log.warning(line)
-
-    def _lines(self) -> list[str]:
-        return [*self.pipeline.remarks(), *self.pipeline.warnings(self._collects)]
 
     @property
     def _collects(self) -> bool:

@@ -1,8 +1,10 @@
-"""Settings of pipelines: which model, how it is sampled. Frozen and validated, without tensors."""
+"""Settings of pipelines: which model, and how it is sampled. Frozen and validated, without tensors."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusion.checks import check_choice, check_number, whole
 from diffusion.steps import Sampler
 
 SEEDS = 2**32  # what numpy's generators take
@@ -37,7 +39,8 @@ class LatentModel:
         device: see `PixelModel`.
         precision: "full" (float32), "bf16", "fp16", or "autocast", the better of these on the device.
         tokenizer: folder of the tokenizer of a text-to-image model; None takes the one beside the weights or CLIP's.
-        channels, factor: of latents, and pixels per latent pixel along an edge; None, or what the model must have.
+        channels, factor: expected channels of a latent, and image pixels per latent pixel along an edge; None accepts
+            those of the model.
 
     Raises:
         ValueError: unknown precision.
@@ -53,21 +56,20 @@ class LatentModel:
     factor: int | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not '{self.precision}'")
+        check_choice("precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are sampled.
+    """Settings of sampling.
 
     Args:
-        sampler: with its settings.
-        batch_size: images at a time, >= 1; None takes the model's default.
-        seed: 0..2^32 - 1; image i depends on the seed and i, not on the batch size.
+        sampler: the sampler, which carries its own settings.
+        batch_size: images per batch, >= 1; None takes the model's default.
+        seed: 0..2^32 - 1; image i depends on the seed and on i, not on the batch size.
 
     Raises:
-        ValueError: batch size or seed outside their range.
+        TypeError, ValueError: a setting of another type, or outside its range.
     """
 
     sampler: Sampler
@@ -75,52 +77,56 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
-        if not 0 <= self.seed < SEEDS:
-            raise ValueError(f"seed must be in 0..{SEEDS - 1}, not {self.seed}")
+        if self.batch_size is not None:
+            object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size, 1))
+        object.__setattr__(self, "seed", whole("seed", self.seed, 0, SEEDS - 1))
 
 
 @dataclass(frozen=True)
 class GuidedSampling(Sampling):
-    """Sampling of latents with classifier-free guidance.
+    """Settings of sampling with classifier-free guidance.
 
     Args:
-        scale: of guidance, >= 0, in calibration and in sampling; 1 disables it.
+        scale: guidance scale, >= 0, in calibration and in sampling; 1 disables guidance.
     """
 
     scale: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scale < 0:
-            raise ValueError(f"scale must be at least 0, not {self.scale}")
+        check_number("scale", self.scale, 0)
 
 
 @dataclass(frozen=True)
 class ClassSampling(GuidedSampling):
-    """Sampling of a model without conditions or with classes.
+    """Settings of sampling an unconditional or class-conditional model.
 
     Args:
-        classes: image i gets the i-th of these, starting over after the last; None takes all but the null class.
+        classes: one or several class indices; image i gets the i-th, starting over after the last. None takes all but
+            the null class.
     """
 
     classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.classes is not None:
-            object.__setattr__(self, "classes", tuple(self.classes))
+        if self.classes is None:
+            return
+        given = self.classes if isinstance(self.classes, Iterable) else (self.classes,)
+        classes = tuple(whole("classes", i, 0) for i in given)
+        if not classes:
+            raise ValueError("classes must have at least one, or be None for all")
+        object.__setattr__(self, "classes", classes)
 
 
 @dataclass(frozen=True)
 class TextSampling(GuidedSampling):
-    """Sampling of a text-to-image model.
+    """Settings of sampling a text-to-image model.
 
     Args:
-        prompts: one, or several: image i gets the i-th of these, starting over after the last.
-        calibration_prompts: likewise, of calibration data; empty takes those that come with the package.
-        height, width: of the images in pixels; None takes the size that the model was trained with.
+        prompts: one or several; image i gets the i-th, starting over after the last.
+        calibration_prompts: likewise for calibration data; if empty, those that come with the package.
+        height, width: of the images, pixels; None takes the size that the model was trained with.
         noise_period: image i starts from the noise of image i mod `noise_period`; None gives each its own.
     """
 
@@ -133,5 +139,15 @@ class TextSampling(GuidedSampling):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("prompts", "calibration_prompts"):
-            given = getattr(self, name)
-            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+            object.__setattr__(self, name, _texts(name, getattr(self, name)))
+        for name in ("height", "width", "noise_period"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, whole(name, given, 1))
+
+
+def _texts(name: str, given: object) -> tuple[str, ...]:
+    texts = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be one text or several, not {text!r}")
+    return texts

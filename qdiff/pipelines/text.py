@@ -22,21 +22,22 @@ DEFAULT_PROMPTS = "prompts.txt"
 
 
 class PlaceholderTokenizer:
-    """Takes the place of a missing tokenizer in a plan, which computes with any tokens."""
+    """A stand-in for a missing tokenizer in a plan, for which any tokens will do."""
 
     def __init__(self, max_length: int):
         self.max_length = max_length
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """Return zeros in the shape of the tokens of B prompts, int64 (B, max_length)."""
         return torch.zeros(len(prompts), self.max_length, dtype=torch.long)
 
     def cut(self, prompt: str) -> tuple[str, str]:
-        """Return all of the prompt as the part that is read."""
+        """Return the whole prompt as the part that is read."""
         return prompt, ""
 
 
 class TextPipeline(LatentPipeline[TextSampling]):
-    """A text-to-image model and how it is sampled."""
+    """A text-to-image model with its sampler."""
 
     steps_flag = "--ddim_steps"
     conditions: Prompts
@@ -46,7 +47,7 @@ class TextPipeline(LatentPipeline[TextSampling]):
         own = {"--C": (model.channels, self.latent.channels), "--f": (model.factor, self._factor)}
         for flag, (given, has) in own.items():
             if given not in (None, has):
-                raise UserError(f"{flag} {given} is not what the model of {self.source} has: give {flag} {has}")
+                raise UserError(f"{flag} {given} does not fit '{self.source}', which has {has}: leave {flag} out")
 
     def _configure(self, sampling: TextSampling) -> None:
         super()._configure(sampling)
@@ -54,7 +55,7 @@ class TextPipeline(LatentPipeline[TextSampling]):
         for flag, size in (("--H", sampling.height), ("--W", sampling.width)):
             if size and size % unit:
                 near = max(1, round(size / unit)) * unit
-                raise UserError(f"{flag} {size} is not a multiple of {unit}, as the model needs it: make it {near}")
+                raise UserError(f"{flag} {size} must be a multiple of {unit} for this model: make it {near}")
 
     def _conditions(self) -> Prompts:
         calibrating = self.sampling.calibration_prompts or default_prompts()
@@ -64,7 +65,7 @@ class TextPipeline(LatentPipeline[TextSampling]):
     def _encoder(self) -> TextConditioner:
         encoder = text_conditioner_of(self.latent)
         if encoder is None:
-            raise UserError(f"the model of {self.source} takes no text: sample it with scripts/sample_diffusion_ldm.py")
+            raise UserError(f"'{self.source}' has no text encoder: sample it with scripts/sample_diffusion_ldm.py")
         return encoder
 
     @property
@@ -79,7 +80,7 @@ class TextPipeline(LatentPipeline[TextSampling]):
         return channels, height, width
 
     def load(self, *, network: bool = True) -> Mapping[str, Tensor]:
-        encoder = self._encoder  # first, because a missing tokenizer is known sooner than weights
+        encoder = self._encoder  # before the weights, because a missing tokenizer is found faster
         encoder.tokenizer = load_tokenizer(self._tokenizer_folder(), encoder.max_length, encoder.vocab_size)
         return super().load(network=network)
 

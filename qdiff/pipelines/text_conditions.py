@@ -1,4 +1,4 @@
-"""Prompts as conditions of images and of calibration data, and what the text encoder leaves out of them."""
+"""Prompts as conditions of images and of calibration data, and the parts of them that exceed the text encoder."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,17 +12,17 @@ from qdiff.errors import UserError
 from qdiff.files.tokenizer import Tokenizer
 from qdiff.pipelines.conditions import Conditions
 
-WARNED = 10  # prompts that are too long are quoted, the others are counted
+WARNED = 10  # prompts that are quoted because they are too long; more are counted
 
 
 class Prompts(Conditions):
-    """Prompts that take turns: image i gets the i-th, starting over after the last.
+    """Alternating prompts: image i gets the i-th, starting over after the last.
 
     The empty prompt is the null condition.
 
     Args:
         latent: the model.
-        encoder: its text encoder, which has a tokenizer by the time that conditions are asked for.
+        encoder: its text encoder; it needs a tokenizer before conditions are computed.
         turns: prompts of the images.
         calibrating: prompts of calibration images.
     """
@@ -45,7 +45,7 @@ class Prompts(Conditions):
         return self._empty.expand(count, -1, -1)
 
     def text(self, indices: Sequence[int]) -> Mapping[str, str]:
-        """Return the prompts as far as the encoder reads them, and separately what it leaves out."""
+        """Return the parts of the prompts that the encoder reads, and separately the parts that it leaves out."""
         shown = dict.fromkeys(self.turns[i % len(self.turns)] for i in indices)
         read, left_out = zip(*map(self.cut.get, shown))
         rest = {"prompt, left out": "\n".join(left_out)} if any(left_out) else {}
@@ -57,18 +57,18 @@ class Prompts(Conditions):
         return {prompt: self.tokenizer.cut(prompt) for prompt in self.turns}
 
     def warnings(self, calibrates: bool) -> list[str]:
-        """Say what is left out of prompts that are too long, and of how many prompts for calibration."""
-        beyond = f"beyond the {self.tokenizer.max_length} tokens that the text encoder reads"
+        """Return a line for each prompt that is too long, with the part left out, and one about calibration prompts."""
+        limit = f"the {self.tokenizer.max_length} tokens that the text encoder reads"
         lines = [
-            f"the prompt {_quoted(read, 60)} goes {beyond}, left out is {_quoted(rest, 1000)}"
+            f"the prompt {_quoted(read, 60)} exceeds {limit}: {_quoted(rest, 1000)} is left out"
             for read, rest in self.cut.values()
             if rest
         ]
         if len(lines) > WARNED:
-            lines[WARNED:] = [f"{len(lines) - WARNED} more prompts go {beyond}"]
+            lines[WARNED:] = [f"{len(lines) - WARNED} more prompts exceed {limit}"]
         prompts = set(self.calibrating) if calibrates else ()
         if cut := sum(bool(self.tokenizer.cut(prompt)[1]) for prompt in prompts):
-            lines.append(f"{cut} of {len(prompts)} prompts for calibration go {beyond}, and are cut")
+            lines.append(f"{cut} of {len(prompts)} calibration prompts exceed {limit} and are cut")
         return lines
 
     @property

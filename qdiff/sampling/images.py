@@ -45,7 +45,7 @@ def sample_images(
     *,
     decode: Decode = lambda x: x,
     metadata: Callable[[int], Mapping[str, str]] = lambda index: {},
-    on_step: StepCallback = lambda indices, step, x: None,
+    on_step: StepCallback | None = None,
 ) -> int:
     """Sample the images that `folder` lacks and write them as 000000.png, 000001.png, ...
 
@@ -82,7 +82,8 @@ def sample_images(
             batch = missing[start : start + batch_size]
             for step, x in enumerate(sample_fn(batch)):
                 bar.set_postfix_str(f"step {step + 1}")
-                on_step(batch, step, x)
+                if on_step:
+                    on_step(batch, step, x)
             images = decode(x)
             check_finite(images, batch)
             for i, pixels in zip(batch, to_uint8(images), strict=True):

@@ -1,12 +1,12 @@
 """Sampling noise: one independent stream of numbers per image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Noise = Callable[[Tensor], Tensor]
+from diffusion.steps import Noise
 
 
 def batch_noise(

@@ -53,8 +53,8 @@ class Categories(TrainingCondition):
     """Categories in alphabetical order: each is one of the model's classes, and its null class is the null condition.
 
     Args:
-        conditioner: of the model.
-        config: of the model.
+        conditioner: the model's class embedder.
+        config: configuration of the model.
         path: its file, for error messages.
 
     Raises:
@@ -134,7 +134,7 @@ class Names(TrainingCondition):
 def condition_of(
     latent: LatentDiffusion, dataset: ImageDataset, config: DictConfig, job: TrainingJob
 ) -> TrainingCondition:
-    """Return the conditions that a model takes.
+    """Return the training conditions for a model.
 
     Args:
         latent: the model.

@@ -83,7 +83,12 @@ def fit_as_configured(
     *,
     ema_decay: float,
 ) -> dict[str, Tensor]:
-    """Call `fit` with the checked sections `training` and `optim` of a configuration.
+    """Call `fit` with the settings of a configuration.
+
+    Args:
+        module, data, ema_decay: see `fit`.
+        job: the run's folder and devices.
+        training, optim: checked sections of the configuration.
 
     Returns:
         EMA weights of `module.model`, keyed as in its state dict.
@@ -108,11 +113,11 @@ def seed_process(seed: int) -> None:
 
 
 def ema_weights(path: Path) -> dict[str, Tensor]:
-    """Return the averaged weights of a checkpoint that `fit` wrote."""
+    """Read the averaged weights of a checkpoint that `fit` wrote, on the CPU; keys and shapes as in the module."""
     return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
 
 
 def save_half(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write weights as safetensors in float16, whole or not at all."""
+    """Write weights, of any shape and dtype, as safetensors in float16, whole or not at all."""
     with replacing(path) as partial:
         save_file({key: x.half().contiguous() for key, x in weights.items()}, partial)

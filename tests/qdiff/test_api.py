@@ -1,16 +1,22 @@
 """The Python API of pipelines: what a notebook does."""
 
+import copy
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
 import qdiff
 from diffusion.steps import Model
+from qdiff.calibration.data import CalibrationSet
 from qdiff.checkpoints.quantized_file import read_quantized
 from qdiff.errors import UserError
 from qdiff.files.images import read_images
@@ -64,14 +70,61 @@ def test_settings_of_sampling(pixel):
     assert pixel.nfe == 4 and pixel.with_sampling(steps=5).nfe == 5
     assert str(pixel.with_sampling("dpm", steps=6)).startswith("DPMSolver(steps=6")
     assert pixel.nfe == 4, "the pipeline itself does not change"
-    with pytest.raises(TypeError, match="no setting 'step': did you mean "):
-        pixel.sample(1, step=5)
-    with pytest.raises(ValueError, match="unknown sampler 'plms': use ddim, ddpm, dpm"):
-        pixel.sample(1, sampler="plms")
-    with pytest.raises(ValueError, match="seed must be in 0"):
-        pixel.sample(1, seed=-1)
-    with pytest.raises(ValueError, match="count must be at least 1"):
-        pixel.sample(0)
+
+
+def refusal(kind: type[Exception], call: Callable[[], object]) -> str:
+    """Return the one line with which a call is refused."""
+    with pytest.raises(kind) as caught:
+        call()
+    assert type(caught.value) is kind and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "settings", "said"),
+    [
+        (TypeError, 1, {"step": 5}, "no setting 'step': did you mean steps?"),
+        (TypeError, 1, {"scale": 3.0}, "no setting 'scale': use batch_size, eta, seed, skip_type, steps"),
+        (TypeError, 1, {"sampler": "dpm", "eta": 1.0}, "no setting 'eta': use batch_size, method, order, "),
+        (TypeError, 1, {"sampler": 3}, "sampler must be a name or a sampler with its settings, not 3"),
+        (TypeError, 2.0, {}, "count must be a whole number, not 2.0"),
+        (TypeError, 1, {"seed": 1.5}, "seed must be a whole number"),
+        (TypeError, 1, {"steps": "20"}, "steps must be a whole number, not '20'"),
+        (ValueError, 0, {}, "count must be at least 1, not 0"),
+        (ValueError, 1, {"steps": 0}, "steps must be at least 1, not 0"),
+        (ValueError, 1, {"eta": 2}, "eta must be in 0..1, not 2"),
+        (ValueError, 1, {"skip_type": "quadratic"}, "skip_type must be one of uniform, quad, not 'quadratic'"),
+        (ValueError, 1, {"sampler": "dpm", "order": 4}, "order must be in 1..3, not 4"),
+        (ValueError, 1, {"sampler": "plms"}, "unknown sampler 'plms': use ddim, ddpm, dpm"),
+        (ValueError, 1, {"seed": -1}, "seed must be in 0.."),
+        (qdiff.UserError, 1, {"steps": 1001}, "steps=1001 must be in 1..1000, the timesteps of the schedule"),
+    ],
+)
+def test_samples_that_are_refused(kind, count, settings, said, pixel):
+    assert said in refusal(kind, lambda: pixel.sample(count, **settings))
+
+
+def test_a_pipeline_as_text(pixel, quantized):
+    sampler = "DDIM(steps=4, skip_type=uniform, eta=0.0), 4 network calls"
+    assert repr(pixel) == f"<PixelPipeline {pixel.source}: {sampler}, not quantized, on cpu>"
+    assert repr(quantized) == f"<PixelPipeline {pixel.source}: {sampler}, W4A8, split, on cpu>"
+
+
+@pytest.mark.parametrize("which", ["pixel", "quantized"])
+def test_copies_and_threads_sample_the_same_images(which, request):
+    pipe = request.getfixturevalue(which)
+    wanted = [pipe.sample(1, seed=seed).tensor for seed in range(4)]
+    assert torch.equal(copy.deepcopy(pipe).sample(1, seed=0).tensor, wanted[0])
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: pipe.sample(1, seed=seed).tensor, range(4)))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted))
+
+
+def test_a_network_without_weights_is_not_sampled(pixel):
+    empty = pixel.with_network(copy.deepcopy(pixel.network).to("meta"))
+    said = "the network has no weights, they are on the meta device: call load() first"
+    assert refusal(ValueError, lambda: empty.sample(1)) == said
+    assert refusal(ValueError, lambda: qdiff.quantize(empty, method="linear")) == said
 
 
 def test_quantizing_leaves_the_pipeline_in_full_precision(pixel):
@@ -82,8 +135,8 @@ def test_quantizing_leaves_the_pipeline_in_full_precision(pixel):
     assert torch.equal(before, pixel.sample(2).tensor)
     assert not torch.equal(before, other.sample(2).tensor)
     assert all(torch.equal(x, pixel.network.state_dict()[key]) for key, x in state.items())
-    with pytest.raises(ValueError, match="quantized already"):
-        qdiff.quantize(other)
+    said = "the pipeline is quantized already: give one in full precision"
+    assert refusal(ValueError, lambda: qdiff.quantize(other)) == said
 
 
 def test_sharing_parameters():
@@ -103,8 +156,17 @@ def test_saving_and_loading(pixel, quantized, tmp_path):
     assert torch.equal(again.sample(2).tensor, quantized.sample(2).tensor)
     again.save(tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "w4a8.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"nothing to save: call qdiff\.quantize"):
-        pixel.save(tmp_path / "fp.safetensors")
+
+
+def test_saving_elsewhere(pixel, quantized, tmp_path):
+    quantized.save(tmp_path / "new" / "folder" / "w4a8.safetensors")
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["w4a8.safetensors"]
+    (tmp_path / "file").touch()
+    assert "nothing to save: call qdiff.quantize" in refusal(ValueError, lambda: pixel.save(tmp_path / "fp"))
+    assert "path must be a str or a Path, not int" in refusal(TypeError, lambda: quantized.save(3))
+    assert f"cannot write '{tmp_path}/file/x'" in refusal(qdiff.UserError, lambda: quantized.save(tmp_path / "file/x"))
+    assert f"cannot write '{tmp_path}'" in refusal(qdiff.UserError, lambda: quantized.save(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "new"], "nothing is half-written"
 
 
 def test_a_folder_keeps_what_a_resumed_call_needs(pixel, quantized, tmp_path):
@@ -207,11 +269,61 @@ def test_a_resumed_call_with_phases_ends_in_the_same_file(pixel, in_two_phases, 
         qdiff.quantize(pixel, **{**arguments, "policy": phased(400)})
 
 
-def test_arguments_of_quantize(pixel):
-    with pytest.raises(ValueError, match="method must be one of qdiff, linear"):
-        qdiff.quantize(pixel, method="round")
-    with pytest.raises(ValueError, match="bits must be"):
-        qdiff.quantize(pixel, weight_bits=1)
+@pytest.mark.parametrize(
+    ("kind", "arguments", "said"),
+    [
+        (ValueError, {"method": "round"}, "method must be one of qdiff, linear, not 'round'"),
+        (ValueError, {"weight_bits": 1}, "weight_bits must be in 2..8, not 1"),
+        (ValueError, {"weight_bits": 16}, "weight_bits must be in 2..8, not 16"),
+        (ValueError, {"act_bits": 1}, "act_bits must be in 2..16, not 1"),
+        (TypeError, {"act_bits": "8"}, "act_bits must be a whole number, not '8'"),
+        (ValueError, {"act_bits": 8, "softmax_bits": 17}, "softmax_bits must be in 2..16, not 17"),
+        (ValueError, {"iterations": 0}, "iterations must be at least 1, not 0"),
+        (ValueError, {"iterations": -1}, "iterations must be at least 1, not -1"),
+        (ValueError, {"act_bits": 8, "act_iterations": 0}, "act_iterations must be at least 1, not 0"),
+        (ValueError, {"lr": 0}, "lr must be in 1e-08..1.0, not 0"),
+        (ValueError, {"act_lr": -1}, "act_lr must be in 1e-08..1.0, not -1"),
+        (ValueError, {"timesteps": 0}, "timesteps must be at least 1, not 0"),
+        (ValueError, {"samples": 0}, "samples must be at least 1, not 0"),
+        (TypeError, {"samples": 1.5}, "samples must be a whole number, not 1.5"),
+        (ValueError, {"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        (ValueError, {"memory_bytes": -1}, "memory_bytes must be at least 0, not -1"),
+        (TypeError, {"data": CalibrationSet((torch.ones(1, 3, 8, 8),))}, "data must be a str or a Path, not Calibr"),
+        (TypeError, {"folder": 3}, "folder must be a str or a Path, not int"),
+        (TypeError, {"policy": "w4a8"}, "policy must be a QuantPolicy, not 'w4a8'"),
+        (ValueError, {"policy": QuantPolicy(), "weight_bits": 4}, "policy replaces weight_bits, act_bits, "),
+        (ValueError, {"policy": QuantPolicy(weight_rules=(("x", 4),))}, "the pattern 'x' matches no layer"),
+    ],
+    ids=str,
+)
+def test_arguments_that_quantize_refuses(kind, arguments, said, pixel):
+    assert said in refusal(kind, lambda: qdiff.quantize(pixel, **{"timesteps": 1, "samples": 1, **arguments}))
+
+
+def test_only_pipelines_are_quantized(pixel):
+    said = "pipeline must be one that qdiff.load_pipeline returned, not Model"
+    assert refusal(TypeError, lambda: qdiff.quantize(pixel.network)) == said
+
+
+def test_the_folder_of_another_calibration(pixel, quantized, tmp_path):
+    """A finished file is taken only by the call that made it; another one may not pass it off as its own."""
+    linear = {"method": "linear", "weight_bits": 4}
+    first = qdiff.quantize(pixel, folder=tmp_path / "new" / "folder", **linear)
+    file = tmp_path / "new" / "folder" / "quantized.safetensors"
+    again = qdiff.quantize(pixel, folder=file.parent, **linear)
+    assert torch.equal(first.sample(1).tensor, again.sample(1).tensor)
+    other = copy.deepcopy(pixel.network)
+    other.conv_in.bias.data[3] += 1e-6
+    for pipe, what in ((pixel.with_sampling(seed=1), "settings"), (pixel.with_network(other), "weights")):
+        said = refusal(qdiff.UserError, lambda p=pipe: qdiff.quantize(p, folder=file.parent, **linear))
+        assert (
+            said == f"'{file}' was calibrated with other {what}: give another folder, or delete it to calibrate again"
+        )
+    (tmp_path / "file").touch()
+    said = refusal(qdiff.UserError, lambda: qdiff.quantize(pixel, folder=tmp_path / "file", **linear))
+    assert (
+        said == f"cannot use '{tmp_path / 'file'}' (File exists): move it away, or give another folder with folder=..."
+    )
 
 
 @pytest.mark.parametrize(
@@ -256,8 +368,53 @@ def test_text_to_image(tmp_path):
         pipe.sample(1)
 
 
+def test_arguments_that_load_pipeline_refuses(pixel, tmp_path):
+    load, source = qdiff.load_pipeline, pixel.source
+    for name in ("weights", "config", "quantized"):
+        said = refusal(TypeError, lambda n=name: load(tmp_path if n == "config" else source, **{n: 3}))
+        assert said == f"{name} must be a str or a Path, not int"
+    assert refusal(TypeError, lambda: load(7)) == "path must be a str or a Path, not int"
+    assert "no setting 'step': did you mean steps?" in refusal(TypeError, lambda: load(source, step=3))
+    assert "device must be auto, cpu, cuda" in refusal(ValueError, lambda: load(source, device="gpu"))
+    assert "precision 'bf16' needs a latent model" in refusal(ValueError, lambda: load(source, precision="bf16"))
+    assert "path is a YAML file" in refusal(ValueError, lambda: load(source, config=source))
+    assert "cannot read 'w.pth'" in refusal(qdiff.UserError, lambda: load(source, weights="w.pth"))
+    assert "cannot read 'q'" in refusal(qdiff.UserError, lambda: load(source, quantized="q"))
+
+
 def test_a_path_without_a_model(tmp_path: Path):
-    with pytest.raises(qdiff.UserError, match="config"):
-        qdiff.load_pipeline(tmp_path)
-    with pytest.raises(qdiff.UserError, match="nowhere"):
-        qdiff.load_pipeline(tmp_path / "nowhere.yml")
+    said = f"no '{tmp_path / 'config.yaml'}': put the model's config.yaml there, or give it with --config"
+    assert refusal(qdiff.UserError, lambda: qdiff.load_pipeline(tmp_path)) == said
+    nowhere = tmp_path / "nowhere"
+    assert refusal(qdiff.UserError, lambda: qdiff.load_pipeline(nowhere)) == f"no '{nowhere}' and {said}"
+    assert "nowhere.yml" in refusal(qdiff.UserError, lambda: qdiff.load_pipeline(tmp_path / "nowhere.yml"))
+
+
+def test_a_file_of_another_network(quantized, tmp_path):
+    quantized.save(tmp_path / "w4a8.safetensors")
+    write_latent(CLASSES, tmp_path / "latent")
+    load = partial(qdiff.load_pipeline, tmp_path / "latent", quantized=tmp_path / "w4a8.safetensors")
+    assert "w4a8.safetensors' does not fit the network: it lacks" in refusal(qdiff.UserError, load)
+
+
+def test_a_checkpoint_with_a_configuration_in_pixel_space(pixel, tmp_path):
+    """The path, not the file that the configuration names, holds the weights."""
+    state = {key: torch.zeros_like(x) for key, x in pixel.network.state_dict().items()}
+    torch.save(state, tmp_path / "zeros.pth")
+    found = qdiff.load_pipeline(tmp_path / "zeros.pth", config=pixel.source, steps=4, device="cpu")
+    assert not any(x.any() for x in found.network.parameters())
+
+
+def test_settings_of_a_configuration(pixel, tmp_path):
+    config = OmegaConf.load(pixel.source)
+    config.model.weights = str((pixel.source.parent / config.model.weights).resolve())
+    config.sampling |= {"steps": 5, "skip_type": "quad", "eta": 0.5}
+    OmegaConf.save(config, tmp_path / "own.yml")
+    found = qdiff.load_pipeline(tmp_path / "own.yml", device="cpu")
+    assert str(found.sampling.sampler) == "DDIM(steps=5, skip_type=quad, eta=0.5)"
+    found = qdiff.load_pipeline(tmp_path / "own.yml", device="cpu", sampler="dpm", order=2)
+    assert str(found.sampling.sampler) == "DPMSolver(steps=5, skip_type=quad, order=2, method=singlestep)"
+    config.sampling.eta = 2
+    OmegaConf.save(config, tmp_path / "wrong.yml")
+    said = refusal(qdiff.UserError, lambda: qdiff.load_pipeline(tmp_path / "wrong.yml"))
+    assert said == f"'{tmp_path / 'wrong.yml'}', section 'sampling': eta must be in 0..1, not 2: correct it"

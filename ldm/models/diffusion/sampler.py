@@ -18,7 +18,9 @@ class LatentModel(Protocol):
 
     alphas_cumprod: Tensor
 
-    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Condition) -> Tensor: ...
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Predict the noise; see `LatentDiffusion.apply_model`."""
+        ...
 
 
 def gaussian(seed: int) -> Noise:

@@ -1,7 +1,6 @@
 """Residual and attention blocks of the latent UNet (Dhariwal and Nichol 2021), with published state-dict names."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.blocks import ValueProduct
@@ -20,24 +19,12 @@ class TimestepEmbedSequential(nn.ModuleList):
         return h
 
 
-class Upsample(nn.Module):
-    """Nearest-neighbour upsampling by two, then a 3x3 convolution if `use_conv`."""
-
-    def __init__(self, channels: int, use_conv: bool):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
 class Downsample(nn.Module):
-    """Downsampling by two: a strided 3x3 convolution if `use_conv`, or a mean over 2x2 pixels."""
+    """Downsampling by two: a strided 3x3 convolution if `with_conv`, or a mean over 2x2 pixels."""
 
-    def __init__(self, channels: int, use_conv: bool):
+    def __init__(self, channels: int, with_conv: bool):
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if with_conv else nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W), H and W even -> (B, C, H / 2, W / 2)."""

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from diffusion.blocks import Upsample
 from ldm.modules.attention import SpatialTransformer
-from ldm.modules.diffusionmodules.blocks import AttentionBlock, Downsample, ResBlock, Upsample
+from ldm.modules.diffusionmodules.blocks import AttentionBlock, Downsample, ResBlock
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class LayerFactory:
     def resample(self, kind: type[Upsample] | type[Downsample], ch: int) -> nn.Module:
         """Make a change of resolution on `ch` channels."""
         if self.resblock_updown:
-            return self.res(ch, ch, kind(ch, use_conv=False))
+            return self.res(ch, ch, kind(ch, with_conv=False))
         return kind(ch, self.conv_resample)
 
     def attentions(self, level: int, ch: int) -> list[nn.Module]:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.blocks import Downsample, TimestepEmbedSequential, Upsample
+from diffusion.blocks import Upsample
+from ldm.modules.diffusionmodules.blocks import Downsample, TimestepEmbedSequential
 from ldm.modules.diffusionmodules.layer_factory import LayerFactory
 from ldm.modules.diffusionmodules.util import normalization, timestep_embedding, zero_module
 

@@ -24,5 +24,5 @@ class DiagonalGaussianDistribution:
         return self.mean + (0.5 * self.logvar).exp() * noise
 
     def mode(self) -> Tensor:
-        """Return the mode, which is the mean."""
+        """Return the mode, which is the mean, shape (B, C, ...)."""
         return self.mean

@@ -122,7 +122,7 @@ def to_published(transformer: nn.ModuleDict, state: MutableMapping[str, Tensor],
 
     Args:
         transformer: `FrozenCLIPEmbedder.transformer`, whose `load_state_dict` calls this as a hook.
-        state: tensors with the keys `prefix`...; `position_ids` are added or replaced.
+        state: tensors with the keys `prefix`...; `position_ids`, int64 of shape (1, positions), is added or replaced.
         prefix: beginning of the keys.
     """
     level = f"{prefix}text_model."

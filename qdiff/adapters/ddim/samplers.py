@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diffusion.checks import check_choice, check_number, whole
 from diffusion.dpm_solver import dpm_solver
 from diffusion.samplers import ddpm_noisy, generalized, timestep_sequence
 from diffusion.schedules import alphas_cumprod, beta_schedule
 from diffusion.steps import Correction, Model, Noise, Sampler, Step, uncorrected
 
 DPM_SPACING = {"uniform": "time_uniform", "quad": "time_quadratic"}  # --skip_type in the terms of DPM-Solver
+SPACING = tuple(DPM_SPACING)
 
 
 def schedule(diffusion) -> Tensor:
@@ -61,11 +63,19 @@ class DDIM:
         num_steps: wanted number of steps, 1..T; a uniform sequence may have more.
         skip_type: spacing of the timesteps, "uniform" or "quad".
         eta: noise, 0 (deterministic) to 1.
+
+    Raises:
+        TypeError, ValueError: a setting of another type, or outside its range.
     """
 
     num_steps: int
     skip_type: str = "uniform"
     eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_steps", whole("steps", self.num_steps, 1))
+        check_choice("skip_type", self.skip_type, SPACING)
+        check_number("eta", self.eta, 0, 1)
 
     def __str__(self) -> str:
         return f"DDIM(steps={self.num_steps}, skip_type={self.skip_type}, eta={self.eta})"
@@ -86,10 +96,17 @@ class DDPM:
 
     Args:
         num_steps, skip_type: see `DDIM`.
+
+    Raises:
+        TypeError, ValueError: see `DDIM`.
     """
 
     num_steps: int
     skip_type: str = "uniform"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_steps", whole("steps", self.num_steps, 1))
+        check_choice("skip_type", self.skip_type, SPACING)
 
     def __str__(self) -> str:
         return f"DDPM(steps={self.num_steps}, skip_type={self.skip_type})"
@@ -105,7 +122,7 @@ class DDPM:
 
 
 def clips(sampler: Sampler) -> bool:
-    """Whether a sampler clips x0 to [-1, 1], which suits only models that were trained on such images."""
+    """Return whether a sampler clips x0 to [-1, 1], which suits only models trained on such images."""
     return isinstance(sampler, DDPM)
 
 
@@ -118,6 +135,9 @@ class DPMSolver:
         order: 1, 2 or 3.
         method: "singlestep" or "multistep".
         skip_type: spacing of the points in time, "uniform" or "quad".
+
+    Raises:
+        TypeError, ValueError: see `DDIM`.
     """
 
     num_steps: int
@@ -125,20 +145,22 @@ class DPMSolver:
     method: str = "singlestep"
     skip_type: str = "uniform"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_steps", whole("steps", self.num_steps, 1))
+        object.__setattr__(self, "order", whole("order", self.order, 1, 3))
+        check_choice("method", self.method, ("singlestep", "multistep"))
+        check_choice("skip_type", self.skip_type, SPACING)
+
     def __str__(self) -> str:
         settings = f"skip_type={self.skip_type}, order={self.order}, method={self.method}"
         return f"DPMSolver(steps={self.num_steps}, {settings})"
 
     def nfe(self, num_timesteps: int) -> int:
-        if self.num_steps < 1:
-            raise ValueError(f"steps={self.num_steps} must be at least 1")
         return self.num_steps
 
     def steps(
         self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise, *, correct: Correction = uncorrected
     ) -> Iterator[Step]:
-        if self.skip_type not in DPM_SPACING:
-            raise ValueError(f"skip_type '{self.skip_type}' is unknown: use one of {', '.join(DPM_SPACING)}")
         return dpm_solver(
             model,
             x_T,

@@ -22,11 +22,12 @@ def _build(config: Mapping) -> nn.Module:
 
 
 def _asymmetric_softmax(spec: QuantSpec) -> QuantSpec:
-    """Attention blocks quantize their softmax asymmetrically, by the error search, whatever other activations get."""
+    """Return the spec of an attention block's softmax: asymmetric, by the error search, whatever `spec` says."""
     return QuantSpec(spec.bits, always_zero=True)
 
 
 def _softmax(spec: QuantSpec) -> QuantSpec:
+    """Return the spec of a transformer block's softmax: that of other activations, with a range from zero."""
     return replace(spec, always_zero=True)
 
 

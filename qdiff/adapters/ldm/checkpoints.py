@@ -1,4 +1,4 @@
-"""Convert checkpoints of latent models to the state dict of the model, and say why each difference is harmless."""
+"""Convert checkpoints of latent models to the model's state dict, and log why each difference is harmless."""
 
 import inspect
 import logging
@@ -51,7 +51,7 @@ def schedule(config: Mapping) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class PublishedKeys:
-    """Convert the tensors of a checkpoint to the keys of a latent model; what remains different is an error elsewhere.
+    """Convert the tensors of a checkpoint to the keys of a latent model; `load_weights` refuses what still differs.
 
     Args:
         latent: the model, on any device.
@@ -71,7 +71,7 @@ class PublishedKeys:
             chosen: its tensors, and whether they are averages.
 
         Returns:
-            the tensors, and a phrase for each difference.
+            the tensors, shapes and dtypes as in the file, and a phrase for each difference.
 
         Raises:
             UserError: the noise schedule or scale factor of the file contradicts the configuration.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from diffusion.checks import check_number, whole
 from diffusion.dpm_solver import dpm_solver
 from diffusion.samplers import generalized
 from diffusion.steps import Correction, Model, Noise, Step, uncorrected
@@ -18,10 +19,17 @@ class DDIM:
     Args:
         num_steps: wanted number of steps, 1..T.
         eta: noise, 0 (deterministic) to 1.
+
+    Raises:
+        TypeError, ValueError: a setting of another type, or outside its range.
     """
 
     num_steps: int
     eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_steps", whole("steps", self.num_steps, 1))
+        check_number("eta", self.eta, 0, 1)
 
     def __str__(self) -> str:
         return f"DDIM(steps={self.num_steps}, eta={self.eta})"
@@ -42,9 +50,15 @@ class PLMS:
 
     Args:
         num_steps: wanted number of steps, 1..T.
+
+    Raises:
+        TypeError, ValueError: see `DDIM`.
     """
 
     num_steps: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_steps", whole("steps", self.num_steps, 1))
 
     def __str__(self) -> str:
         return f"PLMS(steps={self.num_steps})"
@@ -64,9 +78,15 @@ class DPMSolver:
 
     Args:
         num_steps: network calls, at least 1.
+
+    Raises:
+        TypeError, ValueError: see `DDIM`.
     """
 
     num_steps: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_steps", whole("steps", self.num_steps, 1))
 
     def __str__(self) -> str:
         return f"DPMSolver(steps={self.num_steps})"
@@ -74,8 +94,6 @@ class DPMSolver:
     def nfe(self, num_timesteps: int) -> int:
         if num_timesteps < 2:
             raise ValueError("DPM-Solver needs a schedule of at least two timesteps")
-        if self.num_steps < 1:
-            raise ValueError(f"steps={self.num_steps} must be at least 1")
         return self.num_steps
 
     def steps(

@@ -101,6 +101,12 @@ def test_impossible_sets(inputs):
         CalibrationSet(inputs)
 
 
+def test_golden_digest():
+    """Recorded in journals and quantized files of earlier versions."""
+    data = CalibrationSet((torch.arange(12.0).reshape(2, 3, 2).transpose(1, 2), torch.tensor([3, 1])))
+    assert data.digest() == "62c30b60301bc8f29f92c17d2b7105ab1b75b1a0de6b962d69c62e82ea2c5cd5"
+
+
 def test_digest_is_that_of_the_values():
     data = some()
     x, t = data.inputs

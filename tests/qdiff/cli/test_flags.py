@@ -125,7 +125,7 @@ def test_accepted(line):
         ("--confg c.yml", "unknown flag --confg: did you mean --config?"),
         (BASE + "--zzzzzz", "unknown flag --zzzzzz: see --help"),
         (BASE + "-x", "unknown flag -x: see --help"),
-        (BASE + "--ptq 4", "unexpected word '4': leave it out, or put it behind the flag it belongs to"),
+        (BASE + "--ptq 4", "unexpected word '4': leave it out, or put it after the flag that it belongs to"),
         ("", "--config is missing: add --config FILE"),
         (BASE + "--skip_type quda", "--skip_type: 'quda' is unknown: did you mean quad?"),
         (BASE + "--skip_type x", "--skip_type: 'x' is unknown: use uniform or quad"),
@@ -297,7 +297,7 @@ def test_an_interrupted_program_says_how_to_go_on():
     )
     done = program(body)
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr == "interrupted: the same command goes on where it stopped\n"
+    assert done.stderr == "interrupted: run the same command again to resume\n"
 
 
 def test_run_hides_no_other_error():

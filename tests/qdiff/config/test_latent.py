@@ -105,7 +105,7 @@ def test_what_of_the_published_code_is_not_here_is_named(key, value, said, tmp_p
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
-    with pytest.raises(UserError, match=f"no model in -r {tmp_path}: give a checkpoint"):
+    with pytest.raises(UserError, match=f"no model in -r '{tmp_path}': give a checkpoint"):
         find_checkpoint(tmp_path, "-r")
     (tmp_path / "model_index.json").touch()
     with pytest.raises(UserError, match=f"--ckpt {tmp_path} is a model in the folder layout of diffusers"):

@@ -90,7 +90,7 @@ def test_an_image_of_another_shape_is_named_and_no_array_written_or_replaced(sha
     older = write_array(images[:3], tmp_path)
     before = older.read_bytes()
     write_image(images[4], torch.zeros(shape, dtype=torch.uint8))
-    with pytest.raises(UserError, match=rf"^'{images[4]}' is another image .* than expected \(8-bit RGB, 9 x 6"):
+    with pytest.raises(UserError, match=rf"^'{images[4]}' is a different image .* than expected \(8-bit RGB, 9 x 6"):
         write_array(images, tmp_path)
     assert older.read_bytes() == before
     assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".npz"} and len(list(tmp_path.glob("*.npz"))) == 1

@@ -36,7 +36,7 @@ def test_several_are_read_in_order_and_must_be_alike(tmp_path):
     paths = write_random(tmp_path, COLOUR, 3)
     assert torch.equal(read_images(paths), torch.stack([random_pixels(COLOUR, seed) for seed in range(3)]))
     write_image(paths[1], random_pixels(GREY, 1))
-    with pytest.raises(UserError, match=r"/1.png' is another image \(8-bit grey, 9 x 6\) .* \(8-bit RGB, 9 x 6\)"):
+    with pytest.raises(UserError, match=r"/1.png' is a different image \(8-bit grey, 9 x 6\) .* \(8-bit RGB, 9 x 6\)"):
         read_images(paths)
 
 

@@ -105,7 +105,7 @@ def test_another_job_is_refused_and_nothing_is_touched(other, parts, tmp_path):
     Journal(tmp_path, JOB).write("u", TENSORS)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     line = refusal(tmp_path, JOB | other)
-    for part in (*parts, str(tmp_path), "use another -l"):
+    for part in (*parts, str(tmp_path), "give another folder"):
         assert part in line
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 

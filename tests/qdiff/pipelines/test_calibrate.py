@@ -179,7 +179,7 @@ def other_weights() -> nn.Module:
 )
 def test_an_interrupted_job_is_not_continued_with_other(what, line, options, interrupted, idle):
     line = refusal(job(interrupted, line, **options))
-    assert f"holds results for other {what} (" in line and "use another -l" in line
+    assert f"holds results for other {what} (" in line and "give another folder" in line
     assert idle == []
 
 

@@ -31,6 +31,12 @@ def test_a_setting_that_does_not_exist(name, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("sampler", [3, DDIM, None])
+def test_a_sampler_without_settings(sampler):
+    with pytest.raises(TypeError, match="sampler must be a name or a sampler with its settings, not "):
+        changed(BEFORE, sampler, {})
+
+
 def test_a_sampler_of_another_kind_keeps_what_both_have():
     assert like(DDIM(50, eta=0.5), PLMS, 50) == PLMS(50)
     assert like(PLMS(30), DDIM, 31) == DDIM(30, eta=0.0)

@@ -61,7 +61,7 @@ def run(model: Path, folder: Path, line: str) -> Path:
 
 
 def refusal(model: Path, folder: Path, line: str) -> str:
-    """The one line with which the script refuses; no picture is made."""
+    """The one line with which the script refuses; no image is made."""
     ended = script(NAME, "-r", model, "-l", folder, *shlex.split(line))
     assert ended.status == 2 and ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended
     assert not list(folder.glob("img/*"))
@@ -69,12 +69,12 @@ def refusal(model: Path, folder: Path, line: str) -> str:
 
 
 def pixels(folder: Path) -> np.ndarray:
-    """The pictures of a run, in order, int16 (N, H, W, 3)."""
+    """The images of a run, in order, int16 (N, H, W, 3)."""
     return np.stack([np.asarray(Image.open(path)) for path in sorted((folder / "img").iterdir())]).astype(np.int16)
 
 
 def eps(model: LatentDiffusion, labels: list[int | None], scale: float = 1.0):
-    """The network for pictures of these classes, with guidance by the class 10, "no class"."""
+    """The network for images of these classes, with guidance by the class 10, "no class"."""
     if None in labels:
         return guided(model.apply_model)
     classes = torch.tensor(labels), torch.full((len(labels),), 10)
@@ -90,7 +90,7 @@ def walk(network, x_T: Tensor, noise, abar: Tensor) -> Iterable[Step]:
 def expected(
     model: LatentDiffusion, labels: list[int | None], sample=walk, *, scale: float = 2.0, seed: int = 5, batch: int = 1
 ) -> np.ndarray:
-    """The pictures of a model, made one by one or in batches."""
+    """The images of a model, made one by one or in batches."""
     shape, found = (model.channels, model.image_size, model.image_size), []
     for start in range(0, len(labels), batch):
         some = labels[start : start + batch]
@@ -100,15 +100,15 @@ def expected(
     return np.concatenate(found).astype(np.int16)
 
 
-def same_pictures(found: np.ndarray, wanted: np.ndarray) -> None:
+def same_images(found: np.ndarray, wanted: np.ndarray) -> None:
     """Up to two levels, because batches of another size are summed in another order, and few codes of the first stage.
 
     An entry of the codebook that is as near as another one may be taken in its place. Pictures of quantized networks
-    are compared in batches of the same size, because one activation that takes another code changes the whole picture.
+    are compared in batches of the same size, because one activation that takes another code changes the whole image.
     """
     assert found.shape == wanted.shape
     assert (np.abs(found - wanted) > 2).mean() < 0.01
-    assert ((wanted > 0) & (wanted < 255)).mean() > 0.2, "black and white pictures compare nothing"
+    assert ((wanted > 0) & (wanted < 255)).mean() > 0.2, "black and white images compare nothing"
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +118,14 @@ def fp(classes, tmp_path_factory) -> Path:
 
 def test_classes_take_turns_and_guidance_is_that_of_the_formula(fp):
     model = tiny_latent(CLASSES)
-    same_pictures(pixels(fp), expected(model, [3, 7, 3, 7]))
+    same_images(pixels(fp), expected(model, [3, 7, 3, 7]))
     assert (np.abs(pixels(fp) - expected(model, [3, 3, 3, 3])) > 2).mean() > 0.1
     assert (np.abs(pixels(fp) - expected(model, [3, 7, 3, 7], scale=1.0)) > 2).mean() > 0.1
     width, height = Image.open(fp / "grid.png").size
     assert (width, height) == (2 * 34 + 2, 2 * 34 + 2), "a column for each class"
 
 
-def test_the_array_holds_the_pictures(fp):
+def test_the_array_holds_the_images(fp):
     names = {path.name for path in fp.iterdir()}
     assert names == {".lock", "config.yaml", "grid.png", "img", "log.txt", "4x32x32x3-samples.npz"}
     with np.load(fp / "4x32x32x3-samples.npz", allow_pickle=False) as archive:
@@ -135,7 +135,7 @@ def test_the_array_holds_the_pictures(fp):
 
 def test_without_classes_all_take_turns_but_no_class(classes, tmp_path):
     folder = run(classes, tmp_path, f"{RUN} -n 12")
-    same_pictures(pixels(folder), expected(tiny_latent(CLASSES), [*range(10), 0, 1], scale=1.0))
+    same_images(pixels(folder), expected(tiny_latent(CLASSES), [*range(10), 0, 1], scale=1.0))
 
 
 def test_without_a_null_class_all_are_real(classes, fp, tmp_path):
@@ -145,7 +145,7 @@ def test_without_a_null_class_all_are_real(classes, fp, tmp_path):
     del config.model.params.cond_stage_config.params.null_class
     OmegaConf.save(config, bare / "config.yaml")
     folder = run(bare, tmp_path / "all", f"{RUN} -n 12")
-    same_pictures(pixels(folder), expected(tiny_latent(CLASSES), [*range(11), 0], scale=1.0))
+    same_images(pixels(folder), expected(tiny_latent(CLASSES), [*range(11), 0], scale=1.0))
     data = "--ptq --weight_bit 8 --quant_mode linear --quant_act --cali_st 1 --cali_n 40 -n 1"
     rows = load_file(run(bare, tmp_path / "q", f"{RUN} {data}") / "calibration_data.safetensors")["input_2"]
     table = tiny_latent(CLASSES).cond_stage_model.embedding.weight
@@ -157,7 +157,7 @@ def test_without_a_null_class_all_are_real(classes, fp, tmp_path):
 def test_what_is_done_otherwise_than_asked_is_said(classes, tmp_path):
     """6 does not divide 1,000: every 166th timestep is visited."""
     line = f"-r {classes} {RUN} -c 6 --classes 3,7 -n 1 -l {tmp_path}"
-    said = "-c 6: 7 network calls an image, not 6"
+    said = "-c 6: 7 network calls per image, not 6"
     assert said in script(NAME, *shlex.split(f"{line} --dry-run")).out.splitlines()
     assert script(NAME, *shlex.split(line)).out.splitlines()[0] == said
     assert said in (tmp_path / "log.txt").read_text()
@@ -165,7 +165,7 @@ def test_what_is_done_otherwise_than_asked_is_said(classes, tmp_path):
     assert "7 network calls" in text["sampler"] and text["class"] == "3"
 
 
-def test_a_picture_says_how_it_was_made(fp):
+def test_an_image_says_how_it_was_made(fp):
     text = Image.open(fp / "img" / "000003.png").text
     assert text["class"] == "7" and text["seed"] == "5, image 3" and text["precision"] == "full"
     assert text["sampler"] == "DDIM(steps=4, eta=0.0), 4 network calls, scale 2.0" and text["bits"] == "not quantized"
@@ -177,7 +177,7 @@ def test_a_picture_says_how_it_was_made(fp):
 def test_averaged_weights_of_an_unconditional_model(averaged, tmp_path):
     model = write_latent(AVERAGED, tmp_path / "again")
     folder = run(averaged / "model.ckpt", tmp_path / "run", f"{RUN} -n 2")
-    same_pictures(pixels(folder), expected(model, [None, None]))
+    same_images(pixels(folder), expected(model, [None, None]))
 
 
 STEPS = "model.params.timesteps=12"
@@ -200,7 +200,7 @@ def test_samplers(line, tmp_path):
         torch.save(state, tmp_path / "model" / "model.ckpt")
         model.alphas_cumprod = short.alphas_cumprod
     folder = run(tmp_path / "model", tmp_path / "run", f"--seed 5 -n 2 --batch_size 2 --device cpu {line}")
-    same_pictures(pixels(folder), expected(model, [None, None], SAMPLERS[line]))
+    same_images(pixels(folder), expected(model, [None, None], SAMPLERS[line]))
 
 
 def test_decoding_in_parts(averaged, tmp_path, monkeypatch):
@@ -210,7 +210,7 @@ def test_decoding_in_parts(averaged, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "DECODED", 2 * 32 * 32)
     parts = run(averaged, tmp_path / "parts", f"{RUN} -n 3 --batch_size 3")
     assert sizes == [1, 2, 1], "the first one is empty and tries whether the parts fit"
-    same_pictures(pixels(parts), pixels(whole))
+    same_images(pixels(parts), pixels(whole))
 
 
 LOAD = """
@@ -293,16 +293,16 @@ def test_the_batch_size_has_no_part_in_calibration(classes, learned, tmp_path):
         torch.testing.assert_close(found[key], wanted[key], rtol=1e-4, atol=1e-4)
 
 
-def test_more_pictures_later(classes, fp, tmp_path):
+def test_more_images_later(classes, fp, tmp_path):
     folder = run(classes, tmp_path, TWO.replace("per_class 2", "per_class 1"))
     assert len(pixels(folder)) == 2 and (folder / "2x32x32x3-samples.npz").exists()
     run(classes / "model.safetensors", folder, TWO)
-    same_pictures(pixels(folder), pixels(fp))
+    same_images(pixels(folder), pixels(fp))
     assert [path.name for path in folder.glob("*.npz")] == ["4x32x32x3-samples.npz"]
     (folder / "img" / "000001.png").unlink()
     before = (folder / "4x32x32x3-samples.npz").stat().st_mtime_ns
     run(classes, folder, TWO)
-    assert (folder / "4x32x32x3-samples.npz").stat().st_mtime_ns > before, "a picture was made again"
+    assert (folder / "4x32x32x3-samples.npz").stat().st_mtime_ns > before, "an image was made again"
 
 
 def test_the_same_command_again_and_a_loaded_file(classes, learned, tmp_path):
@@ -320,7 +320,7 @@ def test_the_same_command_again_and_a_loaded_file(classes, learned, tmp_path):
     assert not (again / "quantized.safetensors").exists()
 
 
-def test_low_memory_changes_no_picture_and_no_weight_of_the_unet_is_read(classes, learned, tmp_path):
+def test_low_memory_changes_no_image_and_no_weight_of_the_unet_is_read(classes, learned, tmp_path):
     model = shutil.copytree(classes, tmp_path / "model")
     state = load_file(model / "model.safetensors")
     broken = {key: torch.full_like(x, torch.nan) if key.startswith("model.") else x for key, x in state.items()}

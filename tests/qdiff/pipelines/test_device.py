@@ -22,3 +22,9 @@ def test_devices(monkeypatch):
     assert find_device("cuda:1") == torch.device("cuda", 1)
     with pytest.raises(UserError, match="cuda:2 is not available"):
         find_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "0", ""])
+def test_a_name_that_is_no_device(name):
+    with pytest.raises(ValueError, match=f"device must be auto, cpu, cuda, cuda:N or mps, not '{name}'"):
+        find_device(name)

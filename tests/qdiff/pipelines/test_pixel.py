@@ -69,9 +69,9 @@ def files(folder: Path, pattern: str = "*.png") -> dict[str, bytes]:
 
 
 def pixels(folder: Path) -> np.ndarray:
-    """The pictures of a run, in order, int16 (N, 3, H, W)."""
-    pictures = [Image.open(path) for path in sorted((folder / "img").iterdir())]
-    return np.stack([np.asarray(picture) for picture in pictures]).transpose(0, 3, 1, 2).astype(np.int16)
+    """The images of a run, in order, int16 (N, 3, H, W)."""
+    images = [Image.open(path) for path in sorted((folder / "img").iterdir())]
+    return np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2).astype(np.int16)
 
 
 Sample = Callable[[nn.Module, Tensor, Callable[[Tensor], Tensor]], Iterable[Step]]
@@ -83,7 +83,7 @@ def ddim(model, x_T, noise) -> Iterable[Step]:
 
 
 def expected(model: nn.Module, sample: Sample = ddim, *, seed=1234, shape=(3, 8, 8), images=IMAGES) -> np.ndarray:
-    """The pictures of a network, made one by one, int16."""
+    """The images of a network, made one by one, int16."""
     results = []
     for i in range(images):
         *_, last = sample(model, *batch_noise(seed, [i], shape))
@@ -91,11 +91,11 @@ def expected(model: nn.Module, sample: Sample = ddim, *, seed=1234, shape=(3, 8,
     return np.stack(results)
 
 
-def same_pictures(found: np.ndarray, wanted: np.ndarray) -> None:
+def same_images(found: np.ndarray, wanted: np.ndarray) -> None:
     """Up to one level, because batches of another size are summed in another order."""
     assert found.shape == wanted.shape
     assert np.abs(found - wanted).max() <= 1
-    assert ((wanted > 0) & (wanted < 255)).mean() > 0.2, "black and white pictures compare nothing"
+    assert ((wanted > 0) & (wanted < 255)).mean() > 0.2, "black and white images compare nothing"
 
 
 # In full precision
@@ -106,8 +106,8 @@ def fp(config, tmp_path_factory) -> Path:
     return run(config, tmp_path_factory.mktemp("runs") / "fp")
 
 
-def test_pictures_are_those_of_the_network(fp):
-    same_pictures(pixels(fp), expected(tiny_network()))
+def test_images_are_those_of_the_network(fp):
+    same_images(pixels(fp), expected(tiny_network()))
     assert sorted(path.name for path in (fp / "img").iterdir()) == [f"00000{i}.png" for i in range(IMAGES)]
     assert Image.open(fp / "grid.png").size == (2 + 2 * 10, 2 + 2 * 10)
     assert sorted(path.name for path in fp.iterdir()) == [".lock", "config.yaml", "grid.png", "img", "log.txt"]
@@ -130,18 +130,18 @@ SAMPLERS = {
 @pytest.mark.parametrize("line", SAMPLERS)
 def test_samplers(line, config, fp, tmp_path):
     found = pixels(run(config, tmp_path, line))
-    same_pictures(found, expected(tiny_network(), SAMPLERS[line]))
+    same_images(found, expected(tiny_network(), SAMPLERS[line]))
     assert (np.abs(found - pixels(fp)) > 1).mean() > 0.2
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_picture_does_not_depend_on_the_batch_size(batch_size, config, fp, tmp_path):
-    same_pictures(pixels(run(config, tmp_path, f"--batch_size {batch_size}")), pixels(fp))
+def test_an_image_does_not_depend_on_the_batch_size(batch_size, config, fp, tmp_path):
+    same_images(pixels(run(config, tmp_path, f"--batch_size {batch_size}")), pixels(fp))
 
 
-def test_a_picture_depends_on_the_seed(config, fp, tmp_path):
+def test_an_image_depends_on_the_seed(config, fp, tmp_path):
     found = pixels(run(config, tmp_path, "--seed 7"))
-    same_pictures(found, expected(tiny_network(), seed=7))
+    same_images(found, expected(tiny_network(), seed=7))
     assert (np.abs(found - pixels(fp)) > 1).mean() > 0.2
 
 
@@ -168,14 +168,14 @@ def test_pixels_are_what_the_configuration_says(changed, config, tmp_path):
     *_, last = ddim(tiny_network(), *batch_noise(1234, [0], (3, 8, 8)))
     v = last.x_prev.sigmoid() if changed.get("logit_transform") else last.x_prev
     wanted = (255 * v.clamp(0, 1)).round().numpy().astype(np.int16)
-    same_pictures(pixels(folder), wanted)
+    same_images(pixels(folder), wanted)
     frame = np.asarray(Image.open(folder / "sequence" / "000000" / "000003.png")).transpose(2, 0, 1)
     assert np.array_equal(frame, pixels(folder)[0]), "those of every step too"
 
 
 def test_what_is_done_otherwise_than_asked_is_said(config, tmp_path):
     """6 does not divide 1,000: every 166th timestep is visited."""
-    said, line = "--timesteps 6: 7 network calls an image, not 6", "--timesteps 6 --max_images 1"
+    said, line = "--timesteps 6: 7 network calls per image, not 6", "--timesteps 6 --max_images 1"
     assert said in sample_script(*words(config, tmp_path, f"{line} --dry-run")).out.splitlines()
     assert sample_script(*words(config, tmp_path, line)).out.splitlines()[0] == said
     assert said in (tmp_path / "log.txt").read_text()
@@ -184,7 +184,7 @@ def test_what_is_done_otherwise_than_asked_is_said(config, tmp_path):
     assert text["seed"] == "1234, image 0" and text["bits"] == "not quantized" and text["precision"] == "full"
 
 
-def test_more_pictures_later(config, fp, tmp_path):
+def test_more_images_later(config, fp, tmp_path):
     folder = run(config, tmp_path, "--max_images 3")
     assert len(files(folder / "img")) == 3
     before = times(folder / "img")
@@ -194,7 +194,7 @@ def test_more_pictures_later(config, fp, tmp_path):
 
 
 @pytest.mark.parametrize("line", ["", LINEAR])
-def test_a_picture_that_is_not_of_the_run_is_refused_before_any_work(line, config, tmp_path):
+def test_an_image_that_is_not_of_the_run_is_refused_before_any_work(line, config, tmp_path):
     folder = tmp_path / "run"
     (folder / "img").mkdir(parents=True)
     run(config, folder, f"{line} --max_images 1")
@@ -205,8 +205,8 @@ def test_a_picture_that_is_not_of_the_run_is_refused_before_any_work(line, confi
     before = times(folder)
     ended = sample_script(*words(config, folder, line))
     assert ended.status == 2 and ended.err == (
-        f"error: '{foreign}' is another image (8-bit RGB, 80 x 80) than expected (8-bit RGB, 8 x 8): move or "
-        "delete it, and the same command makes it again\n"
+        f"error: '{foreign}' is a different image (8-bit RGB, 80 x 80) than expected (8-bit RGB, 8 x 8): "
+        "move or delete it, and run the same command again\n"
     )
     after = times(folder)
     assert {Path(name).name for name in after if after[name] != before.get(name)} <= {"log.txt", ".lock", "config.yaml"}
@@ -220,7 +220,7 @@ def test_weights_of_a_flag_in_half_precision(config, tmp_path):
     torch.save(weights, tmp_path / "w.pth")
     model = tiny_network()
     model.load_state_dict(weights)
-    same_pictures(pixels(run(config, tmp_path / "run", f"--ckpt {tmp_path / 'w.pth'}")), expected(model))
+    same_images(pixels(run(config, tmp_path / "run", f"--ckpt {tmp_path / 'w.pth'}")), expected(model))
 
 
 def test_the_bundled_model(tmp_path):
@@ -277,7 +277,7 @@ def test_the_whole_job(learned):
         "calibration_data.safetensors",
     } | {"quantized.safetensors"}
     model = load_quantized(tiny_network(), quantized(learned), **FLAGS)
-    same_pictures(pixels(learned), expected(model))
+    same_images(pixels(learned), expected(model))
     assert (np.abs(pixels(learned) - expected(tiny_network())) > 3).mean() > 0.2
     log = (learned / "log.txt").read_text()
     assert log.count(": loss ") == 36 and "weights model.conv_in: loss" in log and "steps model.conv_out: loss" in log
@@ -314,7 +314,7 @@ def _ends(w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_learned_is_closer_to_full_precision_than_linear(learned, linear):
-    """The outputs at 4-bit weights; of the pictures of random weights one cannot ask that."""
+    """The outputs at 4-bit weights; images of random weights need not be that close."""
     stored = load_file(learned / "calibration_data.safetensors")
     data = stored["input_0"], stored["input_1"]
     with torch.no_grad():
@@ -380,7 +380,7 @@ def test_resume_with_our_file_needs_nothing_else(learned, tmp_path):
 def test_resume_with_the_weights_alone(config, learned, tmp_path):
     line = f"--ptq --weight_bit 4 --split --resume --cali_ckpt {quantized(learned)}"
     model = load_quantized(tiny_network(), quantized(learned), weight_bit=4, split=True)
-    same_pictures(pixels(run(config, tmp_path / "run", line)), expected(model))
+    same_images(pixels(run(config, tmp_path / "run", line)), expected(model))
 
 
 @pytest.mark.parametrize("name", [W4A8_SPLIT, W8A8])
@@ -394,7 +394,7 @@ def test_resume_with_a_file_of_the_original(name, tmp_path):
     line += f" --quant_act --act_bit {s.act_bit} {'--a_sym' if s.a_sym else ''} --sm_abit {s.sm_abit}"
     folder = run(tmp_path / "bare.yml", tmp_path / "run", f"{line} --cali_ckpt {tmp_path / 'ckpt.pth'}")
     model = load_quantized(original.network(), tmp_path / "ckpt.pth", **original.flags())
-    same_pictures(pixels(folder), expected(model, shape=(3, 16, 16), images=2))
+    same_images(pixels(folder), expected(model, shape=(3, 16, 16), images=2))
 
 
 def test_resume_with_another_file_is_refused(config, learned, tmp_path):
@@ -422,7 +422,7 @@ def test_activations_calibrated_on_calibrated_weights(config, learned, tmp_path)
     units = {path.stem.partition("-")[0] for path in (folder / "journal").glob("*.safetensors")}
     assert units == {"ranges", "steps"}
     model = load_quantized(tiny_network(), quantized(folder), **FLAGS, sm_abit=16)
-    same_pictures(pixels(folder), expected(model))
+    same_images(pixels(folder), expected(model))
 
 
 def test_data_of_the_original(config, linear, tmp_path):
@@ -539,7 +539,9 @@ def test_wrong_input_is_one_line(config, tmp_path):
     OmegaConf.save(other, tmp_path / "other.yml")
     weights = config.parent / "tiny.safetensors"
     assert "does not fit the network" in refusal(tmp_path / "other.yml", tmp_path / "b", f"--ckpt {weights}")
-    assert "no weights: give --ckpt" in refusal(tmp_path / "other.yml", tmp_path / "c")
+    assert "names no weights: give weights=... (on the command line, --ckpt FILE" in refusal(
+        tmp_path / "other.yml", tmp_path / "c"
+    )
     assert "cannot read" in refusal(tmp_path / "missing.yml", tmp_path / "d")
     assert "cannot read" in refusal(config, tmp_path / "e", f"--ckpt {tmp_path / 'missing.pth'}")
     assert "--timesteps 1001" in refusal(config, tmp_path / "f", "--timesteps 1001")
@@ -562,7 +564,7 @@ def test_wrong_input_is_one_line(config, tmp_path):
     assert "unknown flag --wieght_bit: did you mean --weight_bit" in refusal(config, tmp_path / "g", "--wieght_bit 4")
 
 
-def test_weights_that_overflow_stop_before_any_picture(config, tmp_path):
+def test_weights_that_overflow_stop_before_any_image(config, tmp_path):
     huge = {key: x * 1e20 for key, x in tiny_network().state_dict().items()}
     save_file(huge, tmp_path / "huge.safetensors")
     line = f"--ckpt {tmp_path / 'huge.safetensors'}"

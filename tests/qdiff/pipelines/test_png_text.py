@@ -6,21 +6,9 @@ import pytest
 
 from qdiff.adapters.ddim.samplers import DDIM
 from qdiff.pipelines.pixel import PixelPipeline
-from qdiff.pipelines.png_text import bits_of, png_text
+from qdiff.pipelines.png_text import png_text
 from qdiff.pipelines.settings import PixelModel, Sampling
-from qdiff.policy import QuantPolicy, QuantSpec
 from tests.tiny import write_tiny
-
-
-def policy(bits: int, act_bits: int | None = None, softmax_bits: int = 8, split: bool = False) -> QuantPolicy:
-    act = None if act_bits is None else QuantSpec(act_bits)
-    return QuantPolicy(QuantSpec(bits, per_channel=True, range_search="minmax"), act, softmax_bits, split)
-
-
-def test_bits_of_a_policy():
-    assert bits_of(policy(4)) == "W4"
-    assert bits_of(policy(4, 6)) == "W4A6, A8 after softmax"
-    assert bits_of(policy(8, 8, 16, split=True)) == "W8A8, A16 after softmax, split"
 
 
 @pytest.fixture

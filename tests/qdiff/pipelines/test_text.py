@@ -35,7 +35,7 @@ LEARN = "--ptq --weight_bit 4 --quant_act --sm_abit 16 --split --cali_st 2 --cal
 LEARN = f"{LEARN} --cali_iters 2 --cali_lr_w 1e-2 --cali_iters_a 2 --running_stat"
 
 
-BEYOND = f"beyond the {TOKENS} tokens that the text encoder reads"
+LIMIT = f"the {TOKENS} tokens that the text encoder reads"
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def words(model: Path, folder: Path, line: str) -> list:
 def run(model: Path, folder: Path, line: str) -> Path:
     """Run the script to its end; it warns of prompts that are too long, as most of those for calibration are here."""
     ended = script("txt2img.py", *words(model, folder, line))
-    assert ended.status == 0 and all(BEYOND in said for said in ended.err.splitlines()), ended
+    assert ended.status == 0 and all(LIMIT in said for said in ended.err.splitlines()), ended
     return folder
 
 
@@ -82,7 +82,7 @@ def walk_ddim(network, x, abar, noise):
 
 @torch.no_grad()
 def expected(latent, prompts, sample=walk_ddim, *, streams=None, scale=2.0, batch=1) -> np.ndarray:
-    """The pictures of prompts, made one by one or in batches."""
+    """The images of prompts, made one by one or in batches."""
     found, streams = [], streams or range(len(prompts))
     for start in range(0, len(prompts), batch):
         some = prompts[start : start + batch]
@@ -93,10 +93,10 @@ def expected(latent, prompts, sample=walk_ddim, *, streams=None, scale=2.0, batc
     return np.concatenate(found).astype(np.int16)
 
 
-def same_pictures(found: np.ndarray, wanted: np.ndarray) -> None:
+def same_images(found: np.ndarray, wanted: np.ndarray) -> None:
     assert found.shape == wanted.shape
     assert (np.abs(found - wanted) > 2).mean() < 0.01
-    assert ((wanted > 0) & (wanted < 255)).mean() > 0.2, "black and white pictures compare nothing"
+    assert ((wanted > 0) & (wanted < 255)).mean() > 0.2, "black and white images compare nothing"
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +105,14 @@ def fp(model, tmp_path_factory) -> Path:
     return run(model, tmp_path_factory.mktemp("runs") / "fp", line)
 
 
-def test_pictures_are_those_of_the_prompt(fp, latent):
-    same_pictures(pixels(fp), expected(latent, ["red app"] * 4))
+def test_images_are_those_of_the_prompt(fp, latent):
+    same_images(pixels(fp), expected(latent, ["red app"] * 4))
     assert (np.abs(pixels(fp) - expected(latent, ["a"] * 4)) > 2).mean() > 0.1
     size = pixels(fp).shape[1] + 2
     assert Image.open(fp / "grid.png").size == (2 * size + 2, 2 * size + 2), "as wide as --n_samples"
 
 
-def test_a_picture_says_how_it_was_made(fp):
+def test_an_image_says_how_it_was_made(fp):
     text = Image.open(fp / "img" / "000003.png").text
     assert text["prompt"] == "red app" and text["seed"] == "5, image 3" and text["bits"] == "not quantized"
     assert "DDIM" in text["sampler"] and "scale 2.0" in text["sampler"] and text["Software"].startswith("qdiff ")
@@ -124,20 +124,20 @@ def test_a_picture_says_how_it_was_made(fp):
 def test_what_is_left_out_of_a_prompt_is_said(model, tmp_path):
     line = '--prompt "red red Red red  red\tan apple" --n_samples 1 --n_iter 1'
     ended = script("txt2img.py", *words(model, tmp_path / "run", line))
-    said = f"the prompt 'red red Red red  red' goes {BEYOND}, left out is 'an apple'"
+    said = f"the prompt 'red red Red red  red' exceeds {LIMIT}: 'an apple' is left out"
     assert (ended.status, ended.err) == (0, f"WARNING: {said}\n")
     assert f"WARNING {said}" in (tmp_path / "run" / "log.txt").read_text()
     text = Image.open(tmp_path / "run" / "img" / "000000.png").text
     assert (text["prompt"], text["prompt, left out"]) == ("red red Red red  red", "an apple")
     assert said in script("txt2img.py", *words(model, tmp_path / "dry", f"{line} --dry-run")).out
     short = run(model, tmp_path / "short", '--prompt "red red Red red  red" --n_samples 1 --n_iter 1')
-    assert np.array_equal(pixels(short), pixels(tmp_path / "run")), "what is left out has no part in the picture"
+    assert np.array_equal(pixels(short), pixels(tmp_path / "run")), "what is left out has no part in the image"
     assert "prompt, left out" not in Image.open(short / "img" / "000000.png").text
 
 
 def test_plms_takes_one_network_call_more(model, tmp_path):
     ended = script("txt2img.py", *words(model, tmp_path, "--prompt red --n_samples 1 --n_iter 1 --plms"))
-    assert ended.out.startswith("--ddim_steps 4: 5 network calls an image, not 4\n")
+    assert ended.out.startswith("--ddim_steps 4: 5 network calls per image, not 4\n")
     text = Image.open(tmp_path / "img" / "000000.png").text
     assert text["sampler"] == "PLMS(steps=4), 5 network calls, scale 2.0"
 
@@ -152,7 +152,7 @@ SAMPLERS = {
 @pytest.mark.parametrize("line", SAMPLERS)
 def test_samplers(line, model, latent, tmp_path):
     folder = run(model, tmp_path, f"--prompt red --n_samples 2 --n_iter 1 {line}")
-    same_pictures(pixels(folder), expected(latent, ["red"] * 2, SAMPLERS[line]))
+    same_images(pixels(folder), expected(latent, ["red"] * 2, SAMPLERS[line]))
 
 
 def test_prompts_of_a_file(model, latent, tmp_path):
@@ -161,11 +161,11 @@ def test_prompts_of_a_file(model, latent, tmp_path):
     prompts = ["red app", "red", "\U0001f34e", "x" * 5000]
     line = f"--from-file {tmp_path / 'p.txt'} --n_samples 3 --n_iter 1"
     folder = run(model, tmp_path / "run", line)
-    same_pictures(pixels(folder), expected(latent, prompts))
+    same_images(pixels(folder), expected(latent, prompts))
     texts = [Image.open(path).text["prompt"] for path in sorted((folder / "img").iterdir())]
     assert texts == [*prompts[:3], "x" * 5]
     run(model, folder, line.replace("--n_iter 1", "--n_iter 2"))
-    same_pictures(pixels(folder), expected(latent, prompts * 2))
+    same_images(pixels(folder), expected(latent, prompts * 2))
     (tmp_path / "p.txt").write_text("another")
     ended = script("txt2img.py", *words(model, folder, line))
     assert ended.status == 2 and "sha256.from_file" in ended.err
@@ -173,10 +173,10 @@ def test_prompts_of_a_file(model, latent, tmp_path):
 
 def test_the_same_noise_again(model, latent, tmp_path):
     folder = run(model, tmp_path, "--prompt red --n_samples 2 --n_iter 2 --fixed_code")
-    same_pictures(pixels(folder), expected(latent, ["red"] * 4, streams=[0, 1, 0, 1]))
+    same_images(pixels(folder), expected(latent, ["red"] * 4, streams=[0, 1, 0, 1]))
 
 
-def test_larger_pictures_and_what_is_skipped(model, tmp_path):
+def test_larger_images_and_what_is_skipped(model, tmp_path):
     line = "--prompt red --n_samples 1 --n_iter 1"
     large = run(model, tmp_path / "large", f"{line} --H 48 --W 64 --skip_grid --no_grad_ckpt")
     assert pixels(large).shape[1:] == (48, 64, 3) and not (large / "grid.png").exists()
@@ -210,14 +210,12 @@ def test_nothing_is_kept(model, tmp_path):
     assert not list(tmp_path.rglob("*.png"))
 
 
-def test_pictures_are_added(model, latent, fp, tmp_path):
+def test_images_are_added(model, latent, fp, tmp_path):
     """With more at a time, and an empty prompt."""
     shutil.copytree(fp, tmp_path / "more")
     line = '--prompt "red app" --n_samples 3 --n_iter 2'
-    same_pictures(pixels(run(model, tmp_path / "more", line)), expected(latent, ["red app"] * 6))
-    same_pictures(
-        pixels(run(model, tmp_path / "b", "--prompt '' --n_samples 2 --n_iter 1")), expected(latent, [""] * 2)
-    )
+    same_images(pixels(run(model, tmp_path / "more", line)), expected(latent, ["red app"] * 6))
+    same_images(pixels(run(model, tmp_path / "b", "--prompt '' --n_samples 2 --n_iter 1")), expected(latent, [""] * 2))
     line = '--prompt "red app" --n_iter 1 --fixed_code'
     run(model, tmp_path / "fixed", f"{line} --n_samples 1")
     ended = script("txt2img.py", *words(model, tmp_path / "fixed", f"{line} --n_samples 2"))
@@ -271,7 +269,7 @@ def test_the_whole_job(learned, model, tmp_path):
 def test_a_quantized_run_says_what_it_is(learned):
     assert Image.open(learned / "img" / "000000.png").text["bits"] == "W4A8, A16 after softmax, split"
     log = (learned / "log.txt").read_text()
-    assert re.search(f"[0-9]+ of [0-9]+ prompts for calibration go {BEYOND}", log)
+    assert re.search(f"[0-9]+ of [0-9]+ calibration prompts exceed {LIMIT}", log)
 
 
 def test_prompts_for_calibration(model, tmp_path):
@@ -295,9 +293,9 @@ def test_a_list_of_prompts_comes_with_the_program():
 REFUSED = [
     ("--prompt a --laion400m", "--laion400m is not available"),
     ("", "give --prompt TEXT or --from-file FILE"),
-    ("--prompt a --H 33", "--H 33 is not a multiple of 4, as the model needs it: make it 32"),
-    ("--prompt a --f 4", "--f 4 is not what the model"),
-    ("--prompt a --C 3", "--C 3 is not what the model"),
+    ("--prompt a --H 33", "--H 33 must be a multiple of 4 for this model: make it 32"),
+    ("--prompt a --f 4", "--f 4 does not fit "),
+    ("--prompt a --C 3", "--C 3 does not fit "),
     ("--prompt a --plms --ddim_eta 0.5", "--ddim_eta 0.5 does not go with --plms"),
     ("--prompt a --plms --dpm", "exclude each other"),
     ("--prompt a --from-file x", "exclude each other"),
@@ -305,7 +303,7 @@ REFUSED = [
     ("--prompt a --clip_path nowhere", "no tokenizer in 'nowhere'"),
     ("--prompt a --ddim_steps 9", "--ddim_steps 9: steps=9 leads to timestep 1000, but the last is 999: use 8 or 10"),
     ("--prompt a --cali_prompts x", "--cali_prompts needs --ptq"),
-    ("--prompt a --ckpt nowhere/model.ckpt", "no model in --ckpt nowhere/model.ckpt"),
+    ("--prompt a --ckpt nowhere/model.ckpt", "no model in --ckpt 'nowhere/model.ckpt'"),
 ]
 
 
@@ -341,7 +339,7 @@ def test_a_model_without_text(tmp_path):
 
     write_latent(CLASSES, tmp_path)
     line = f"--prompt a --C 3 --f 2 --ckpt {tmp_path / 'model.safetensors'}"
-    assert "takes no text" in refusal(tmp_path, tmp_path / "run", line)
+    assert "has no text encoder" in refusal(tmp_path, tmp_path / "run", line)
 
 
 def test_published_defaults():
@@ -412,17 +410,17 @@ def test_a_plan_needs_no_tokenizer(model, tmp_path):
     assert (ended.status, ended.err) == (0, "") and "calibration samples" in ended.out
 
 
-def test_a_watermark_needs_its_package_and_large_pictures(model, tmp_path, monkeypatch):
+def test_a_watermark_needs_its_package_and_large_images(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imwatermark", None)
     assert "pip install 'qdiff[watermark]'" in refusal(model, tmp_path / "a", "--prompt red --watermark")
     monkeypatch.setitem(sys.modules, "imwatermark", SimpleNamespace(WatermarkEncoder=None))
-    with pytest.raises(UserError, match="needs pictures in colour"):
+    with pytest.raises(UserError, match="needs colour images"):
         watermark(1, 256, 256)
     assert "at least 65536 pixels" in refusal(model, tmp_path / "b", "--prompt red --watermark")
 
 
 def test_a_watermark_can_be_read():
-    """Most of its bits, in pictures that are smooth; in others about every second, by chance."""
+    """Most of its bits in smooth images; in others about half, by chance."""
     imwatermark = pytest.importorskip("imwatermark")
     drawn = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     images = F.interpolate(0.3 * drawn, size=(256, 256), mode="bicubic")

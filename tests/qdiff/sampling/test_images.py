@@ -191,7 +191,7 @@ def save(pixels: np.ndarray, path: Path, **options) -> None:
     [
         (
             lambda p: save(np.zeros((80, 80, 3), np.uint8), p),
-            r"another image \(8-bit RGB, 80 x 80\) than expected",
+            r"different image \(8-bit RGB, 80 x 80\) than expected",
         ),
         (
             lambda p: save(np.zeros((8, 8), np.uint8), p),

@@ -48,10 +48,22 @@ def test_samplers_as_text():
     [
         (DDIM(1000, 0.0), 1000, "use 500$"),
         (PLMS(3), 1000, "use 2 or 4$"),
-        (DPMSolver(0), 1000, "at least 1"),
         (DPMSolver(5), 1, "at least two timesteps"),
     ],
 )
 def test_steps_that_the_schedule_does_not_have(sampler, num_timesteps, said):
     with pytest.raises(ValueError, match=said):
         sampler.nfe(num_timesteps)
+
+
+@pytest.mark.parametrize("kind", [DDIM, PLMS, DPMSolver])
+def test_settings_outside_their_range(kind):
+    with pytest.raises(ValueError, match="steps must be at least 1, not 0"):
+        kind(0)
+    with pytest.raises(TypeError, match="steps must be a whole number, not '5'"):
+        kind("5")
+
+
+def test_noise_outside_its_range():
+    with pytest.raises(ValueError, match=r"eta must be in 0\.\.1, not -0\.1"):
+        DDIM(5, -0.1)

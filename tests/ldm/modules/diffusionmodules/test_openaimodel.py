@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion.blocks import Upsample
 from ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
-from ldm.modules.diffusionmodules.blocks import AttentionBlock, Downsample, ResBlock, Upsample
+from ldm.modules.diffusionmodules.blocks import AttentionBlock, Downsample, ResBlock
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from tests.golden_networks import load_case
 from tests.ldm.drawn import draw, drawn
@@ -160,9 +161,9 @@ def test_dropout_is_on_in_training_only():
 @torch.no_grad()
 def test_resampling_halves_and_doubles():
     x = torch.arange(16.0).view(1, 1, 4, 4)
-    assert Downsample(1, use_conv=False)(x).tolist() == [[[[2.5, 4.5], [10.5, 12.5]]]]
-    assert torch.equal(Upsample(1, use_conv=False)(x)[..., 1::2, ::2], x)
-    down = Downsample(1, use_conv=True)
+    assert Downsample(1, with_conv=False)(x).tolist() == [[[[2.5, 4.5], [10.5, 12.5]]]]
+    assert torch.equal(Upsample(1, with_conv=False)(x)[..., 1::2, ::2], x)
+    down = Downsample(1, with_conv=True)
     assert torch.equal(down(x), F.conv2d(F.pad(x, (1, 1, 1, 1)), down.op.weight, down.op.bias, stride=2))
 
 

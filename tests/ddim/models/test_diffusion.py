@@ -14,7 +14,7 @@ from ddim.models.diffusion import Model
 from diffusion.blocks import Downsample, ScoreProduct, Upsample, ValueProduct
 from tests.golden_networks import GOLDEN, golden_state_dict, load_case
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def build(name: str) -> Model:

@@ -16,7 +16,7 @@ from ldm.util import instantiate_from_config
 from tests.golden_networks import GOLDEN, GoldenCase
 from tests.ldm.golden import golden_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 def assert_close(output: Tensor, expected: Tensor):
