@@ -6,9 +6,10 @@ from torch import nn
 
 from qdiff.adapters import ProductKind
 from qdiff.observers import Observer, RunningObserver
+from qdiff.phases import PerPhase, PhaseQuantizer, per_phase, set_phase
 from qdiff.policy import QuantSpec
 from qdiff.quant_block import ActSite, QuantProduct
-from qdiff.quant_layer import PerSlice, SplitQuantizer, UniformAffineQuantizer
+from qdiff.quant_layer import PerSlice, SplitQuantizer, UniformAffineQuantizer, fit_quantizer
 from tests.qdiff.loops import gaussian
 
 SPEC = QuantSpec(8)
@@ -34,8 +35,8 @@ def test_a_product_quantizes_each_operand_with_its_own_quantizer():
     assert torch.equal(product(a, b), 3 * a @ b)
 
 
-def site(split: tuple[int, ...] | None = None) -> ActSite:
-    return ActSite("model.conv", nn.Module(), "act_quantizer", SPEC, split)
+def site(split: tuple[int, ...] | None = None, specs: tuple[QuantSpec, ...] = (SPEC,)) -> ActSite:
+    return ActSite("model.conv", nn.Module(), "act_quantizer", specs, split)
 
 
 def test_a_site_gets_the_quantizer_of_its_observer():
@@ -63,10 +64,34 @@ def test_a_split_site_observes_each_slice_by_itself(observer):
     assert not [m for m in place.quantizer.modules() if isinstance(m, Observer)]
 
 
+@pytest.mark.parametrize("split", [None, (3, 5)])
+def test_a_site_with_phases_observes_each_by_itself(split):
+    specs = SPEC, QuantSpec(4, symmetric=True), QuantSpec(6)
+    place, xs = site(split, specs), [scale * gaussian(4, 8, seed=scale) for scale in (1, 5, 20)]
+    place.observe(Observer)
+    for phase in (2, 0, 1):
+        set_phase([place.quantizer], phase)
+        place.quantizer(xs[phase])
+    place.freeze()
+    for phase, (x, spec) in enumerate(zip(xs, specs)):
+        set_phase([place.quantizer], phase)
+        assert torch.equal(place.quantizer(x), fit_quantizer(x, spec, split)(x))
+    assert type(place.quantizer) is PhaseQuantizer and not per_phase(place.quantizer)[1:]
+    state = {f"model.conv.act_quantizer.{key}": x for key, x in place.quantizer.state_dict().items()}
+    restored = site(split, specs)
+    restored.restore(state, torch.device("cpu"))
+    assert [q.spec for q in restored.calibrated.quantizers()] == [q.spec for q in place.calibrated.quantizers()]
+    for phase, x in enumerate(xs):
+        set_phase([place.quantizer, restored.quantizer], phase)
+        assert torch.equal(restored.quantizer(x), place.quantizer(x))
+
+
 def test_only_a_quantizer_counts_as_calibrated():
-    for quantizer in (UniformAffineQuantizer.fit(gaussian(8), SPEC), SplitQuantizer.fit(gaussian(2, 8), SPEC, (3, 5))):
+    one, split = UniformAffineQuantizer.fit(gaussian(8), SPEC), SplitQuantizer.fit(gaussian(2, 8), SPEC, (3, 5))
+    observers = PerSlice([Observer(SPEC), Observer(SPEC)], (3, 5))
+    for quantizer in (one, split, PhaseQuantizer([one, split])):
         place = site()
-        for missing in (None, Observer(SPEC), PerSlice([Observer(SPEC), Observer(SPEC)], (3, 5))):
+        for missing in (None, Observer(SPEC), observers, PerPhase([observers, observers])):
             place.set(missing)
             with pytest.raises(ValueError, match=r"model\.conv\.act_quantizer is not calibrated"):
                 _ = place.calibrated
@@ -74,9 +99,10 @@ def test_only_a_quantizer_counts_as_calibrated():
         assert place.calibrated is quantizer
 
 
+@pytest.mark.parametrize("specs", [(SPEC,), (SPEC, SPEC)])
 @pytest.mark.parametrize("split", [None, (3, 5)])
-def test_a_site_that_was_never_computed_is_named(split):
-    place = site(split)
+def test_a_site_that_was_never_computed_is_named(split, specs):
+    place = site(split, specs)
     place.observe(Observer)
     with pytest.raises(RuntimeError, match=r"model\.conv\.act_quantizer was never computed"):
         place.freeze()
