@@ -15,7 +15,7 @@ from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import Parser, parse
 from qdiff.cli.sample import quantization_of
 from qdiff.cli.txt2img_flags import txt2img_parser
-from qdiff.pipelines import pipeline
+from qdiff.pipelines import base
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.text import TextPipeline
 from tests.command_line import script
@@ -68,7 +68,7 @@ def calibrated(request, tmp_path_factory) -> tuple[Script, Path]:
 def build(calibrated, monkeypatch) -> Callable[[str], Pipeline]:
     """Return the pipeline with more flags, on the device that stands in for a GPU."""
     made, folder = calibrated
-    monkeypatch.setattr(pipeline, "find_device", lambda _: META)
+    monkeypatch.setattr(base, "find_device", lambda _: META)
     return lambda line: made.pipeline_of(flags(made, folder, line))
 
 
