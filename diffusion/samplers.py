@@ -80,7 +80,7 @@ def predict(model: Model, x_t: Tensor, t: int) -> Tensor:
 
 
 def implied_image(x_t: Tensor, eps: Tensor, abar_t: float) -> Tensor:
-    """Return x0 = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t) (Song et al. 2021, equation 9)."""
+    """Return x0 = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t), the shape of x_t (Song et al. 2021, equation 9)."""
     return (x_t - (1 - abar_t) ** 0.5 * eps) / abar_t**0.5
 
 

@@ -12,7 +12,7 @@ WARMUP = 0.2  # fraction of the iterations without regulariser
 
 
 def rectified_sigmoid(alpha: Tensor) -> Tensor:
-    """Compute h(alpha) = clamp((zeta - gamma) sigmoid(alpha) + gamma, 0, 1), AdaRound equation 23."""
+    """Compute h(alpha) = clamp((zeta - gamma) sigmoid(alpha) + gamma, 0, 1), same shape (AdaRound, eq. 23)."""
     return (torch.sigmoid(alpha) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
 
@@ -57,7 +57,7 @@ class AdaRoundQuantizer(nn.Module):
         return (codes.clamp(self.lo, self.hi) - self.zero_point) * self.delta
 
     def codes(self, weight: Tensor) -> Tensor:
-        """Return the offset codes of the hard values of `weight`; int32."""
+        """Return the offset codes of the hard values of `weight`, int32 in its shape."""
         codes = (weight / self.delta).floor() + (self.alpha >= 0) + self.zero_point
         return (codes.clamp(self.lo, self.hi) - self.lo).to(torch.int32)
 

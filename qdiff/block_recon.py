@@ -55,7 +55,7 @@ class Captured:
                 yield phase, slice(start, min(start + size, rows.stop))
 
     def drawn(self, size: int, generator: torch.Generator) -> tuple[int, Tensor]:
-        """Draw `size` samples of one phase, with repetition; phases in proportion to their samples.
+        """Draw `size` samples of one phase, see `Samples`, with repetition; phases in proportion to their samples.
 
         Returns:
             the phase, and the numbers of the samples.

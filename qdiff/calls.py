@@ -64,7 +64,7 @@ class Samples:
         return f"{type(self).__name__}({', '.join(map(_shown, self._leaves))})"
 
     def map(self: S, function: Callable[[Tensor], Tensor]) -> S:
-        """Return the same tree with `function` applied to every tensor that holds samples."""
+        """Return the same tree with `function` applied to every tensor (N, ...) that holds samples."""
         leaves = list(self._leaves)
         for i in self._places:
             leaves[i] = function(leaves[i])
@@ -88,7 +88,7 @@ class Samples:
         return self.map(lambda x: x.new_empty((size, *x.shape[1:])))
 
     def select(self, tree: Any) -> list[Tensor]:
-        """Return the tensors of another tree of this structure that stand where this one has samples."""
+        """Return the tensors (N, ...) of another tree of this structure where this one has samples."""
         leaves = tree_leaves(tree)
         return [leaves[i] for i in self._places]
 

@@ -17,12 +17,12 @@ class _RoundSTE(torch.autograd.Function):
 
 
 def round_ste(x: Tensor) -> Tensor:
-    """Round half to even; the gradient passes straight through (Bengio et al. 2013)."""
+    """Round half to even, same shape; the gradient passes straight through (Bengio et al. 2013)."""
     return _RoundSTE.apply(x)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Convert `x` to float32 unless it is wider: half precision resolves neither 8-bit nor 16-bit codes."""
+    """Convert `x`, of any shape, to float32 unless it is wider: half precision cannot resolve 8-bit codes."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -69,7 +69,7 @@ class LearnedRounding:
         return 1.0
 
     def penalty(self, iteration: int, iterations: int) -> Tensor | float:
-        """Return 0.01 * regulariser, summed over layers *and* over the slices of split ones; 0 during warm-up."""
+        """Return 0.01 * regulariser, a scalar, summed over layers *and* slices of split ones; 0 during warm-up."""
         beta = beta_at(iteration, iterations)
         return 0.0 if beta is None else REGULARIZER_WEIGHT * sum(m.regularizer(beta) for m in self._parts())
 
@@ -87,11 +87,11 @@ class LearnedRounding:
             layer.set_codes(self.roundings[path].codes(_weight(path, layer)))
 
     def state(self) -> dict[str, Tensor]:
-        """Return the block's present codes, uint8, for the journal."""
+        """Return the block's present codes, uint8 in the shape of each weight, for the journal."""
         return {f"{path}.codes": layer.codes for path, layer in self.layers.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Set codes that `state` returned."""
+        """Set codes that `state` returned, see there."""
         for path, layer in self.layers.items():
             layer.set_codes(state[f"{path}.codes"])
 
@@ -133,7 +133,7 @@ class LearnedSteps:
         return 0.5 * (1 + math.cos(math.pi * iteration / iterations))
 
     def penalty(self, iteration: int, iterations: int) -> Tensor | float:
-        """Return 0: step sizes have no regulariser."""
+        """Return the scalar 0: step sizes have no regulariser."""
         return 0.0
 
     def after_step(self) -> None:
@@ -150,11 +150,11 @@ class LearnedSteps:
         self.initial = [delta.detach().clone() for delta in self.deltas.values()]
 
     def state(self) -> dict[str, Tensor]:
-        """Return the block's present step sizes, for the journal."""
+        """Return the block's present step sizes, float of shape (), for the journal."""
         return {name: delta.detach() for name, delta in self.deltas.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Set step sizes that `state` returned."""
+        """Set step sizes that `state` returned, of shape ()."""
         with torch.no_grad():
             for name, delta in self.deltas.items():
                 delta.copy_(state[name])

@@ -127,7 +127,7 @@ class RunningObserver(Observer):
         self.average: Tensor | None = None  # (2,): minimum, maximum
 
     def thin(self, values: Tensor, stride: int) -> Tensor:
-        """Keep no values; the extremes are enough."""
+        """Keep no values, shape (1, 0); the extremes are enough."""
         return values[:, :0]
 
     @property

@@ -32,7 +32,7 @@ class QuantProduct(nn.Module):
             setattr(self, f"act_quantizer_{name}", None)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return product(q(a), q(b)); operands without a quantizer stay as they are."""
+        """Return product(q(a), q(b)), in the product's shapes; operands without a quantizer stay as they are."""
         if self.quantizing:
             a, b = (
                 x if (q := getattr(self, f"act_quantizer_{name}")) is None else q(x)
@@ -106,7 +106,7 @@ class ActSite:
         self._set_phases([SplitQuantizer(parts, self.split) if self.split else parts[0] for parts in phases])
 
     def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """Put the quantizer here that a state dict of the network holds. Raises as `QuantModel.from_state`."""
+        """Put here the quantizer of a state dict, step size of shape (). Raises as `QuantModel.from_state`."""
         names = phase_names(f"{self.path}.{self.name}", len(self.specs))
         phases = [quantizer_from(state, name, spec, self.split) for name, spec in zip(names, self.specs)]
         self._set_phases([quantizer.to(device) for quantizer in phases])

@@ -72,7 +72,7 @@ class UniformAffineQuantizer(nn.Module):
         return (codes.clamp(self.lo, self.hi) - self.lo).to(torch.int32)
 
     def dequantize(self, codes: Tensor) -> Tensor:
-        """Return the values of offset codes, which may be on any device; dtype and device of `delta`."""
+        """Return the values of offset codes, same shape, from any device; dtype and device of `delta`."""
         return (codes.to(self.delta) + self.lo - self.zero_point) * self.delta
 
     def quantizers(self) -> list["UniformAffineQuantizer"]:
@@ -80,7 +80,7 @@ class UniformAffineQuantizer(nn.Module):
         return [self]
 
     def per_slice(self, make: Callable[["UniformAffineQuantizer", Tensor], Part], x: Tensor) -> Part:
-        """Return `make(quantizer, x)`; a `SplitQuantizer` makes one part for each slice."""
+        """Return `make(quantizer, x)`, x of any shape; a `SplitQuantizer` makes one part for each slice."""
         return make(self, x)
 
     def extra_repr(self) -> str:
@@ -112,7 +112,7 @@ class PerSlice(nn.Module, Generic[Part]):
         return self._map(lambda part, xs: part(xs), x)
 
     def codes(self, x: Tensor) -> Tensor:
-        """Return the offset codes of `x`, int32; of parts that have codes, which observers do not."""
+        """Return the offset codes of `x`, int32 in its shape; of parts that have codes, which observers do not."""
         return self._map(lambda part, xs: part.codes(xs), x)
 
 
@@ -125,7 +125,7 @@ class SplitQuantizer(PerSlice[UniformAffineQuantizer]):
         return cls([UniformAffineQuantizer.fit(part, spec) for part in x.split(tuple(sizes), dim=1)], sizes)
 
     def dequantize(self, codes: Tensor) -> Tensor:
-        """Return the values of offset codes, each slice's by its own quantizer."""
+        """Return the values of offset codes, same shape, each slice's by its own quantizer."""
         return self._map(lambda q, part: q.dequantize(part), codes)
 
     def quantizers(self) -> list[UniformAffineQuantizer]:
@@ -133,7 +133,7 @@ class SplitQuantizer(PerSlice[UniformAffineQuantizer]):
         return list(self)
 
     def per_slice(self, make: Callable[[UniformAffineQuantizer, Tensor], Part], x: Tensor) -> PerSlice[Part]:
-        """Make a part, `make(quantizer, slice)`, for every slice of `x`."""
+        """Make a part, `make(quantizer, slice)`, for every slice of `x`, shape (N, C, ...)."""
         return PerSlice([make(q, part) for q, part in zip(self, x.split(self.sizes, dim=1))], self.sizes)
 
 
@@ -152,7 +152,7 @@ def quantizer_from(
 
 
 def fit_quantizer(x: Tensor, spec: QuantSpec, sizes: Sequence[int] | None) -> Quantizer:
-    """Fit a quantizer to `x`, or one to each slice of its dimension 1 if `sizes` are given."""
+    """Fit a quantizer to `x`, of any shape, or one to each slice of its dimension 1 if `sizes` are given."""
     return SplitQuantizer.fit(x, spec, sizes) if sizes else UniformAffineQuantizer.fit(x, spec)
 
 
@@ -163,7 +163,7 @@ class Rounding(Protocol):
         """Return the quantized weight, in its shape."""
 
     def codes(self, weight: Tensor) -> Tensor:
-        """Return the offset codes of `weight`, int32."""
+        """Return the offset codes of `weight`, int32 in its shape."""
 
     def modules(self) -> Iterator[nn.Module]:
         """Yield the modules that it consists of."""
@@ -239,12 +239,12 @@ class QuantModule(nn.Module):
         self.register_load_state_dict_post_hook(_dequantize_loaded)
 
     def set_codes(self, codes: Tensor) -> None:
-        """Replace the integer weights by offset codes from any device; dequantizes them, so that no forward has to."""
+        """Replace the integer weights by offset codes in the weight's shape, from any device, and dequantize them."""
         self.dequantized = self.weight_quantizer.dequantize(codes).detach().to(self.dequantized)
         self.codes = codes.to(self.dequantized.device, torch.uint8)
 
     def quantized_weight(self) -> Tensor:
-        """Return the values of the codes."""
+        """Return the values of the codes, in the shape of the weight."""
         return self.dequantized
 
     def forget_full_precision(self) -> None:
@@ -252,7 +252,7 @@ class QuantModule(nn.Module):
         self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer with quantized weights and, if there is an activation quantizer, to its quantized input."""
+        """Apply the layer to `x`, in its shapes, with quantized weights and, once calibrated, quantized input."""
         if not self.quantizing:
             return self.operation(x, self.fp_weight, self.bias)
         if self.act_quantizer is not None:
@@ -294,9 +294,9 @@ class PackedModule(QuantModule):
         self.packed = pack(codes.to(torch.uint8), self._bits).to(self.packed.device)
 
     def set_codes(self, codes: Tensor) -> None:
-        """Replace the integer weights by offset codes from any device."""
+        """Replace the integer weights by offset codes in the weight's shape, from any device."""
         self.codes = codes
 
     def quantized_weight(self) -> Tensor:
-        """Dequantize the codes."""
+        """Dequantize the codes, in the shape of the weight."""
         return self.weight_quantizer.dequantize(self.codes).to(self.like)

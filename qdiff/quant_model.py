@@ -168,7 +168,7 @@ class QuantModel(nn.Module):
             raise
 
     def quantized_state(self) -> dict[str, Tensor]:
-        """Return the state dict without FP weights, from which `from_state` rebuilds the quantized network."""
+        """Return the state dict without FP weights, for `from_state`; codes are uint8 in the shape of the weight."""
         replaced = {f"{path}.weight" for path in self.layers()}
         return {key: value for key, value in self.state_dict().items() if key not in replaced}
 

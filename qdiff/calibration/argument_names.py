@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def named_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the constants of a call by name.
+    """Return the tensors (N, ...) and the constants of a call by name.
 
     Positional arguments are named `0`, `1`, ..., keyword arguments by their keyword, what is inside a list or dict by
     its path, as `added.ids` or `residuals.0`. The order is that of the positions, then of the alphabet.

@@ -30,7 +30,7 @@ class Store:
         self.folder = folder
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return an uninitialised tensor on the CPU. Raises OSError if the disk has no room for it."""
+        """Return an uninitialised tensor of this shape on the CPU. Raises OSError if the disk has no room for it."""
         count = torch.Size(shape).numel()
         size = count * dtype.itemsize
         if size <= self.left:

@@ -57,12 +57,12 @@ class CalibrationSet:
 
     @cached_property
     def named(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and constants by name."""
+        """Tensors (N, ...) and constants, by name."""
         return named_arguments(self.inputs, self.keywords)
 
     @classmethod
     def from_named(cls, tensors: Mapping[str, Tensor], constants: Mapping[str, Any]) -> "CalibrationSet":
-        """Return the set with these arguments. Raises ValueError for names that belong to no call."""
+        """Return the set with these arguments, tensors (N, ...). Raises ValueError for names of no call."""
         return cls(*arguments({**tensors, **constants}))
 
     def __len__(self) -> int:

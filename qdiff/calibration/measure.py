@@ -23,7 +23,7 @@ from qdiff.quant_model import QuantModel
 
 
 def synchronized_time(x: Tensor) -> float:
-    """Return the wall-clock time in seconds, after synchronizing the device of `x`."""
+    """Return the wall-clock time in seconds, after synchronizing the device of `x`, of any shape."""
     if not x.is_cpu:
         torch.accelerator.synchronize(x.device)
     return time.perf_counter()

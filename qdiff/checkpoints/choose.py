@@ -16,7 +16,7 @@ SHARE = 0.5  # fraction of a network's tensors that a state dict must hold to co
 def choose(
     path: str | Path, found: Sequence[StateDict], wanted: Mapping[str, Tensor], averages: bool | None
 ) -> tuple[StateDict, list[str]]:
-    """Choose the state dict that holds a network's weights, under the network's names.
+    """Choose the state dict that holds a network's weights, under the network's names; shapes are not compared.
 
     A file may hold the weights below any keys, under prefixes (`module.`, `_orig_mod.`, `model.`), next to an optimizer
     or other networks.

@@ -105,7 +105,7 @@ def _difference(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str
 
 
 def check_numbers(path: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Check that every number is finite, step sizes are positive, and zero points are integers.
+    """Check that numbers, of any shape, are finite, step sizes positive, and zero points integers.
 
     Codes are integers and need no check; they are not unpacked for it.
 
