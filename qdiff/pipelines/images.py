@@ -1,8 +1,11 @@
 """Sampled images in memory."""
 
+import io
+
 from PIL import Image
 from torch import Tensor
 
+from qdiff.files.grid import grid_of
 from qdiff.files.images import to_pillow
 
 
@@ -16,3 +19,9 @@ class Images(list[Image.Image]):
     def __init__(self, tensor: Tensor):
         super().__init__(map(to_pillow, tensor))
         self.tensor = tensor
+
+    def _repr_png_(self) -> bytes:
+        """Show the images as one grid in a notebook."""
+        file = io.BytesIO()
+        to_pillow(grid_of(self.tensor)).save(file, "png")
+        return file.getvalue()

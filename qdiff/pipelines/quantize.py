@@ -123,6 +123,8 @@ def _policy(
     """Return the policy with the same bits in every layer; `search` is the range search of activations."""
     weight = QuantSpec(whole("weight_bits", weight_bits, 2, 8), per_channel=True, range_search="minmax")
     act = None
+    if act_bits is None and symmetric:
+        raise ValueError("symmetric needs act_bits: give the bits of activations, or leave it out")
     if act_bits is not None:
         act = QuantSpec(whole("act_bits", act_bits, 2, 16), symmetric=symmetric, range_search=search)
     return QuantPolicy(weight, act, whole("softmax_bits", softmax_bits, 2, 16), split)

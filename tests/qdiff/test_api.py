@@ -1,6 +1,7 @@
 """The Python API of pipelines: what a notebook does."""
 
 import copy
+import io
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +50,13 @@ def test_images_are_pil_images_and_a_tensor(pixel):
     assert all(isinstance(image, Image.Image) and image.mode == "RGB" for image in images)
     assert images.tensor.shape == (3, 3, 8, 8) and images.tensor.dtype == torch.uint8
     assert images[2].getpixel((5, 6)) == tuple(images.tensor[2, :, 6, 5].tolist())
+
+
+def test_a_notebook_shows_images_as_one_grid(pixel):
+    images = pixel.sample(4)
+    grid = Image.open(io.BytesIO(images._repr_png_()))
+    cells = [grid.crop((2 + 10 * x, 2 + 10 * y, 10 + 10 * x, 10 + 10 * y)) for y in range(2) for x in range(2)]
+    assert grid.size == (22, 22) and [cell.tobytes() for cell in cells] == [image.tobytes() for image in images]
 
 
 def test_images_are_those_of_the_script(pixel, tmp_path):
@@ -276,6 +284,7 @@ def test_a_resumed_call_with_phases_ends_in_the_same_file(pixel, in_two_phases, 
         (ValueError, {"weight_bits": 1}, "weight_bits must be in 2..8, not 1"),
         (ValueError, {"weight_bits": 16}, "weight_bits must be in 2..8, not 16"),
         (ValueError, {"act_bits": 1}, "act_bits must be in 2..16, not 1"),
+        (ValueError, {"symmetric": True}, "symmetric needs act_bits: give the bits of activations"),
         (TypeError, {"act_bits": "8"}, "act_bits must be a whole number, not '8'"),
         (ValueError, {"act_bits": 8, "softmax_bits": 17}, "softmax_bits must be in 2..16, not 17"),
         (ValueError, {"iterations": 0}, "iterations must be at least 1, not 0"),

@@ -142,10 +142,10 @@ def test_error_search_on_a_part_of_the_values_keeps_the_ends_of_all(monkeypatch)
     assert errors[delta.numpy()[0]] <= min(errors.values()) * (1 + 1e-5)
 
 
-def test_error_search_on_a_part_of_a_picture_sees_every_column(monkeypatch):
-    picture = gaussian(64, 64).pow(3)
-    picture[:, ::8] = 0  # the edge, and what else a stride of a power of two would see
-    row = picture.reshape(1, -1)
+def test_error_search_on_a_part_of_an_image_sees_every_column(monkeypatch):
+    image = gaussian(64, 64).pow(3)
+    image[:, ::8] = 0  # the edge, and what else a stride of a power of two would see
+    row = image.reshape(1, -1)
     whole, _ = range_mse(summarize(row), 2, True, False)
     monkeypatch.setattr(ranges, "SEARCH_VALUES", 512)
     part, _ = range_mse(summarize(row), 2, True, False)

@@ -71,7 +71,7 @@ def test_measured_on_a_network(clock):
     assert (found["model.conv_in"].sites, found["model.mid.attn_1"].sites) == (1, 8)
     assert found["model.mid.block_1"].sites == 3 and found["model.up.1.block.0"].sites == 4
     assert made.cached_samples == 9, "memory has room for all samples"
-    assert made.data_bytes == 9 * (4 * 3 * 8 * 8 + 8), "pictures and timesteps"
+    assert made.data_bytes == 9 * (4 * 3 * 8 * 8 + 8), "images and timesteps"
     seconds = {path: block.seconds for path, block in found.items() if block.seconds}
     assert seconds == {"model.mid.attn_1": 1.5}, "the batch of calibration is three times as large"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules() if m is not slow)
