@@ -170,7 +170,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _form(x: Any) -> tuple[torch.dtype, torch.Size] | None:
-    """Type and shape of one sample; None for what cannot hold any."""
+    """Return dtype and shape of one sample; None for what cannot hold any."""
     return (x.dtype, x.shape[1:]) if isinstance(x, Tensor) and x.ndim else None
 
 

@@ -84,7 +84,7 @@ def _variable(x: Tensor) -> Tensor:
 
 
 def _differentiable(variables: dict[nn.Module, list[Tensor]], arguments: Sequence[Any]) -> set[nn.Module]:
-    """Modules with a variable by which one of the arguments has a gradient."""
+    """Return the modules with a variable by which one of the arguments has a gradient."""
     ends = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
     owners = [(module, x) for module, xs in variables.items() for x in xs]
     if not ends or not owners:

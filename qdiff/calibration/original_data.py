@@ -41,7 +41,7 @@ def read_original(path: Path, cali_st: int, cali_n: int, conditions: Sequence[st
 
 
 def _per_step(path: Path, names: Sequence[str]) -> dict[str, list[Tensor]]:
-    """The lists by name, each with a tensor for every timestep."""
+    """Return the lists by name, each with a tensor for every timestep."""
     try:
         content = dict(load_pickle(path))
         stored = {name: list(content[name]) for name in names}
@@ -59,6 +59,6 @@ def _per_step(path: Path, names: Sequence[str]) -> dict[str, list[Tensor]]:
 
 
 def _is_list_of_batches(xs: list[object]) -> bool:
-    """Whether these are tensors (samples, ...) that differ at most in their number of samples."""
+    """Tell whether these are tensors (samples, ...) that differ at most in their number of samples."""
     tensors = [x for x in xs if isinstance(x, Tensor) and x.ndim]
     return bool(xs) and len(tensors) == len(xs) and len({x.shape[1:] for x in tensors}) == 1

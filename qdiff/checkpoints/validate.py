@@ -121,5 +121,5 @@ def check_numbers(path: str | Path, state: Mapping[str, Tensor]) -> None:
             right = right & (x == x.round())
         if not right.all():
             raise UserError(
-                f"'{path}': '{key}' holds {x[~right][0].item()}, with which nothing can be computed: give another file"
+                f"'{path}': '{key}' holds {x[~right][0].item()}, which is impossible there: give another file"
             )

@@ -80,7 +80,7 @@ def converted(path: str | Path, state: Mapping[str, Tensor], own: Mapping[str, T
         dtype = own[key].dtype
         if dtype.is_floating_point and x.dtype not in FLOATS:
             raise UserError(
-                f"'{path}': '{key}' is {dtype_name(x.dtype)}, no floating-point type that is read: give a checkpoint "
+                f"'{path}': '{key}' is {dtype_name(x.dtype)}, not a supported floating-point type: give a checkpoint "
                 "in floating point"
             )
         if (id(x), dtype) not in done:
