@@ -70,7 +70,8 @@ class Run:
             weights = self.pipeline.load(network=needs_weights)
             folder.record_config(self._settings(weights), [f"free.{name}" for name in self.record.free])
             self._announce()
-            self.output.check(self.pipeline, folder)  # before any work
+            if self.quantization:  # before its work; sampling checks too, and reads every image for it
+                self.output.check(self.pipeline, folder)
             run = self._quantized(folder.path)
             print(run.output.write(run.pipeline, folder))
 
