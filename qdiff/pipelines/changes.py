@@ -25,12 +25,12 @@ def changed(sampling: SamplingT, sampler: Sampler, changes: Mapping[str, Any]) -
     """
     if not is_dataclass(sampler) or isinstance(sampler, type):
         raise TypeError(f"sampler must be a name or a sampler with its settings, not {sampler!r}")
-    own = {field.name.replace("num_steps", "steps"): field.name for field in _fields(sampler)}
+    settings: Any = sampler
+    own = {field.name.replace("num_steps", "steps"): field.name for field in fields(settings)}
     known = {field.name for field in fields(sampling)} - {"sampler"}
     for name in changes.keys() - own.keys() - known:
         hint = suggestion(name, [*own, *known]) or f"use {', '.join(sorted(known.union(own)))}"
         raise TypeError(f"sampling has no setting '{name}': {hint}")
-    settings: Any = sampler
     settings = replace(settings, **{own[name]: value for name, value in changes.items() if name in own})
     return replace(sampling, sampler=settings, **{name: value for name, value in changes.items() if name in known})
 
@@ -45,7 +45,3 @@ def like(sampler: Sampler, kind: type, nfe: int) -> Sampler:
     """
     kept = {"num_steps": nfe} | vars(sampler)
     return kind(**{field.name: kept[field.name] for field in fields(kind) if field.name in kept})
-
-
-def _fields(sampler: Any) -> tuple[Any, ...]:
-    return fields(sampler)
