@@ -56,7 +56,25 @@ def to_images(x: Tensor, data) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DDIM:
+class _Subsequence:
+    """Settings of a sampler that walks a `timestep_sequence`."""
+
+    num_steps: int
+    skip_type: str = "uniform"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_steps", whole("steps", self.num_steps, 1))
+        check_choice("skip_type", self.skip_type, SPACING)
+
+    def nfe(self, num_timesteps: int) -> int:
+        return len(self._timesteps(num_timesteps))
+
+    def _timesteps(self, num_timesteps: int) -> list[int]:
+        return timestep_sequence(num_timesteps, self.num_steps, self.skip_type)
+
+
+@dataclass(frozen=True)
+class DDIM(_Subsequence):
     """DDIM: `diffusion.samplers.generalized` over a `timestep_sequence`.
 
     Args:
@@ -68,30 +86,23 @@ class DDIM:
         TypeError, ValueError: a setting of another type, or outside its range.
     """
 
-    num_steps: int
-    skip_type: str = "uniform"
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "num_steps", whole("steps", self.num_steps, 1))
-        check_choice("skip_type", self.skip_type, SPACING)
+        super().__post_init__()
         check_number("eta", self.eta, 0, 1)
 
     def __str__(self) -> str:
         return f"DDIM(steps={self.num_steps}, skip_type={self.skip_type}, eta={self.eta})"
 
-    def nfe(self, num_timesteps: int) -> int:
-        return len(timestep_sequence(num_timesteps, self.num_steps, self.skip_type))
-
     def steps(
         self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise, *, correct: Correction = uncorrected
     ) -> Iterator[Step]:
-        timesteps = timestep_sequence(len(abar), self.num_steps, self.skip_type)
-        return generalized(model, x_T, timesteps, abar, eta=self.eta, noise=noise, correct=correct)
+        return generalized(model, x_T, self._timesteps(len(abar)), abar, eta=self.eta, noise=noise, correct=correct)
 
 
 @dataclass(frozen=True)
-class DDPM:
+class DDPM(_Subsequence):
     """DDPM with clipped x0: `diffusion.samplers.ddpm_noisy` over a `timestep_sequence`.
 
     Args:
@@ -101,24 +112,13 @@ class DDPM:
         TypeError, ValueError: see `DDIM`.
     """
 
-    num_steps: int
-    skip_type: str = "uniform"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "num_steps", whole("steps", self.num_steps, 1))
-        check_choice("skip_type", self.skip_type, SPACING)
-
     def __str__(self) -> str:
         return f"DDPM(steps={self.num_steps}, skip_type={self.skip_type})"
-
-    def nfe(self, num_timesteps: int) -> int:
-        return len(timestep_sequence(num_timesteps, self.num_steps, self.skip_type))
 
     def steps(
         self, model: Model, x_T: Tensor, abar: Tensor, noise: Noise, *, correct: Correction = uncorrected
     ) -> Iterator[Step]:
-        timesteps = timestep_sequence(len(abar), self.num_steps, self.skip_type)
-        return ddpm_noisy(model, x_T, timesteps, abar, noise=noise, correct=correct)
+        return ddpm_noisy(model, x_T, self._timesteps(len(abar)), abar, noise=noise, correct=correct)
 
 
 def clips(sampler: Sampler) -> bool:
