@@ -1,14 +1,13 @@
 """Quantizers and the quantized layer."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdiff.functional import at_least_float32, fake_quantize
+from qdiff.operations import OPERATIONS
 from qdiff.packing import pack, unpack
 from qdiff.policy import QuantSpec
 from qdiff.ranges import RANGE_SEARCH, RowSummary, summarize
@@ -169,24 +168,6 @@ class Rounding(Protocol):
         """Yield the modules that it consists of."""
 
 
-# y = operation(x, weight, bias): what a layer computes, with any weight of its shape
-Operation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
-
-def _conv(layer: Any, function: Callable[..., Tensor]) -> Operation:
-    if layer.padding_mode != "zeros":
-        raise ValueError(f"a convolution with padding_mode '{layer.padding_mode}' cannot be quantized, only 'zeros'")
-    return partial(function, stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups)
-
-
-# The layers that are quantized, by exact type -> their operation
-OPERATIONS: dict[type, Callable[[nn.Module], Operation]] = {
-    nn.Conv2d: lambda layer: _conv(layer, F.conv2d),
-    nn.Conv1d: lambda layer: _conv(layer, F.conv1d),
-    nn.Linear: lambda layer: F.linear,
-}
-
-
 class QuantModule(nn.Module):
     """A convolution or linear layer with integer weights and, once calibrated, quantized inputs.
 
@@ -214,6 +195,7 @@ class QuantModule(nn.Module):
         self.quantizing = True
         self.weight: nn.Parameter | None = weight
         self.bias: nn.Parameter | None = bias
+        self.fp_bias: nn.Parameter | None = None  # where `bias` has been corrected
         self.weight_quantizer = weight_quantizer
         self.act_quantizer: nn.Module | None = None
         self.rounding: Rounding | None = None
@@ -243,18 +225,25 @@ class QuantModule(nn.Module):
         self.dequantized = self.weight_quantizer.dequantize(codes).detach().to(self.dequantized)
         self.codes = codes.to(self.dequantized.device, torch.uint8)
 
+    def set_bias(self, bias: Tensor) -> None:
+        """Replace the bias that goes with the quantized weight; that of full precision stays."""
+        if self.bias is None:
+            raise ValueError("a layer without bias cannot have it replaced")
+        self.fp_bias = self.bias if self.fp_bias is None else self.fp_bias
+        self.bias = nn.Parameter(bias.detach().to(self.bias, copy=True), requires_grad=False)
+
     def quantized_weight(self) -> Tensor:
         """Return the values of the codes, in the shape of the weight."""
         return self.dequantized
 
     def forget_full_precision(self) -> None:
         """Free the full-precision weight."""
-        self.weight = None
+        self.weight = self.fp_bias = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to `x`, in its shapes, with quantized weights and, once calibrated, quantized input."""
         if not self.quantizing:
-            return self.operation(x, self.fp_weight, self.bias)
+            return self.operation(x, self.fp_weight, self.bias if self.fp_bias is None else self.fp_bias)
         if self.act_quantizer is not None:
             x = self.act_quantizer(x)
         weight = self.quantized_weight() if self.rounding is None else self.rounding(self.fp_weight)

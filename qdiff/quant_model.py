@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from qdiff.adapters import Adapter
 from qdiff.calls import Call
 from qdiff.observers import Observer, TwoPass
+from qdiff.operations import OPERATIONS
 from qdiff.phases import PerPhase, set_phase
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_block import ActSite, QuantBlock, QuantProduct
-from qdiff.quant_layer import OPERATIONS, QuantModule, fit_quantizer, quantizer_from
+from qdiff.quant_layer import QuantModule, fit_quantizer, quantizer_from
 
 MakeLayer = Callable[[str, nn.Module, tuple[int, ...] | None], QuantModule]
 
@@ -137,6 +138,18 @@ class QuantModel(nn.Module):
             for m, value in zip(self._leaves, before):
                 m.quantizing = value
 
+    @contextmanager
+    def unrounded(self) -> Iterator[None]:
+        """Take the weights in full precision inside, while activations are quantized. Raises as `full_precision`."""
+        layers = self.layers().values()
+        try:
+            for layer in layers:
+                layer.dequantized = layer.fp_weight.detach()
+            yield
+        finally:
+            for layer in layers:
+                layer.set_codes(layer.codes)
+
     def forget_full_precision(self) -> None:
         """Free the full-precision weights, half of the memory; `full_precision` is no longer possible."""
         for layer in self.layers().values():
@@ -169,7 +182,7 @@ class QuantModel(nn.Module):
 
     def quantized_state(self) -> dict[str, Tensor]:
         """Return the state dict without FP weights, for `from_state`; codes are uint8 in the shape of the weight."""
-        replaced = {f"{path}.weight" for path in self.layers()}
+        replaced = {f"{path}.{name}" for path in self.layers() for name in ("weight", "fp_bias")}
         return {key: value for key, value in self.state_dict().items() if key not in replaced}
 
     @classmethod
@@ -192,7 +205,7 @@ class QuantModel(nn.Module):
                 point are not read.
             state: as `quantized_state` returns it, on any device.
             keep_weights: keep all parameters of `model`, so that `full_precision` works; take from `state` only the
-                quantizers and codes.
+                quantizers, the codes and the biases that go with them.
             activations: restore the activation quantizers; otherwise they are still to be calibrated.
             layer_type: class of the quantized layers.
 
@@ -213,6 +226,8 @@ class QuantModel(nn.Module):
             restored = layer_type(layer, quantizer.to(device), state[f"{prefix}.codes"])
             if not keep_weights:
                 restored.forget_full_precision()
+            elif restored.bias is not None:
+                restored.set_bias(state[f"{prefix}.bias"])
             return restored
 
         quantized = cls(model, policy, adapter, make_layer=restore)

@@ -11,6 +11,7 @@ from qdiff.functional import LOSS_P, code_bounds, fake_quantize
 MIN_DELTA = 1e-8
 SEARCH_VALUES = 2**16  # values per row that the error of a candidate is averaged over
 MSE_CANDIDATES = 80  # shrunk ranges that the error search tries, 1 % apart
+WEIGHTED_CANDIDATES = 60  # likewise of the weighted search
 
 Range = tuple[Tensor, Tensor]  # delta, zero_point, each (rows,)
 
@@ -107,6 +108,29 @@ def range_mse(summary: RowSummary, bits: int, symmetric: bool, always_zero: bool
         delta, zero_point = affine(low * shrink, high * shrink, bits, symmetric)
         rounded = fake_quantize(values, delta[:, None], zero_point[:, None], lo, hi)
         error = rounded.sub_(values).abs_().pow_(LOSS_P).mean(1)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_delta, best_zero = torch.where(better, delta, best_delta), torch.where(better, zero_point, best_zero)
+    return best_delta, best_zero
+
+
+def range_weighted(rows: Tensor, weights: Tensor, bits: int, symmetric: bool) -> Range:
+    """Take the one of 60 ranges, shrunk from the extremes and zero, with the least sum of weights * (x - q(x))^2.
+
+    Args:
+        rows: (rows, n).
+        weights: >= 0, (n,).
+        bits, symmetric: of the codes; zero points are codes.
+    """
+    low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
+    lo, hi = code_bounds(bits, symmetric)
+    best_error = torch.full_like(low, torch.inf)
+    best_delta = best_zero = torch.full_like(low, torch.nan)
+    for i in range(WEIGHTED_CANDIDATES):
+        shrink = 1.0 - i * 0.01
+        delta, zero_point = affine(low * shrink, high * shrink, bits, symmetric)
+        rounded = fake_quantize(rows, delta[:, None], zero_point[:, None], lo, hi)
+        error = rounded.sub_(rows).square_() @ weights
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_delta, best_zero = torch.where(better, delta, best_delta), torch.where(better, zero_point, best_zero)

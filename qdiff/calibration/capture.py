@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -60,32 +60,47 @@ def capture(cache: PrefixCache, block: nn.Module, store: Store) -> Captured:
     Raises:
         ValueError: the batches differ in what must be the same for all samples.
     """
+    return _captured(cache, block, store, block_output, cache.node(block).output)
+
+
+def capture_inputs(cache: PrefixCache, block: nn.Module, store: Store) -> Captured:
+    """Run the calibration set up to a block: its arguments in the network quantized so far and, as target, in FP.
+
+    Args, Raises:
+        as for `capture`.
+    """
+    return _captured(cache, block, store, block_call, cache.node(block).call)
+
+
+def _captured(
+    cache: PrefixCache, block: nn.Module, store: Store, target: Callable[..., Samples], target_form: Samples
+) -> Captured:
     cache.extend()
     node, samples = cache.node(block), len(cache.data)
     with torch.no_grad():
-        batches = _recorded(cache, block)
+        batches = _recorded(cache, block, target)
         first = next(batches)
         inputs = store.empty_like(first[0].with_constants_of(node.call), samples)
-        targets = store.empty_like(first[1].with_constants_of(node.output), samples)
+        targets = store.empty_like(first[1].with_constants_of(target_form), samples)
         done = 0
         try:
-            for call, target in chain([first], batches):
+            for call, wanted in chain([first], batches):
                 _put(inputs, done, call)
-                _put(targets, done, target)
+                _put(targets, done, wanted)
                 done += len(call)
         except BatchMismatch as error:
             raise ValueError(f"{path_of(cache.model, block)} cannot be calibrated: {error}") from None
     return Captured(inputs, targets, tuple(map(len, cache.parts)) if len(cache.parts) > 1 else ())
 
 
-def _recorded(cache: PrefixCache, block: nn.Module) -> Iterator[tuple[Call, Samples]]:
-    """Yield by batch the block's call in the quantized network and its output in the full-precision one."""
+def _recorded(cache: PrefixCache, block: nn.Module, target: Callable[..., Samples]) -> Iterator[tuple[Call, Samples]]:
+    """Yield by batch the block's call in the quantized network, and its target from the full-precision one."""
     for i, batch in cache.batches():
         with cache.recalling(block, i, original=False):
             call = block_call(cache.model, block, batch)
         with cache.recalling(block, i, original=True):
-            target = block_output(cache.model, block, batch)
-        yield call, target
+            wanted = target(cache.model, block, batch)
+        yield call, wanted
 
 
 def _put(place: Samples, start: int, batch: Samples) -> None:

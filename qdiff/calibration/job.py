@@ -5,22 +5,39 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from qdiff.block_recon import Outcome, Schedule, block_reconstruction
-from qdiff.calibration.capture import Store, capture
+from qdiff.calibration.capture import Store, capture, capture_inputs
 from qdiff.calibration.data import CalibrationSet
 from qdiff.calibration.measure import make_plan
 from qdiff.calibration.phases import by_phase, unmixed
 from qdiff.calibration.prefix_cache import PrefixCache
-from qdiff.calibration.settings import CalibrationSettings
+from qdiff.calibration.settings import CalibrationSettings, ClosedForm
+from qdiff.calibration.solve import BlockSolver, SolvedBlock
+from qdiff.calls import Call
 from qdiff.errors import UserError
 from qdiff.files.journal import Journal, temporary_journal
 from qdiff.objectives import LearnedRounding, LearnedSteps, Objective
 from qdiff.observers import Observer, RunningObserver
 from qdiff.quant_block import ActSite, QuantBlock
 from qdiff.quant_model import QuantModel
+from qdiff.spectrum import Spectrum
+
+MISMATCH_BITS = 8  # of all activations, at least, so that weights can make up for the errors of their inputs
+
+
+class Result(Protocol):
+    """What a stage finds for a block, as the journal keeps it."""
+
+    def state(self) -> dict[str, Tensor]: ...
+    def load(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+ResultT = TypeVar("ResultT", bound=Result)
 
 
 class Reporter:
@@ -42,6 +59,7 @@ def calibrate(
     settings: CalibrationSettings,
     journal: Journal | None = None,
     *,
+    spectrum: Spectrum | None = None,
     memory: int | None = None,
     reporter: Reporter | None = None,
 ) -> None:
@@ -53,6 +71,7 @@ def calibrate(
         settings: what to learn and for how long.
         journal: record of finished blocks, which are not learned again. Without one, what a resumed job would need is
             kept in a temporary folder and removed at the end.
+        spectrum: weighs errors, in closed form, by what they do to the sampled image; None weighs all alike.
         memory: bytes for the tensors captured of one block and the outputs of finished blocks; what exceeds them goes
             to files beside the journal. By default half of the memory that computing leaves free.
         reporter: is told of the progress.
@@ -68,6 +87,10 @@ def calibrate(
             memory = _default_memory(model, data, settings)
         job = _Job(model, data, parts, settings, records, memory, reporter or Reporter())
         blocks = dict(enumerate(model.blocks()))
+        if settings.closed_form:
+            with model.unrounded():
+                job.find_ranges()
+            job.solve(blocks, settings.closed_form, spectrum or Spectrum.uniform())
         if settings.rounding:
             job.learn("weights", blocks, LearnedRounding, settings.rounding)
         if model.sites():
@@ -94,32 +117,75 @@ class _Job:
     memory: int
     reporter: Reporter
 
+    def solve(self, blocks: Mapping[int, QuantBlock], settings: ClosedForm, spectrum: Spectrum) -> None:
+        """Quantize weights in closed form, block by block in the order in which the network calls them."""
+        cache = self._cache(blocks)
+        called = [node.module for node in cache.nodes]
+        order = sorted(blocks, key=lambda i: called.index(blocks[i].module))
+        t = torch.cat([self._timesteps(part) for part in cache.parts])
+        specs = [spec for site in self.model.sites() for spec in site.specs]
+        solver = BlockSolver(
+            self.model,
+            spectrum.bands(t),
+            image_of(self.data.call),
+            settings.columns,
+            mismatch=all(spec.bits >= MISMATCH_BITS for spec in specs),
+            batch_size=self.settings.batch_size,
+        )
+
+        def solve(unit: str, block: QuantBlock, _: SolvedBlock) -> Outcome:
+            captured = capture_inputs(cache, block.module, self._store(cache))
+            return solver.solve(block, captured, self._generator(unit))
+
+        self._work("solve", {i: blocks[i] for i in order}, SolvedBlock, solve, cache)
+
     def learn(
         self, stage: str, blocks: Mapping[int, QuantBlock], make: Callable[[QuantBlock], Objective], schedule: Schedule
     ) -> None:
-        """Run a stage of the job: learn the blocks, given by their numbers, one after the other."""
-        modules = [block.module for block in blocks.values()]
-        cache = PrefixCache(self.model, modules, self.data, self.settings.batch_size, self.memory)
+        """Learn something of the blocks, one after the other."""
+        cache = self._cache(blocks)
+
+        def learn(unit: str, block: QuantBlock, objective: Objective) -> Outcome:
+            captured = capture(cache, block.module, self._store(cache))
+            generator, size = self._generator(unit), self.settings.batch_size
+            return block_reconstruction(block, captured, objective, schedule, size, generator, self.reporter.advance)
+
+        self._work(stage, blocks, make, learn, cache)
+
+    def _work(
+        self,
+        stage: str,
+        blocks: Mapping[int, QuantBlock],
+        make: Callable[[QuantBlock], ResultT],
+        run: Callable[[str, QuantBlock, ResultT], Outcome],
+        cache: PrefixCache,
+    ) -> None:
+        """Run a stage of the job: the blocks, given by their numbers, one after the other; the journal has the done."""
         for i, block in blocks.items():
             self.reporter.start(block.path, stage)
-            unit, objective = f"{stage}-{i:03d}", make(block)
+            unit, result = f"{stage}-{i:03d}", make(block)
             found = self.journal.read(unit)
             if found:
                 tensors, info = found
-                objective.load(tensors)
+                result.load(tensors)
                 outcome = Outcome(**info)
             else:
-                outcome = self._reconstruct(unit, block, objective, schedule, cache)
-                self.journal.write(unit, objective.state(), {"before": outcome.before, "after": outcome.after})
+                outcome = run(unit, block, result)
+                self.journal.write(unit, result.state(), {"before": outcome.before, "after": outcome.after})
             cache.mark_done(block.module)
             self.reporter.finish(block.path, stage, outcome, resumed=found is not None)
 
-    def _reconstruct(
-        self, unit: str, block: QuantBlock, objective: Objective, schedule: Schedule, cache: PrefixCache
-    ) -> Outcome:
-        captured = capture(cache, block.module, Store(self.memory - cache.max_bytes, self.journal.folder))
-        generator, size = self._generator(unit), self.settings.batch_size
-        return block_reconstruction(block, captured, objective, schedule, size, generator, self.reporter.advance)
+    def _cache(self, blocks: Mapping[int, QuantBlock]) -> PrefixCache:
+        modules = [block.module for block in blocks.values()]
+        return PrefixCache(self.model, modules, self.data, self.settings.batch_size, self.memory)
+
+    def _store(self, cache: PrefixCache) -> Store:
+        return Store(self.memory - cache.max_bytes, self.journal.folder)
+
+    def _timesteps(self, data: CalibrationSet) -> Tensor:
+        """Return the timestep of each sample, (N,)."""
+        t = torch.as_tensor(data.call(self.model.adapter.timestep))
+        return t.flatten().expand(len(data))
 
     def find_ranges(self) -> None:
         """Find the range of every activation, in the order of the network."""
@@ -159,3 +225,8 @@ class _Job:
         """Return the generator of a unit: each has its own stream, so a resumed job draws the same numbers."""
         digest = hashlib.sha256(f"{self.settings.seed}/{unit}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def image_of(call: Call) -> tuple[int, int]:
+    """Return height and width of a network's input: of its first argument with two dimensions after N and C."""
+    return next(((x.shape[2], x.shape[3]) for x in call.tensors if x.ndim == 4), (1, 1))

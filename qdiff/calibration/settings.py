@@ -6,6 +6,17 @@ from qdiff.block_recon import Schedule
 
 
 @dataclass(frozen=True)
+class ClosedForm:
+    """Weights quantized in closed form, see `qdiff.closed_form`.
+
+    Args:
+        columns: single positions of each layer's output, of all samples, that the moments of its inputs are taken from.
+    """
+
+    columns: int = 8000
+
+
+@dataclass(frozen=True)
 class CalibrationSettings:
     """How a network is calibrated. The defaults of the command line are the paper's values.
 
@@ -19,6 +30,7 @@ class CalibrationSettings:
         running_stat: take activation ranges from averages over all data instead of that search.
         rs_sm_only: with `running_stat`, only for attention after its softmax.
         seed: seeds every draw.
+        closed_form: how weights are quantized in closed form, before any rounding is learned; None does not.
     """
 
     batch_size: int
@@ -29,6 +41,7 @@ class CalibrationSettings:
     running_stat: bool = False
     rs_sm_only: bool = False
     seed: int = 0
+    closed_form: ClosedForm | None = None
 
     def forward_samples(self, act: bool) -> int:
         """Return the samples in the largest forward; `act` says whether activations are quantized."""

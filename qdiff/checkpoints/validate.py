@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from qdiff.adapters import Adapter
 from qdiff.errors import UserError, first_of
 from qdiff.files.foreign import kind_of
+from qdiff.operations import OPERATIONS
 from qdiff.phases import phase_names
 from qdiff.policy import QuantPolicy
-from qdiff.quant_layer import OPERATIONS
 
 Shape = tuple[int, ...]
 

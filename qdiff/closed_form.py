@@ -1,0 +1,109 @@
+"""Quantizes one layer in closed form, from the moments of its inputs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qdiff.gptq import Grid, damped, fitted_target, rounded
+from qdiff.moments import Moments
+from qdiff.quant_layer import Quantizer, QuantModule, SplitQuantizer, UniformAffineQuantizer
+from qdiff.ranges import range_weighted
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Weighted mean squared error of a layer's output, quantized to nearest and in closed form, and that of zero."""
+
+    nearest: float
+    solved: float
+    power: float
+
+
+def solve_layer(layer: QuantModule, moments: Moments, *, mismatch: bool) -> LayerError:
+    """Choose codes, step sizes, zero points and bias of a layer.
+
+    Args:
+        layer: rounded to nearest, with its full-precision weight.
+        moments: of its inputs in the quantized network and its outputs in full precision; centred if it has a bias.
+        mismatch: aim at these outputs, so that the weights make up for errors of the inputs too; else at the weights.
+    """
+    groups = layer.operation.groups
+    weight = _matrices(layer.fp_weight.detach(), groups)  # (G, K, O / G)
+    before = _matrices(layer.quantized_weight(), groups)
+    quantizers = layer.weight_quantizer.quantizers()
+    inputs = weight.shape[1]
+    channels = layer.fp_weight.shape[1]
+    slices = tuple(size * inputs // channels for size in layer.split or (channels,))
+    found = [
+        _solve(w, moments.hessian[g], moments.cross[g], [_of_group(q, g, groups) for q in quantizers], slices, mismatch)
+        for g, w in enumerate(weight)
+    ]
+    grids = [grid for _, grid in found]
+    steps = torch.stack([steps for steps, _ in found])
+    after = torch.stack([grid.values(s) for grid, s in zip(grids, steps)])
+    offset = torch.stack([s + grid.expanded(grid.zero_point - grid.lo) for grid, s in zip(grids, steps)])
+    _set_quantizer(layer, grids)
+    layer.set_codes(_weight(offset, layer.fp_weight))
+    if moments.centred and layer.bias is not None:
+        predicted = (moments.mean_x[:, None] @ after).squeeze(1)
+        layer.set_bias(layer.bias + (moments.mean_y - predicted).flatten())
+    return LayerError(_error(before, moments), _error(after, moments), moments.power)
+
+
+def _solve(
+    weight: Tensor,
+    hessian: Tensor,
+    cross: Tensor,
+    quantizers: list[UniformAffineQuantizer],
+    slices: tuple[int, ...],
+    mismatch: bool,
+) -> tuple[Tensor, Grid]:
+    """Return codes less zero points, (K, O), and their grid, for a weight (K, O) and the moments of its inputs."""
+    damped_hessian, damping = damped(hessian)
+    target = fitted_target(weight, damped_hessian, cross, damping) if mismatch else weight
+    spec = quantizers[0].spec
+    lo, hi = spec.bounds
+    if spec.per_channel:
+        parts = zip(target.split(slices), hessian.diagonal().split(slices))
+        ranges = [range_weighted(part.T, diagonal, spec.bits, spec.symmetric) for part, diagonal in parts]
+    else:
+        ranges = [(q.delta.expand(weight.shape[1]), q.zero_point.expand(weight.shape[1])) for q in quantizers]
+    delta, zero_point = (torch.stack(values) for values in zip(*ranges))
+    return rounded(target, damped_hessian, Grid(delta, zero_point, slices, lo, hi), refit=spec.per_channel)
+
+
+def _of_group(quantizer: UniformAffineQuantizer, group: int, groups: int) -> UniformAffineQuantizer:
+    """Return the part of a quantizer for a group of a grouped layer's outputs."""
+    if not quantizer.spec.per_channel:
+        return quantizer
+    delta, zero_point = (x.chunk(groups)[group] for x in (quantizer.delta, quantizer.zero_point))
+    return UniformAffineQuantizer(delta, zero_point, quantizer.spec)
+
+
+def _matrices(weight: Tensor, groups: int) -> Tensor:
+    """Return a layer's weight, (O, C, ...), as (G, K, O / G)."""
+    return weight.flatten(1).unflatten(0, (groups, -1)).transpose(1, 2).contiguous()
+
+
+def _weight(matrices: Tensor, like: Tensor) -> Tensor:
+    """Return (G, K, O / G) in the shape of a layer's weight."""
+    return matrices.transpose(1, 2).reshape(like.shape)
+
+
+def _set_quantizer(layer: QuantModule, grids: list[Grid]) -> None:
+    """Give a layer the step sizes and zero points of its groups."""
+    old = layer.weight_quantizer
+    delta, zero_point = (torch.cat(parts, dim=1) for parts in zip(*((g.delta, g.zero_point) for g in grids)))
+    new = [
+        UniformAffineQuantizer(*(x[: q.delta.numel()].reshape(q.delta.shape) for x in numbers), q.spec)
+        for q, *numbers in zip(old.quantizers(), delta, zero_point)
+    ]
+    quantizer: Quantizer = SplitQuantizer(new, old.sizes) if old.sizes else new[0]
+    layer.weight_quantizer = quantizer
+
+
+def _error(weight: Tensor, moments: Moments) -> float:
+    """Return E |y - Q x|^2 of a quantized weight Q, (G, K, O / G)."""
+    cross = (moments.cross * weight).sum()
+    return (moments.power - 2 * cross + (weight * (moments.hessian @ weight)).sum()).item()

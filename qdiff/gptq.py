@@ -1,0 +1,176 @@
+"""Rounds a weight matrix in closed form, so that the layer's output changes least over its inputs.
+
+GPTQ (Frantar et al. 2023, arXiv 2210.17323), coordinate descent on what it leaves (Behdin et al. 2023, QuantEase,
+arXiv 2309.01885), and least-squares step sizes. Matrices of weights are transposed here, (K, O): a row for each of the
+K inputs, so that a step works on contiguous memory.
+
+The error of quantized weights Q against a target T is tr((T - Q)^T H (T - Q)), where H, (K, K), are the second moments
+of the inputs.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+BLOCK = 64  # inputs after which the rest of the matrix is updated, in one product
+DAMPING = 0.01  # of the mean of H's diagonal, which is added to it
+SWEEPS = 2  # of coordinate descent, before and after the step sizes are refitted
+FACTORS = 0.5, 2.0  # a refitted step size is accepted within these multiples of the old one
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values that weights may take: (code - zero_point) * delta.
+
+    Args:
+        delta, zero_point: (S, O), for each slice of the inputs and each output.
+        slices: inputs of each of the S slices, which add up to K.
+        lo, hi: smallest and largest code.
+    """
+
+    delta: Tensor
+    zero_point: Tensor
+    slices: tuple[int, ...]
+    lo: int
+    hi: int
+
+    def expanded(self, per_slice: Tensor) -> Tensor:
+        """Repeat (S, O) for the inputs of each slice, (K, O)."""
+        return per_slice.repeat_interleave(torch.tensor(self.slices, device=per_slice.device), dim=0)
+
+    def nearest(self, weight: Tensor) -> Tensor:
+        """Return the codes less the zero points, integers in float dtype, of a (K, O) weight rounded to nearest."""
+        low, high = self.bounds
+        return (weight / self.expanded(self.delta)).round_().clamp_(low, high)
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest code less the zero point, each (K, O)."""
+        return self.expanded(self.lo - self.zero_point), self.expanded(self.hi - self.zero_point)
+
+    def values(self, steps: Tensor) -> Tensor:
+        """Return the values of codes less zero points, (K, O)."""
+        return steps * self.expanded(self.delta)
+
+
+def damped(hessian: Tensor) -> tuple[Tensor, float]:
+    """Return H + lambda I and lambda: 1 % of the mean of the diagonal, so that inputs that hardly vary do no harm."""
+    mean = hessian.diagonal().mean().item()
+    damping = DAMPING * mean if mean > 0 else 1.0
+    return hessian + damping * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device), damping
+
+
+def gptq(target: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
+    """Round inputs one after the other, those with the largest moments first; later ones make up for the errors.
+
+    Args:
+        target: T, (K, O).
+        hessian: H, (K, K), positive definite.
+        grid: the values that weights may take.
+
+    Returns:
+        codes less zero points, (K, O), integers in float dtype.
+    """
+    order = hessian.diagonal().argsort(descending=True)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    upper = upper / upper.diagonal()[:, None]  # row j: what input j's error adds to the later ones
+    rest = target[order]
+    delta = grid.expanded(grid.delta)[order]
+    low, high = (bound[order] for bound in grid.bounds)
+    found = torch.empty_like(target)
+    for start in range(0, len(target), BLOCK):
+        block = slice(start, start + BLOCK)
+        errors = _round_block(rest[block], upper[block, block], delta[block], low[block], high[block], found[block])
+        rest[start + BLOCK :].addmm_(upper[block, start + BLOCK :].T, errors, alpha=-1)
+    steps = torch.empty_like(found)
+    steps[order] = found
+    return steps
+
+
+def _round_block(rest: Tensor, upper: Tensor, delta: Tensor, low: Tensor, high: Tensor, found: Tensor) -> Tensor:
+    """Round a block of inputs into `found`; return their errors, the shape of `rest`, which is changed."""
+    errors = torch.empty_like(rest)
+    for j, weight in enumerate(rest):
+        torch.div(weight, delta[j], out=found[j]).round_().clamp_(low[j], high[j])
+        torch.addcmul(weight, found[j], delta[j], value=-1, out=errors[j])
+        if j + 1 < len(rest):
+            rest[j + 1 :].addr_(upper[j, j + 1 :], errors[j], alpha=-1)
+    return errors
+
+
+def descend(target: Tensor, hessian: Tensor, grid: Grid, steps: Tensor, sweeps: int = SWEEPS) -> Tensor:
+    """Choose the best code for one input after the other, given all others, for some sweeps; the error never grows.
+
+    Args, Returns:
+        as `gptq`; `steps` are codes less zero points to begin with.
+    """
+    delta, (low, high) = grid.expanded(grid.delta), grid.bounds
+    steps = steps.clone()
+    error = target - steps * delta
+    for _ in range(sweeps):
+        for start in range(0, len(target), BLOCK):
+            block = slice(start, start + BLOCK)
+            gradient = hessian[block] @ error
+            own = hessian[block, block]
+            for j in range(len(own)):
+                i = start + j
+                best = (steps[i] + (gradient[j] / own[j, j]).div_(delta[i])).round_().clamp_(low[i], high[i])
+                change = (best - steps[i]).mul_(delta[i])
+                steps[i] = best
+                error[i] -= change
+                gradient[j + 1 :].addr_(own[j + 1 :, j], change, alpha=-1)
+    return steps
+
+
+def refitted(target: Tensor, hessian: Tensor, grid: Grid, steps: Tensor) -> Grid:
+    """Return the grid with the step sizes of least error for these codes, slice by slice.
+
+    Args:
+        target, hessian, grid, steps: as for `descend`.
+    """
+    delta, start = grid.delta.clone(), 0
+    for i, size in enumerate(grid.slices):
+        part = slice(start, start + size)
+        error = target - steps * grid.expanded(delta)
+        codes = steps[part]
+        slope = (codes * (hessian[part] @ error)).sum(0)
+        curvature = (codes * (hessian[part, part] @ codes)).sum(0)
+        factor = 1 + slope / curvature / delta[i]
+        good = (factor > FACTORS[0]) & (factor < FACTORS[1])  # False for codes that are all zero
+        delta[i] = torch.where(good, delta[i] * factor, delta[i])
+        start += size
+    return replace(grid, delta=delta)
+
+
+def rounded(target: Tensor, hessian: Tensor, grid: Grid, *, refit: bool) -> tuple[Tensor, Grid]:
+    """Round a target, (K, O), to the grid: `gptq`, `descend`, and once more with step sizes that fit the result.
+
+    Args:
+        target, hessian, grid: as for `gptq`.
+        refit: whether step sizes may change.
+
+    Returns:
+        codes less zero points, (K, O), and their grid.
+    """
+    steps = descend(target, hessian, grid, gptq(target, hessian, grid))
+    if refit:
+        grid = refitted(target, hessian, grid, steps)
+        steps = descend(target, hessian, grid, steps)
+    return steps, grid
+
+
+def fitted_target(weight: Tensor, hessian: Tensor, cross: Tensor, damping: float) -> Tensor:
+    """Return the weights that turn the layer's inputs into the outputs that it has in full precision.
+
+    Args:
+        weight: W, (K, O).
+        hessian: H of the quantized network's inputs with `damping` on the diagonal, (K, K).
+        cross: moments of these inputs and the outputs in full precision, (K, O).
+        damping: >= 0; draws the result towards W.
+
+    Returns:
+        H^-1 (cross + damping W), (K, O): the ridge regression, as in Qronos (Zhang et al. 2025, arXiv 2505.11695).
+    """
+    return torch.cholesky_solve(cross + damping * weight, torch.linalg.cholesky(hessian))
