@@ -47,7 +47,7 @@ def solve_layer(layer: QuantModule, moments: Moments, *, mismatch: bool) -> Laye
     layer.set_codes(_weight(offset, layer.fp_weight))
     if moments.centred and layer.bias is not None:
         predicted = (moments.mean_x[:, None] @ after).squeeze(1)
-        layer.set_bias(layer.bias + (moments.mean_y - predicted).flatten())
+        layer.set_bias((moments.mean_y - predicted).flatten())
     return LayerError(_error(before, moments), _error(after, moments), moments.power)
 
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from math import isqrt
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from qdiff.spectrum import GRIDS
+from qdiff.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,10 @@ class Columns:
     weights: Tensor
     means: dict[int, Tensor]
 
-    def of(self, windows: Tensor) -> Tensor:
-        """Return the columns of `Operation.windows`, (n, C, kh, kw): single positions, then blocks."""
-        windows = windows.reshape(*windows.shape[:2], *self.shape, *windows.shape[4:])
-        row, column = self.positions // self.shape[1], self.positions % self.shape[1]
-        found = [windows[self.samples, :, row, column], *(_block_means(windows, blocks) for blocks in self.means)]
-        return torch.cat(found)
+    def of(self, windows: Windows) -> Tensor:
+        """Return columns of a layer's input or output, (n, C, kh, kw): single positions, then blocks."""
+        windows = windows.reshaped(self.shape)
+        return torch.cat([windows.at(self.samples, self.positions), *map(windows.means, self.means)])
 
     def to(self, device: torch.device) -> "Columns":
         """Return the same columns on a device."""
@@ -46,18 +44,11 @@ class Columns:
         return torch.cat([self.weights, *means])
 
 
-def _block_means(windows: Tensor, blocks: int) -> Tensor:
-    """Return windows (N, C, H, W, kh, kw) averaged over blocks x blocks parts of the positions, (n, C, kh, kw)."""
-    kh, kw = windows.shape[4:]
-    pooled = [F.adaptive_avg_pool2d(windows[..., i, j], blocks) for i in range(kh) for j in range(kw)]
-    return torch.stack(pooled, -1).permute(0, 2, 3, 1, 4).reshape(-1, windows.shape[1], kh, kw)
-
-
 def image_shape(positions: tuple[int, int], image: tuple[int, int]) -> tuple[int, int] | None:
     """Return height and width of a layer's output positions; None for a row that is no image, as of a text's tokens.
 
     Args:
-        positions: (H, W) as `Operation.windows` has them; tokens of an image are a row.
+        positions: `Windows.shape`; tokens of an image are a row.
         image: height and width of the network's input.
     """
     height, width = positions
@@ -77,7 +68,7 @@ def choose_columns(
     Args:
         bands: (3, N), weights of the error of each sample; see `Spectrum.bands`.
         share: positions to draw, per unit of the first of them.
-        positions: (H, W) of `Operation.windows`.
+        positions: `Windows.shape`.
         image: height and width of the network's input.
         generator: on the CPU.
     """

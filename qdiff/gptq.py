@@ -109,19 +109,30 @@ def descend(target: Tensor, hessian: Tensor, grid: Grid, steps: Tensor, sweeps: 
     delta, (low, high) = grid.expanded(grid.delta), grid.bounds
     steps = steps.clone()
     error = target - steps * delta
+    to_steps = 1 / (hessian.diagonal()[:, None] * delta)
     for _ in range(sweeps):
         for start in range(0, len(target), BLOCK):
             block = slice(start, start + BLOCK)
-            gradient = hessian[block] @ error
-            own = hessian[block, block]
-            for j in range(len(own)):
-                i = start + j
-                best = (steps[i] + (gradient[j] / own[j, j]).div_(delta[i])).round_().clamp_(low[i], high[i])
-                change = (best - steps[i]).mul_(delta[i])
-                steps[i] = best
-                error[i] -= change
-                gradient[j + 1 :].addr_(own[j + 1 :, j], change, alpha=-1)
+            before = steps[block].clone()
+            _descend_block(
+                steps[block],
+                hessian[block] @ error,
+                hessian[block, block],
+                *(x[block] for x in (to_steps, delta, low, high)),
+            )
+            error[block] -= (steps[block] - before) * delta[block]
     return steps
+
+
+def _descend_block(
+    steps: Tensor, gradient: Tensor, hessian: Tensor, to_steps: Tensor, delta: Tensor, low: Tensor, high: Tensor
+) -> None:
+    """Choose the codes of a block of inputs in place; `gradient`, H (T - Q), is changed."""
+    for j, code in enumerate(steps):
+        best = torch.addcmul(code, gradient[j], to_steps[j]).round_().clamp_(low[j], high[j])
+        if j + 1 < len(steps):
+            gradient[j + 1 :].addr_(hessian[j + 1 :, j], (best - code).mul_(delta[j]), alpha=-1)
+        steps[j] = best
 
 
 def refitted(target: Tensor, hessian: Tensor, grid: Grid, steps: Tensor) -> Grid:

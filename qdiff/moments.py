@@ -28,7 +28,7 @@ class Moments:
         self.means = [like.new_zeros(groups, 1, n) for n in (inputs, outputs)]
 
     def add(self, x: Tensor, y: Tensor, w: Tensor) -> None:
-        """Add columns x, (G, n, K), outputs y without bias, (G, n, O), and weights w >= 0, (n,)."""
+        """Add columns x, (G, n, K), outputs y, (G, n, O), and weights w >= 0, (n,)."""
         total = w.sum().item()
         w = w.to(x)[:, None]
         if self.first is None:

@@ -1,11 +1,13 @@
-"""What the quantized layers compute, and the columns of their inputs that each output position sees."""
+"""What the quantized layers compute, and what of their input each position of the output depends on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from qdiff.windows import Windows
 
 
 class Operation(Protocol):
@@ -16,17 +18,16 @@ class Operation(Protocol):
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the layer's output for `x`, in the shapes of the layer."""
 
-    def windows(self, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
-        """Return a view of what each output position sees.
+    def windows(self, x: Tensor, kernel: tuple[int, ...]) -> Windows:
+        """Return what each position of the output sees: y there is the weight, (O, K), times the window.
 
         Args:
             x: input of the layer, N samples.
             kernel: the weight's dimensions after the second.
-
-        Returns:
-            (N, C, H, W, kh, kw): y at position (h, w) is the weight, flattened from its dimension 1 on, times
-            [:, :, h, w] of this. H is 1 where the positions of the output are in a row, H and W are 1 for vectors.
         """
+
+    def positions(self, y: Tensor) -> Windows:
+        """Return the layer's output, N samples, in the same positions, with windows of (O, 1, 1)."""
 
 
 class Convolution:
@@ -53,18 +54,22 @@ class Convolution:
         """Return the convolution of `x`, (N, C, ...)."""
         return self.function(x, weight, bias)
 
-    def windows(self, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
+    def windows(self, x: Tensor, kernel: tuple[int, ...]) -> Windows:
         """Return the windows of `x`, see `Operation`."""
-        x = F.pad(x, self.padding)
-        found = x if len(kernel) == 2 else x.unsqueeze(2)
-        sizes = zip((1,) * (2 - len(kernel)) + tuple(kernel), self._both(self.stride), self._both(self.dilation))
-        for dim, (size, stride, dilation) in enumerate(sizes, start=2):
-            found = found.unfold(dim, dilation * (size - 1) + 1, stride)[..., ::dilation]
-        return found
+        return Windows(_image(F.pad(x, self.padding)), *map(_pair, (kernel, self.stride, self.dilation)))
 
-    def _both(self, setting: tuple[int, ...]) -> tuple[int, ...]:
-        """Return a setting for height and width."""
-        return (1,) * (2 - len(setting)) + setting
+    def positions(self, y: Tensor) -> Windows:
+        """Return the output (N, O, ...) by position, see `Operation`."""
+        return Windows(_image(y))
+
+
+def _image(x: Tensor) -> Tensor:
+    return x if x.ndim == 4 else x.unsqueeze(2)
+
+
+def _pair(setting: Sequence[int]) -> tuple[int, int]:
+    """Return a setting for height and width."""
+    return (setting[0], setting[1]) if len(setting) == 2 else (1, setting[0])
 
 
 def _amounts(layer: Any) -> list[int]:
@@ -86,9 +91,13 @@ class Linear:
         """Return x W^T + b, for `x` of shape (..., C)."""
         return F.linear(x, weight, bias)
 
-    def windows(self, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
-        """Return the windows of `x`, (N, ..., C); see `Operation`. What lies between is a row of positions."""
-        return x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2)[:, :, None, :, None, None]
+    def windows(self, x: Tensor, kernel: tuple[int, ...]) -> Windows:
+        """Return the windows of `x`, (N, ..., C), see `Operation`."""
+        return self.positions(x)
+
+    def positions(self, y: Tensor) -> Windows:
+        """Return the output (N, ..., O) by position, see `Operation`; what lies between is a row of positions."""
+        return Windows(y.reshape(len(y), -1, y.shape[-1]).transpose(1, 2).unsqueeze(2))
 
 
 # The layers that are quantized, by exact type -> their operation

@@ -19,12 +19,12 @@ TREES = {p.relative_to(ROOT).as_posix(): ast.parse(p.read_text(encoding="utf-8")
 # Modules and folders of qdiff from the mathematics up to the command line: each imports itself and what stands on lines
 # above it, and never what stands beside it.
 FLOW = (
-    ("errors", "functional", "packing", "calls", "operations"),
-    ("ranges",),
+    ("errors", "functional", "packing", "calls", "windows", "spectrum", "gptq", "moments"),
+    ("ranges", "operations", "columns"),
     ("policy",),
     ("quant_layer", "files"),
     ("observers", "adaptive_rounding", "phases", "adapters", "sampling"),
-    ("quant_block", "config"),
+    ("quant_block", "config", "closed_form"),
     ("objectives",),
     ("quant_model", "block_recon"),
     ("calibration", "checkpoints"),

@@ -1,6 +1,6 @@
 """Measures the sensitivity spectrum: samples images again with an error in one prediction of the network."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch

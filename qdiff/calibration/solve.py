@@ -1,6 +1,6 @@
 """Quantizes the layers of a block in closed form, each once the network before it is quantized."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from qdiff.block_recon import Captured, Outcome
 from qdiff.calibration.partial_forward import block_call
 from qdiff.closed_form import solve_layer
-from qdiff.columns import choose_columns
+from qdiff.columns import Columns, choose_columns
 from qdiff.moments import Moments
 from qdiff.phases import per_phase, set_phase
 from qdiff.quant_block import QuantBlock
@@ -50,63 +50,64 @@ class BlockSolver:
         Returns:
             the squared errors of the layers' outputs in relation to these outputs, to nearest and as solved.
         """
-        errors = []
-        for layer in _called(block, captured):
-            errors.append(solve_layer(layer, self._moments(layer, block, captured, generator), mismatch=self.mismatch))
+        chosen = self._chosen(block, captured, generator)
+        errors = [
+            solve_layer(layer, self._moments(layer, block, captured, columns), mismatch=self.mismatch)
+            for layer, columns in chosen.items()
+        ]
         power = sum(error.power for error in errors)
         return Outcome(sum(error.nearest for error in errors) / power, sum(error.solved for error in errors) / power)
 
     @torch.no_grad()
-    def _moments(
-        self, layer: QuantModule, block: QuantBlock, captured: Captured, generator: torch.Generator
-    ) -> Moments:
-        weight, groups = layer.fp_weight, layer.operation.groups
-        matrix = weight.flatten(1).unflatten(0, (groups, -1))  # (G, O / G, K)
-        moments = Moments(groups, matrix.shape[2], matrix.shape[1], centred=layer.bias is not None, like=weight)
+    def _chosen(
+        self, block: QuantBlock, captured: Captured, generator: torch.Generator
+    ) -> dict[QuantModule, list[tuple[Columns, Tensor]]]:
+        """Draw the columns of every batch, with the outputs in full precision there, by layer as they are called."""
         share = self.columns / self.bands[0].sum().item()
-        for rows, x, original in self._inputs(layer, block, captured):
-            kernel = tuple(weight.shape[2:])
-            windows = layer.operation.windows(x, kernel)
-            positions = (windows.shape[2], windows.shape[3])
-            chosen = choose_columns(self.bands[:, rows], share, positions, self.image, generator).to(weight.device)
-            x_columns, original_columns = (
-                chosen.of(w).unflatten(1, (groups, -1)).transpose(0, 1).flatten(2)
-                for w in (windows, layer.operation.windows(original, kernel))
-            )
-            moments.add(x_columns, original_columns @ matrix.transpose(1, 2), chosen.all_weights)
+        chosen: dict[QuantModule, list[tuple[Columns, Tensor]]] = {}
+
+        def choose(layer: QuantModule, args: tuple[Tensor], output: Tensor) -> None:
+            y = layer.operation.positions(output)
+            columns = choose_columns(self.bands[:, rows], share, y.shape, self.image, generator).to(output.device)
+            chosen.setdefault(layer, []).append((columns, _grouped(layer, columns.of(y))))
+
+        hooks = [layer.register_forward_hook(choose) for layer in block.layers.values()]
+        try:
+            with self.model.full_precision():
+                for _, rows in captured.batches(self.batch_size):
+                    captured.target[rows].to(_device(block), copy=True)(block.module)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        batches = len(list(captured.batches(self.batch_size)))
+        for path, layer in block.layers.items():
+            if (calls := len(chosen.get(layer, []))) != batches:
+                raise ValueError(f"{path} is called {calls / batches:g} times by its block: it must be called once")
+        return chosen
+
+    @torch.no_grad()
+    def _moments(
+        self, layer: QuantModule, block: QuantBlock, captured: Captured, chosen: list[tuple[Columns, Tensor]]
+    ) -> Moments:
+        weight, groups, phased = layer.fp_weight, layer.operation.groups, per_phase(block.module)
+        moments = Moments(groups, weight[0].numel(), len(weight) // groups, centred=layer.bias is not None, like=weight)
+        for (phase, rows), (columns, y) in zip(captured.batches(self.batch_size), chosen):
+            set_phase(phased, phase)
+            # a copy, because a block may change its input in place
+            (x,) = block_call(block.module, layer, captured.inputs[rows].to(weight.device, copy=True)).args
+            x = x if layer.act_quantizer is None else layer.act_quantizer(x)
+            windows = layer.operation.windows(x, tuple(weight.shape[2:]))
+            moments.add(_grouped(layer, columns.of(windows)), y, columns.all_weights)
         return moments.finish()
 
-    def _inputs(
-        self, layer: QuantModule, block: QuantBlock, captured: Captured
-    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield samples with the layer's inputs, quantized and in full precision."""
-        device, phased = layer.fp_weight.device, per_phase(block.module)
-        for phase, rows in captured.batches(self.batch_size):
-            set_phase(phased, phase)
-            # copies, because a block may change its input in place
-            x = block_call(block.module, layer, captured.inputs[rows].to(device, copy=True)).args[0]
-            with self.model.full_precision():
-                original = block_call(block.module, layer, captured.target[rows].to(device, copy=True)).args[0]
-            yield rows, x if layer.act_quantizer is None else layer.act_quantizer(x), original
+
+def _grouped(layer: QuantModule, columns: Tensor) -> Tensor:
+    """Return columns (n, C, kh, kw) by group of the layer, (G, n, K)."""
+    return columns.unflatten(1, (layer.operation.groups, -1)).transpose(0, 1).flatten(2)
 
 
-def _called(block: QuantBlock, captured: Captured) -> list[QuantModule]:
-    """Return the layers of a block in the order in which it calls them. Raises ValueError for one not called once."""
-    called: list[QuantModule] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, args: called.append(layer)) for layer in block.layers.values()
-    ]
-    try:
-        with torch.no_grad():
-            device = next(block.module.parameters()).device
-            captured.inputs[:1].to(device, copy=True)(block.module)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for path, layer in block.layers.items():
-        if (times := called.count(layer)) != 1:
-            raise ValueError(f"the network calls {path} {times} times: a layer that is solved must be called once")
-    return called
+def _device(block: QuantBlock) -> torch.device:
+    return next(block.module.parameters()).device
 
 
 @dataclass(frozen=True)
