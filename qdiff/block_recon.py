@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate, pairwise
 from operator import add
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,16 @@ from qdiff.quant_block import QuantBlock
 CHECK_EVERY = 50  # iterations between two checks of the loss, each of which synchronises a GPU
 
 
+TargetT = TypeVar("TargetT", bound=Samples)
+
+
 @dataclass(frozen=True)
-class Captured:
+class Captured(Generic[TargetT]):
     """What a block is reconstructed from.
 
     Args:
         inputs: its arguments for N samples, from the network quantized so far.
-        target: its full-precision outputs for them.
+        target: its full-precision outputs for them, or its arguments in full precision.
         phases: how many samples are in each phase of the policy, in order, which add up to N; () for samples that are
             quantized in the same way, whatever their timestep.
     """

@@ -95,10 +95,10 @@ def _set_quantizer(layer: QuantModule, grids: list[Grid]) -> None:
     """Give a layer the step sizes and zero points of its groups."""
     old = layer.weight_quantizer
     delta, zero_point = (torch.cat(parts, dim=1) for parts in zip(*((g.delta, g.zero_point) for g in grids)))
-    new = [
-        UniformAffineQuantizer(*(x[: q.delta.numel()].reshape(q.delta.shape) for x in numbers), q.spec)
-        for q, *numbers in zip(old.quantizers(), delta, zero_point)
-    ]
+    new = []
+    for q, d, z in zip(old.quantizers(), delta, zero_point):
+        few, shape = slice(q.delta.numel()), q.delta.shape  # one number only where all outputs share it
+        new.append(UniformAffineQuantizer(d[few].reshape(shape), z[few].reshape(shape), q.spec))
     quantizer: Quantizer = SplitQuantizer(new, old.sizes) if old.sizes else new[0]
     layer.weight_quantizer = quantizer
 

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from math import ceil
 from typing import Any, TypeVar
 
 from qdiff.errors import suggestion
@@ -126,6 +127,24 @@ class QuantPolicy:
     def weight_for(self, path: str) -> QuantSpec:
         """Return the spec of the weight of the layer at `path`."""
         return replace(self.weight, bits=_last_match(self.weight_rules, self.weight.bits, path))
+
+    def grouped(self, timesteps: Sequence[float], groups: int) -> "QuantPolicy":
+        """Return the policy with a phase for each group of consecutive sampling steps, all with the bits of `act`.
+
+        Args:
+            timesteps: those that a sampler visits, in any order.
+            groups: 2 or more, at most as many as there are different timesteps.
+
+        Raises:
+            ValueError: the policy has phases already.
+        """
+        if self.act_phases:
+            raise ValueError("a policy with act_phases cannot be divided into groups of steps: give one of the two")
+        if self.act is None:
+            raise ValueError("groups of steps are for activations, which this policy leaves in floating point")
+        visited = sorted(set(timesteps))
+        firsts = [ceil(visited[i * len(visited) // groups]) for i in range(1, groups)]
+        return replace(self, act_phases=tuple((first, self.act.bits) for first in firsts))
 
     @property
     def phases(self) -> range:

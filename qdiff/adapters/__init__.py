@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,6 +98,8 @@ class Adapter:
             with parameters that is neither quantized nor listed here is an error.
         splits: for a network in full precision, the path of every layer whose input concatenates two tensors along
             dimension 1 -> their channels, in order. With `QuantPolicy.split` each of the two has its own quantizers.
+        sensitive: patterns of layers worth more bits than the rest, as in the rules of a policy, by name: "ends" for
+            the first and the last layer, "time" for those of the time embedding.
         timestep: takes the arguments of the network's forward and returns its timesteps, a number or a tensor with one
             or with one for each sample, as `lambda x, step, **others: step`. Asked only where a policy has phases. By
             default `second_argument`.
@@ -111,8 +113,15 @@ class Adapter:
     products: Mapping[type, ProductKind] = field(default_factory=dict)
     plain: tuple[type, ...] = ()
     splits: Callable[[nn.Module], dict[str, tuple[int, int]]] = no_splits
+    sensitive: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     timestep: Callable[..., Any] = second_argument
     repeat_slices: Callable[[Callable[[], Iterable]], AbstractContextManager] = nullcontext
+
+    def with_8_bits(self, policy: QuantPolicy, names: Iterable[str]) -> QuantPolicy:
+        """Return the policy with 8 bits, weights and activations, for some of the `sensitive` layers, by name."""
+        rules = tuple((pattern, 8) for name in names for pattern in self.sensitive[name])
+        acts = policy.act_rules + rules if policy.act else policy.act_rules
+        return replace(policy, weight_rules=policy.weight_rules + rules, act_rules=acts)
 
 
 def shortcut_splits(model: nn.Module, block: type[nn.Module], shortcut: str) -> dict[str, tuple[int, int]]:

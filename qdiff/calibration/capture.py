@@ -63,7 +63,7 @@ def capture(cache: PrefixCache, block: nn.Module, store: Store) -> Captured:
     return _captured(cache, block, store, block_output, cache.node(block).output)
 
 
-def capture_inputs(cache: PrefixCache, block: nn.Module, store: Store) -> Captured:
+def capture_inputs(cache: PrefixCache, block: nn.Module, store: Store) -> Captured[Call]:
     """Run the calibration set up to a block: its arguments in the network quantized so far and, as target, in FP.
 
     Args, Raises:
@@ -73,8 +73,8 @@ def capture_inputs(cache: PrefixCache, block: nn.Module, store: Store) -> Captur
 
 
 def _captured(
-    cache: PrefixCache, block: nn.Module, store: Store, target: Callable[..., Samples], target_form: Samples
-) -> Captured:
+    cache: PrefixCache, block: nn.Module, store: Store, target: Callable[..., S], target_form: Samples
+) -> Captured[S]:
     cache.extend()
     node, samples = cache.node(block), len(cache.data)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def _captured(
     return Captured(inputs, targets, tuple(map(len, cache.parts)) if len(cache.parts) > 1 else ())
 
 
-def _recorded(cache: PrefixCache, block: nn.Module, target: Callable[..., Samples]) -> Iterator[tuple[Call, Samples]]:
+def _recorded(cache: PrefixCache, block: nn.Module, target: Callable[..., S]) -> Iterator[tuple[Call, S]]:
     """Yield by batch the block's call in the quantized network, and its target from the full-precision one."""
     for i, batch in cache.batches():
         with cache.recalling(block, i, original=False):

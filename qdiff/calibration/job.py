@@ -101,7 +101,7 @@ def calibrate(
 
 
 def _default_memory(model: QuantModel, data: CalibrationSet, settings: CalibrationSettings) -> int:
-    if not (settings.rounding or settings.steps):
+    if not settings.changes_blocks:
         return 0  # nothing is captured
     batch = next(unmixed(model, data)[0].batches(settings.batch_size)).to(next(model.parameters()).device)
     return make_plan(model, batch, len(data), settings, None).budget

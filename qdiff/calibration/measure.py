@@ -14,12 +14,14 @@ from qdiff.calibration.block_graph import BlockNode, cache_bytes_per_sample, cac
 from qdiff.calibration.memory import batch_peak
 from qdiff.calibration.plan import BlockPlan, Plan, default_budget
 from qdiff.calibration.settings import CalibrationSettings
+from qdiff.calibration.solve_cost import SolveSpeed, solve_bytes
 from qdiff.calls import Call
 from qdiff.objectives import LearnedRounding, LearnedSteps, Objective
 from qdiff.observers import minmax
 from qdiff.quant_block import ActSite, QuantBlock
 from qdiff.quant_layer import fit_quantizer
 from qdiff.quant_model import QuantModel
+from qdiff.spectrum import GRIDS
 
 
 def synchronized_time(x: Tensor) -> float:
@@ -107,6 +109,7 @@ def make_plan(
         forward_bytes = batch_peak(model, model, batch, size)
     seconds = {path: spent * scale for path, spent in _block_seconds(model, blocks, batch).items()}
     prefixes = _prefix_seconds(seconds, [block.path for block in blocks])
+    speed = SolveSpeed(batch.tensors[0].device) if settings.closed_form else None
     plans = [
         BlockPlan(
             path=block.path,
@@ -117,6 +120,7 @@ def make_plan(
             seconds=seconds[block.path],
             prefix_seconds=prefixes[block.path][0],
             cached_prefix_seconds=prefixes[block.path][1],
+            **_solve_cost(block, samples, settings, speed),
         )
         for block in blocks
     ]
@@ -144,6 +148,21 @@ def _prefix_seconds(seconds: Mapping[str, float], learned: Sequence[str]) -> dic
             cached += 1
         found[path] = sum(spent[:end]), sum(spent[start:end])
     return found
+
+
+def _solve_cost(
+    block: QuantBlock, samples: int, settings: CalibrationSettings, speed: SolveSpeed | None
+) -> dict[str, Any]:
+    """Return what `BlockPlan` says about quantizing in closed form."""
+    if not (settings.closed_form and speed):
+        return {}
+    layers, means = list(block.layers.values()), sum(blocks**2 for blocks in GRIDS if blocks)
+    columns = settings.closed_form.columns
+    return {
+        "layers": len(layers),
+        "solve_seconds": speed.seconds(layers, columns + samples * means),
+        "solve_bytes": solve_bytes(layers, columns + settings.batch_size * means),
+    }
 
 
 def _iteration_bytes(block: QuantBlock, node: BlockNode, settings: CalibrationSettings) -> int:

@@ -28,6 +28,9 @@ class BlockPlan:
         seconds: time of its forward on a batch.
         prefix_seconds: time of a forward on a batch from the network's input through this block.
         cached_prefix_seconds: the same from behind the blocks in the prefix cache (`qdiff.calibration.prefix_cache`).
+        layers: number of its layers.
+        solve_seconds: time of quantizing its weights in closed form, besides its forwards.
+        solve_bytes: peak bytes of tensors meanwhile.
     """
 
     path: str
@@ -38,6 +41,9 @@ class BlockPlan:
     seconds: float
     prefix_seconds: float
     cached_prefix_seconds: float
+    layers: int = 1
+    solve_seconds: float = 0.0
+    solve_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Plan:
         cached_samples: samples for which the outputs of finished blocks are kept.
         cached_bytes: peak bytes of these outputs.
         data_bytes: bytes of the calibration set, which is in memory before the calibration starts.
+        sensitivity_calls: network calls, of one image each, that measuring the sensitivity spectrum takes before.
     """
 
     blocks: list[BlockPlan]
@@ -63,6 +70,7 @@ class Plan:
     cached_samples: int = 0
     cached_bytes: int = 0
     data_bytes: int = 0
+    sensitivity_calls: int = 0
 
     @property
     def captured_bytes(self) -> int:
@@ -87,34 +95,48 @@ class Plan:
     @property
     def working_bytes(self) -> int:
         """Peak bytes of tensors while a block is learned or the network runs, whichever takes more."""
-        return max(self.forward_bytes, self.learning_bytes + max(b.iteration_bytes for b in self.blocks))
+        solving = max(b.iteration_bytes + b.solve_bytes for b in self.blocks)
+        return max(self.forward_bytes, self.learning_bytes + max(b.iteration_bytes for b in self.blocks), solving)
 
     def iterations(self, stage: str) -> int:
-        """Return the iterations per block of a stage, "weights" or "steps"."""
+        """Return the iterations per block of a stage, "solve" (which has one), "weights" or "steps"."""
+        if stage == "solve":
+            return 1
         schedule = self.settings.rounding if stage == "weights" else self.settings.steps
         return schedule.iterations if schedule else 0
 
     def block_seconds(self, index: int, stage: str) -> float:
-        """Return the estimated time of one block's reconstruction: two forwards up to it, then the iterations.
+        """Return the estimated time of one block in a stage: two forwards up to it, then its own work.
 
-        The quantized and the FP network each run up to the block once.
+        The quantized and the FP network each run up to the block once. To solve, the block runs once in full precision,
+        and up to each of its layers.
         """
         size, block = self.settings.batch_size, self.blocks[index]
         whole, cached = -(-(self.samples - self.cached_samples) // size), -(-self.cached_samples // size)
         capture = 2 * (whole * block.prefix_seconds + cached * block.cached_prefix_seconds)
+        if stage == "solve":
+            forwards = 1 + (block.layers + 1) / 2
+            return capture + (whole + cached) * forwards * block.seconds + block.solve_seconds
         return capture + (1 + BACKWARD) * self.iterations(stage) * block.seconds
 
     @property
     def units(self) -> list[tuple[str, int]]:
-        """(stage, block index) of every reconstruction."""
+        """(stage, block index) of every part of the work."""
+        solve = [("solve", i) for i in range(len(self.blocks))] if self.settings.closed_form else []
         weights = [("weights", i) for i in range(len(self.blocks))] if self.settings.rounding else []
         steps = [("steps", i) for i, b in enumerate(self.blocks) if b.sites] if self.settings.steps else []
-        return weights + steps
+        return solve + weights + steps
 
     @property
     def seconds(self) -> float:
-        """Estimated time of the whole job."""
+        """Estimated time of the whole job, without what comes before."""
         return sum(self.block_seconds(i, stage) for stage, i in self.units)
+
+    @property
+    def sensitivity_seconds(self) -> float:
+        """Estimated time of measuring the sensitivity spectrum."""
+        forward = max(b.prefix_seconds for b in self.blocks) / self.settings.batch_size
+        return self.sensitivity_calls * forward
 
     def check(self, folder: Path, free_on_gpu: int | None) -> None:
         """Refuse a calibration that does not fit.
@@ -156,9 +178,16 @@ class Plan:
                 f"on disk up to {self.on_disk_bytes / GIB:.2f} GiB; for computing {self.working_bytes / GIB:.2f} GiB",
                 f"memory for outputs of finished blocks: {self.cached_bytes / GIB:.2f} GiB, "
                 f"for {self.cached_samples} samples",
+                *self._sensitivity_line(),
                 f"estimated time: {format_duration(self.seconds)}",
             ]
         )
+
+    def _sensitivity_line(self) -> list[str]:
+        if not self.sensitivity_calls:
+            return []
+        calls, seconds = self.sensitivity_calls, self.sensitivity_seconds
+        return [f"sensitivity spectrum, before: {calls:,} network calls, {format_duration(seconds)}"]
 
 
 def default_budget(reserved: int) -> int:

@@ -1,6 +1,7 @@
 """Settings of a calibration."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from qdiff.block_recon import Schedule
 
@@ -47,3 +48,13 @@ class CalibrationSettings:
         """Return the samples in the largest forward; `act` says whether activations are quantized."""
         searched = self.range_samples if act and (self.rs_sm_only or not self.running_stat) else 0
         return max(self.batch_size, searched)
+
+    @property
+    def changes_blocks(self) -> bool:
+        """Whether anything is solved or learned block by block."""
+        return bool(self.closed_form or self.rounding or self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values; what is not used and came later is absent, so that older records stay valid."""
+        described = asdict(self)
+        return described if self.closed_form else {k: v for k, v in described.items() if k != "closed_form"}

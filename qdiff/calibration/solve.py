@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qdiff.block_recon import Captured, Outcome
 from qdiff.calibration.partial_forward import block_call
+from qdiff.calls import Call
 from qdiff.closed_form import solve_layer
 from qdiff.columns import Columns, choose_columns
 from qdiff.moments import Moments
@@ -39,7 +40,7 @@ class BlockSolver:
     mismatch: bool
     batch_size: int
 
-    def solve(self, block: QuantBlock, captured: Captured, generator: torch.Generator) -> Outcome:
+    def solve(self, block: QuantBlock, captured: Captured[Call], generator: torch.Generator) -> Outcome:
         """Quantize the weights of a block, in the order in which it computes.
 
         Args:
@@ -60,10 +61,11 @@ class BlockSolver:
 
     @torch.no_grad()
     def _chosen(
-        self, block: QuantBlock, captured: Captured, generator: torch.Generator
+        self, block: QuantBlock, captured: Captured[Call], generator: torch.Generator
     ) -> dict[QuantModule, list[tuple[Columns, Tensor]]]:
         """Draw the columns of every batch, with the outputs in full precision there, by layer as they are called."""
         share = self.columns / self.bands[0].sum().item()
+        originals: Call = captured.target
         chosen: dict[QuantModule, list[tuple[Columns, Tensor]]] = {}
 
         def choose(layer: QuantModule, args: tuple[Tensor], output: Tensor) -> None:
@@ -75,7 +77,7 @@ class BlockSolver:
         try:
             with self.model.full_precision():
                 for _, rows in captured.batches(self.batch_size):
-                    captured.target[rows].to(_device(block), copy=True)(block.module)
+                    originals[rows].to(_device(block), copy=True)(block.module)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -87,7 +89,7 @@ class BlockSolver:
 
     @torch.no_grad()
     def _moments(
-        self, layer: QuantModule, block: QuantBlock, captured: Captured, chosen: list[tuple[Columns, Tensor]]
+        self, layer: QuantModule, block: QuantBlock, captured: Captured[Call], chosen: list[tuple[Columns, Tensor]]
     ) -> Moments:
         weight, groups, phased = layer.fp_weight, layer.operation.groups, per_phase(block.module)
         moments = Moments(groups, weight[0].numel(), len(weight) // groups, centred=layer.bias is not None, like=weight)

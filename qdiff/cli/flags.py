@@ -9,6 +9,7 @@ from qdiff.cli.parser import Parser, choice, number
 
 PTQ = ("--ptq",)
 ACTIVATIONS = ("--ptq", "--quant_act")
+KEPT = ("ends", "time")  # names in `qdiff.adapters.Adapter.sensitive`
 
 
 def running(parser: Parser, *folder_names: str, folder: Path, seed: int | None) -> None:
@@ -55,8 +56,9 @@ def quantization(parser: Parser) -> None:
         "--quant_mode",
         default="qdiff",
         needs=PTQ,
-        help="qdiff: learn roundings and step sizes; linear: round to nearest, with min-max ranges",
-        **choice("qdiff", "linear"),
+        help="qdiff: learn roundings and step sizes; gptq: weights in closed form, faster, errors weighted by what they "
+        "do to the image; linear: round to nearest, with min-max ranges",
+        **choice("qdiff", "gptq", "linear"),
     )
     add("--weight_bit", default=8, needs=PTQ, help="bits per weight", **number(int, 2, 8))
     add("--quant_act", action="store_true", needs=PTQ, help="quantize activations too")
@@ -74,6 +76,23 @@ def quantization(parser: Parser) -> None:
         action="store_true",
         needs=ACTIVATIONS,
         help="take activation ranges from the extremes instead of a search",
+    )
+    add(
+        "--act_groups",
+        default=1,
+        needs=ACTIVATIONS,
+        help="groups of consecutive sampling steps, each with activation ranges of its own; at most --cali_st",
+        **number(int, 1),
+    )
+    add(
+        "--keep8",
+        default=(),
+        type=_words,
+        metavar="ends|time|ends,time",
+        needs=PTQ,
+        excludes=("--resume", "--resume_w"),
+        help="layers that keep 8 bits, weights and activations: the first and the last one (ends), those of the time "
+        "embedding (time)",
     )
     add(
         "--split",
@@ -129,6 +148,12 @@ def calibration(parser: Parser) -> None:
     add("--cali_iters", default=20000, help="iterations per block, rounding of weights", **number(int, 1))
     add("--cali_lr_w", default=1e-3, help="learning rate, rounding of weights", **number(float, 1e-8, 1))
     add(
+        "--cali_spectrum_n",
+        default=2,
+        help="images, with --quant_mode gptq, on which it is measured what errors do; 0 weighs all errors alike",
+        **number(int, 0),
+    )
+    add(
         "--cali_memory",
         help="GiB for the captured inputs and outputs of a block and, if there is room, for cached outputs of finished "
         "blocks (default: half of the memory that computing leaves free)",
@@ -146,6 +171,14 @@ def calibration(parser: Parser) -> None:
         needs=(*ACTIVATIONS, "--running_stat"),
         help="use running averages only for attention weights, after the softmax",
     )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    words = tuple(text.split(","))
+    for word in words:
+        if word not in KEPT:
+            raise argparse.ArgumentTypeError(f"{word!r} is unknown: use {' or '.join(KEPT)}, or both with a comma")
+    return words
 
 
 def _device(text: str) -> str:

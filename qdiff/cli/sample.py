@@ -18,25 +18,30 @@ FREE = (*FILES, "device", "verbose", "dry_run", "cali_memory", "low_memory", "lo
 
 
 def policy_of(args: Namespace) -> "QuantPolicy":
-    """Return the policy of the flags; `linear` takes activation ranges from the extremes, `qdiff` searches them."""
-    from qdiff.policy import QuantPolicy, QuantSpec
+    """Return the policy of the flags."""
+    from qdiff.pipelines.methods import uniform_policy
 
-    search = "minmax" if args.quant_mode == "linear" or args.a_min_max else "mse"
-    act = QuantSpec(args.act_bit, symmetric=args.a_sym, range_search=search) if args.quant_act else None
-    weight = QuantSpec(args.weight_bit, per_channel=True, range_search="minmax")
-    return QuantPolicy(weight, act, args.sm_abit, args.split)
+    return uniform_policy(
+        args.quant_mode,
+        args.weight_bit,
+        args.act_bit if args.quant_act else None,
+        args.sm_abit,
+        split=args.split,
+        symmetric=args.a_sym,
+        min_max=args.a_min_max,
+    )
 
 
 def learning_of(args: Namespace) -> "CalibrationSettings":
-    """Return the calibration settings of the flags; `linear` learns nothing, `--resume_w` no rounding."""
+    """Return the calibration settings of the flags; with `--resume_w`, no rounding."""
     from qdiff.block_recon import Schedule
-    from qdiff.calibration.settings import CalibrationSettings
+    from qdiff.pipelines.methods import learning
 
-    learns = args.quant_mode == "qdiff"
-    return CalibrationSettings(
-        batch_size=args.cali_batch_size,
-        rounding=Schedule(args.cali_iters, args.cali_lr_w) if learns and not args.resume_w else None,
-        steps=Schedule(args.cali_iters_a, args.cali_lr) if learns and args.quant_act else None,
+    return learning(
+        args.quant_mode,
+        args.cali_batch_size,
+        None if args.resume_w else Schedule(args.cali_iters, args.cali_lr_w),
+        Schedule(args.cali_iters_a, args.cali_lr) if args.quant_act else None,
         p=args.cali_p,
         range_samples=args.cali_range_n,
         running_stat=args.running_stat,
@@ -60,7 +65,16 @@ def quantization_of(args: Namespace) -> "Quantization | None":
         return LoadQuantized(a.cali_ckpt, a.weight_bit, act_bit, a.a_sym, a.split, a.sm_abit, a.low_memory)
     memory = None if a.cali_memory is None else int(a.cali_memory * GIB)
     data = DataSettings(a.cali_st, a.cali_n, a.cali_data_path)
-    return Calibrate(policy_of(a), learning_of(a), data, memory, a.cali_ckpt if a.resume_w else None)
+    return Calibrate(
+        policy_of(a),
+        learning_of(a),
+        data,
+        memory,
+        a.cali_ckpt if a.resume_w else None,
+        a.cali_spectrum_n,
+        a.act_groups,
+        tuple(a.keep8),
+    )
 
 
 def record_of(args: Namespace, free: Collection[str], files: Collection[str] = ()) -> "Record":

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qdiff.adapters import adapter_for
@@ -12,6 +12,7 @@ from qdiff.calibration.job import calibrate
 from qdiff.calibration.kept_steps import kept_steps
 from qdiff.calibration.measure import make_plan
 from qdiff.calibration.plan import Plan
+from qdiff.calibration.sensitivity import perturbed_calls
 from qdiff.calibration.settings import CalibrationSettings
 from qdiff.checkpoints.load import load_rounding, save_quantized
 from qdiff.errors import UserError
@@ -22,10 +23,13 @@ from qdiff.pipelines.device import free_memory
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.progress import CalibrationBar
 from qdiff.pipelines.quantization import LoadQuantized
+from qdiff.pipelines.spectrum import spectrum_of
 from qdiff.policy import QuantPolicy
 from qdiff.quant_model import QuantModel
+from qdiff.spectrum import Spectrum
 
 FILE = "quantized.safetensors"
+SPECTRUM_IMAGES = 2
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,10 @@ class Calibrate:
         data: source of the calibration data.
         memory_bytes: budget for captured activations; None takes half of the memory that computing leaves free.
         weights_from: quantized file whose rounding is kept, so that only activations are calibrated.
+        spectrum_images: images on which the sensitivity spectrum is measured, for weights in closed form; 0 weighs all
+            errors alike.
+        act_groups: groups of consecutive sampling steps with activation ranges of their own.
+        keep8: names of `Adapter.sensitive` layers that have 8 bits.
     """
 
     policy: QuantPolicy
@@ -47,6 +55,9 @@ class Calibrate:
     data: DataSettings
     memory_bytes: int | None = None
     weights_from: Path | None = None
+    spectrum_images: int = SPECTRUM_IMAGES
+    act_groups: int = 1
+    keep8: tuple[str, ...] = ()
 
     needs_weights = True
 
@@ -56,18 +67,22 @@ class Calibrate:
         return self.data.path is None
 
     def check(self, pipeline: Pipeline) -> None:
-        """Raise UserError for more calibration timesteps than sampling steps."""
+        """Raise UserError for more calibration timesteps than sampling steps, or more groups of steps than either."""
         if self.collects:
             kept_steps(pipeline.nfe, self.data.timesteps)
+        most = min(self.data.timesteps, len(set(pipeline.timesteps))) if self.act_groups > 1 else 1
+        if self.act_groups > most:
+            raise UserError(f"--act_groups {self.act_groups} exceeds the {most} steps of the data: raise --cali_st")
 
     def plan(self, pipeline: Pipeline, batch_size: int) -> Plan | None:
         """Measure the calibration's time and memory; see `Quantization`."""
-        model = self._starting_point(pipeline)
-        if not (self.learning.rounding or self.learning.steps):
+        model = self._starting_point(pipeline, self._policy(pipeline))
+        if not self.learning.changes_blocks:
             return None
         example = pipeline.example(batch_size)
         samples = self._samples(pipeline)
-        return make_plan(model, example, samples, self.learning, self.memory_bytes, data_in_memory=False)
+        plan = make_plan(model, example, samples, self.learning, self.memory_bytes, data_in_memory=False)
+        return replace(plan, sensitivity_calls=self._sensitivity_calls(pipeline))
 
     def describe(self, pipeline: Pipeline, plan: Plan | None) -> Sequence[str]:
         """Name the files and show the plan."""
@@ -81,7 +96,8 @@ class Calibrate:
         """Calibrate, or load the result of this calibration if the folder has it; see `Quantization`."""
         file = folder / FILE
         weights = tensors_digest(pipeline.network.state_dict())
-        provenance = {"settings": asdict(self.learning), "policy": self.policy.to_dict(), "weights": weights}
+        policy = self._policy(pipeline)
+        provenance = {"settings": self.learning.to_dict(), "policy": policy.to_dict(), "weights": weights}
         if self.weights_from:
             provenance["cali_ckpt"] = file_digest(self.weights_from)
         if file.exists():
@@ -90,10 +106,14 @@ class Calibrate:
             _check_same(file, model.provenance, provenance)
             return model
         data = calibration_set(pipeline, self.data, folder, weights, progress) if self._samples(pipeline) else None
-        model = self._starting_point(pipeline)
+        spectrum = None
+        if self._sensitivity_calls(pipeline):
+            spectrum = spectrum_of(pipeline, self.spectrum_images, folder, weights, progress)
+            provenance["spectrum"] = spectrum.to_dict()
+        model = self._starting_point(pipeline, policy)
         if data:
             provenance["data"] = data.digest()
-            self._calibrate(pipeline, model, data, folder, provenance, progress)
+            self._calibrate(pipeline, model, data, spectrum, folder, provenance, progress)
         model.provenance = provenance
         save_quantized(file, model, config=pipeline.config_dict, provenance=provenance)
         log.info("saved %s, %.1f MB", file, file.stat().st_size / 1e6)
@@ -108,21 +128,31 @@ class Calibrate:
 
     def _samples(self, pipeline: Pipeline) -> int:
         """Return the size of the calibration set; 0 if none is needed."""
-        needed = self.learning.rounding or self.policy.act
+        needed = self.learning.rounding or self.learning.closed_form or self.policy.act
         return self.data.timesteps * self.data.samples * pipeline.cfg_copies if needed else 0
 
-    def _starting_point(self, pipeline: Pipeline) -> QuantModel:
+    def _sensitivity_calls(self, pipeline: Pipeline) -> int:
+        """Return the network calls, of one image each, that measuring the spectrum takes; 0 if none is needed."""
+        return self.spectrum_images * perturbed_calls(pipeline.nfe) if self.learning.closed_form else 0
+
+    def _policy(self, pipeline: Pipeline) -> QuantPolicy:
+        """Return the policy, with groups of steps and layers of 8 bits."""
+        policy = adapter_for(pipeline.network).with_8_bits(self.policy, self.keep8)
+        return policy.grouped(pipeline.timesteps, self.act_groups) if self.act_groups > 1 else policy
+
+    def _starting_point(self, pipeline: Pipeline, policy: QuantPolicy) -> QuantModel:
         """Return the model before calibration: weights rounded to nearest, or those of `weights_from`."""
         network = pipeline.network
         if self.weights_from:
-            return load_rounding(network, self.weights_from, self.policy).eval()
-        return QuantModel(network, self.policy, adapter_for(network)).eval()
+            return load_rounding(network, self.weights_from, policy).eval()
+        return QuantModel(network, policy, adapter_for(network)).eval()
 
     def _calibrate(
         self,
         pipeline: Pipeline,
         model: QuantModel,
         data: CalibrationSet,
+        spectrum: Spectrum | None,
         folder: Path,
         job: Mapping,
         progress: bool | None,
@@ -133,7 +163,7 @@ class Calibrate:
         log.info("plan\n%s", plan.table())
         plan.check(folder, free_memory(pipeline.device))
         with CalibrationBar(plan, progress if plan.units else False) as bar:
-            calibrate(model, data, self.learning, journal, memory=plan.budget, reporter=bar)
+            calibrate(model, data, self.learning, journal, spectrum=spectrum, memory=plan.budget, reporter=bar)
 
 
 def _check_same(file: Path, stored: Mapping[str, object], wanted: Mapping[str, object]) -> None:

@@ -70,6 +70,12 @@ class Pipeline(BasePipeline[SamplingT]):
         model = replaying(self.calibration_model_for(indices), known)
         return self._steps(model, [CALIBRATION_IMAGES + i for i in indices], correct)
 
+    @property
+    def timesteps(self) -> list[float]:
+        """The timestep of each network call, in the order of sampling."""
+        toy = torch.zeros(1, 1)
+        return [step.t for step in self.sampling.sampler.steps(lambda x, t: x, toy, self.abar, torch.zeros_like)]
+
     def _steps(self, model: Model, streams: Sequence[int], correct: Correction) -> Iterator[Step]:
         x_T, noise = self.noise(streams)
         return self.sampling.sampler.steps(model, x_T, self.abar, noise, correct=correct)

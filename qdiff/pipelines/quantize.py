@@ -10,17 +10,16 @@ from torch import nn
 
 from diffusion.checks import check_choice, check_number, whole
 from qdiff.block_recon import Schedule
-from qdiff.calibration.settings import CalibrationSettings
 from qdiff.files.refusals import explaining
-from qdiff.pipelines.calibrate import Calibrate
+from qdiff.pipelines.calibrate import SPECTRUM_IMAGES, Calibrate
 from qdiff.pipelines.calibration_set import DataSettings
+from qdiff.pipelines.methods import METHODS, learning, uniform_policy
 from qdiff.pipelines.paths import as_path
 from qdiff.pipelines.pipeline import Pipeline
-from qdiff.policy import QuantPolicy, QuantSpec
+from qdiff.policy import QuantPolicy
 
 AnyPipeline = TypeVar("AnyPipeline", bound=Pipeline)
 
-METHODS = ("qdiff", "linear")
 RATES = (1e-8, 1.0)  # range of learning rates
 BITS = (8, None, 8, False, False)  # defaults of the arguments that a policy replaces
 
@@ -41,6 +40,8 @@ def quantize(
     timesteps: int = 20,
     samples: int = 8,
     batch_size: int = 32,
+    spectrum_images: int = SPECTRUM_IMAGES,
+    act_groups: int = 1,
     data: str | Path | None = None,
     folder: str | Path | None = None,
     memory_bytes: int | None = None,
@@ -58,7 +59,8 @@ def quantize(
         softmax_bits: bits per attention weight (after the softmax), 2..16.
         split: quantize the two halves of shortcut layers separately (section 3.3).
         symmetric: activation ranges symmetric around zero.
-        method: "qdiff" learns roundings and step sizes; "linear" rounds to nearest, with ranges from the extremes.
+        method: "qdiff" learns roundings and step sizes; "gptq" finds weights in closed form, faster, with errors
+            weighted by what they do to the image; "linear" rounds to nearest, with ranges from the extremes.
         iterations: per block, for roundings, >= 1; 20,000 in the paper.
         act_iterations: per block, for activation step sizes, >= 1; None takes a quarter of `iterations`, as in the
             paper.
@@ -67,6 +69,9 @@ def quantize(
             pipeline takes.
         samples: samples at each of these steps, >= 1; 256 in the paper.
         batch_size: samples per iteration, >= 1.
+        spectrum_images: images on which "gptq" measures the sensitivity spectrum; 0 weighs all errors alike.
+        act_groups: groups of consecutive sampling steps with activation ranges of their own, >= 1 and at most
+            `timesteps`.
         data: file of calibration data; None collects them from the pipeline's own sampling.
         folder: keeps data, journal and the quantized file, so that the same call resumes; None keeps nothing.
         memory_bytes: budget for captured activations, >= 0; None takes half of the memory that computing leaves free.
@@ -85,11 +90,10 @@ def quantize(
     if pipeline.is_quantized:
         raise ValueError("the pipeline is quantized already: give one in full precision")
     pipeline.check_loaded()
-    check_choice("method", method, METHODS)
-    learns = method == "qdiff"
+    check_choice("method", method, tuple(METHODS))
     bits = weight_bits, act_bits, softmax_bits, split, symmetric
     if policy is None:
-        policy = _policy(*bits, search="mse" if learns else "minmax")
+        policy = _policy(method, *bits)
     elif not isinstance(policy, QuantPolicy):
         raise TypeError(f"policy must be a QuantPolicy, not {policy!r}")
     elif bits != BITS:
@@ -98,16 +102,24 @@ def quantize(
     act_iterations = max(1, iterations // 4) if act_iterations is None else whole("act_iterations", act_iterations, 1)
     check_number("lr", lr, *RATES)
     check_number("act_lr", act_lr, *RATES)
-    learning = CalibrationSettings(
-        batch_size=whole("batch_size", batch_size, 1),
-        rounding=Schedule(iterations, lr) if learns else None,
-        steps=Schedule(act_iterations, act_lr) if learns and policy.act else None,
+    settings = learning(
+        method,
+        whole("batch_size", batch_size, 1),
+        Schedule(iterations, lr),
+        Schedule(act_iterations, act_lr) if policy.act else None,
         seed=pipeline.sampling.seed,
     )
     timesteps = min(whole("timesteps", timesteps, 1), pipeline.nfe)
     source = DataSettings(timesteps, samples, None if data is None else as_path("data", data))
     memory = None if memory_bytes is None else whole("memory_bytes", memory_bytes, 0)
-    job = Calibrate(policy, learning, source, memory)
+    job = Calibrate(
+        policy,
+        settings,
+        source,
+        memory,
+        spectrum_images=whole("spectrum_images", spectrum_images, 0),
+        act_groups=whole("act_groups", act_groups, 1),
+    )
     unquantized = pipeline.with_network(share_parameters(pipeline.network))
     kept = None if folder is None else as_path("folder", folder)
     with tempfile.TemporaryDirectory() if kept is None else nullcontext(kept) as name:
@@ -118,16 +130,19 @@ def quantize(
 
 
 def _policy(
-    weight_bits: int, act_bits: int | None, softmax_bits: int, split: bool, symmetric: bool, *, search: str
+    method: str, weight_bits: int, act_bits: int | None, softmax_bits: int, split: bool, symmetric: bool
 ) -> QuantPolicy:
-    """Return the policy with the same bits in every layer; `search` is the range search of activations."""
-    weight = QuantSpec(whole("weight_bits", weight_bits, 2, 8), per_channel=True, range_search="minmax")
-    act = None
+    """Return `uniform_policy`, with checked arguments."""
     if act_bits is None and symmetric:
         raise ValueError("symmetric needs act_bits: give the bits of activations, or leave it out")
-    if act_bits is not None:
-        act = QuantSpec(whole("act_bits", act_bits, 2, 16), symmetric=symmetric, range_search=search)
-    return QuantPolicy(weight, act, whole("softmax_bits", softmax_bits, 2, 16), split)
+    return uniform_policy(
+        method,
+        whole("weight_bits", weight_bits, 2, 8),
+        None if act_bits is None else whole("act_bits", act_bits, 2, 16),
+        whole("softmax_bits", softmax_bits, 2, 16),
+        split=split,
+        symmetric=symmetric,
+    )
 
 
 def share_parameters(network: nn.Module) -> nn.Module:

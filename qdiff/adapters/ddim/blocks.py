@@ -18,5 +18,9 @@ ADAPTER = Adapter(
         ValueProduct: ProductKind(("v", "w"), softmax="w", legacy_owner=True),
     },
     plain=(nn.GroupNorm,),
+    sensitive={
+        "ends": ("model.conv_in", "model.conv_out"),
+        "time": ("model.temb.dense.*", "*.temb_proj"),
+    },
     splits=partial(shortcut_splits, block=ResnetBlock, shortcut="nin_shortcut"),
 )

@@ -42,6 +42,10 @@ ADAPTER = Adapter(
         CrossValueProduct: ProductKind(("v", "w"), softmax="w", softmax_spec=_softmax, legacy_owner=True),
     },
     plain=(nn.GroupNorm, GroupNorm32, nn.LayerNorm, nn.Embedding),
+    sensitive={
+        "ends": ("model.input_blocks.0.0", "model.out.2"),
+        "time": ("model.time_embed.*", "*.emb_layers.1"),
+    },
     splits=partial(shortcut_splits, block=ResBlock, shortcut="skip_connection"),
     repeat_slices=repeat_slices,
 )

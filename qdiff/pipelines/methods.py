@@ -1,0 +1,55 @@
+"""The ways to calibrate, by the names that flags and functions use: which ranges are searched, and what is learned."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from qdiff.block_recon import Schedule
+from qdiff.calibration.settings import CalibrationSettings, ClosedForm
+from qdiff.policy import QuantPolicy, QuantSpec
+
+# method -> search for the ranges of activations
+METHODS: Mapping[str, str] = {"gptq": "mse", "qdiff": "mse", "linear": "minmax"}
+
+
+def uniform_policy(
+    method: str,
+    weight_bits: int,
+    act_bits: int | None = None,
+    softmax_bits: int = 8,
+    *,
+    split: bool = False,
+    symmetric: bool = False,
+    min_max: bool = False,
+) -> QuantPolicy:
+    """Return the policy of a method with the same bits in every layer.
+
+    Args:
+        method: one of `METHODS`.
+        weight_bits, act_bits, softmax_bits, split: see `QuantPolicy`; `act_bits` None leaves activations as they are.
+        symmetric: activation ranges symmetric around zero.
+        min_max: take activation ranges from the extremes, whatever the method does.
+    """
+    search = "minmax" if min_max else METHODS[method]
+    act = None if act_bits is None else QuantSpec(act_bits, symmetric=symmetric, range_search=search)
+    return QuantPolicy(QuantSpec(weight_bits, per_channel=True, range_search="minmax"), act, softmax_bits, split)
+
+
+def learning(
+    method: str, batch_size: int, rounding: Schedule | None, steps: Schedule | None, **others: Any
+) -> CalibrationSettings:
+    """Return the calibration settings of a method.
+
+    Args:
+        method: one of `METHODS`.
+        batch_size: samples per forward and iteration.
+        rounding, steps: schedules of what "qdiff" learns, None for nothing.
+        others: further `CalibrationSettings`.
+    """
+    learns = method == "qdiff"
+    return CalibrationSettings(
+        batch_size,
+        rounding if learns else None,
+        steps if learns else None,
+        closed_form=ClosedForm() if method == "gptq" else None,
+        **others,
+    )
