@@ -39,7 +39,7 @@ class Captured(Generic[TargetT]):
     """
 
     inputs: Call
-    target: Samples
+    target: TargetT
     phases: tuple[int, ...] = ()
 
     def __len__(self) -> int:

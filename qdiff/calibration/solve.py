@@ -65,7 +65,6 @@ class BlockSolver:
     ) -> dict[QuantModule, list[tuple[Columns, Tensor]]]:
         """Draw the columns of every batch, with the outputs in full precision there, by layer as they are called."""
         share = self.columns / self.bands[0].sum().item()
-        originals: Call = captured.target
         chosen: dict[QuantModule, list[tuple[Columns, Tensor]]] = {}
 
         def choose(layer: QuantModule, args: tuple[Tensor], output: Tensor) -> None:
@@ -77,7 +76,7 @@ class BlockSolver:
         try:
             with self.model.full_precision():
                 for _, rows in captured.batches(self.batch_size):
-                    originals[rows].to(_device(block), copy=True)(block.module)
+                    captured.target[rows].to(_device(block), copy=True)(block.module)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -56,8 +56,8 @@ def quantization(parser: Parser) -> None:
         "--quant_mode",
         default="qdiff",
         needs=PTQ,
-        help="qdiff: learn roundings and step sizes; gptq: weights in closed form, faster, errors weighted by what they "
-        "do to the image; linear: round to nearest, with min-max ranges",
+        help="qdiff: learn roundings and step sizes; gptq: weights in closed form, faster, errors weighted by what "
+        "they do to the image; linear: round to nearest, with min-max ranges",
         **choice("qdiff", "gptq", "linear"),
     )
     add("--weight_bit", default=8, needs=PTQ, help="bits per weight", **number(int, 2, 8))
