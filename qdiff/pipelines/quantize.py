@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
@@ -9,6 +10,7 @@ from typing import TypeVar
 from torch import nn
 
 from diffusion.checks import check_choice, check_number, whole
+from qdiff.adapters import adapter_for
 from qdiff.block_recon import Schedule
 from qdiff.files.refusals import explaining
 from qdiff.pipelines.calibrate import SPECTRUM_IMAGES, Calibrate
@@ -42,6 +44,7 @@ def quantize(
     batch_size: int = 32,
     spectrum_images: int = SPECTRUM_IMAGES,
     act_groups: int = 1,
+    keep8: Sequence[str] = (),
     data: str | Path | None = None,
     folder: str | Path | None = None,
     memory_bytes: int | None = None,
@@ -72,6 +75,8 @@ def quantize(
         spectrum_images: images on which "gptq" measures the sensitivity spectrum; 0 weighs all errors alike.
         act_groups: groups of consecutive sampling steps with activation ranges of their own, >= 1 and at most
             `timesteps`.
+        keep8: layers that have 8 bits, weights and activations: "ends", the first and the last one, "time", those of the
+            time embedding.
         data: file of calibration data; None collects them from the pipeline's own sampling.
         folder: keeps data, journal and the quantized file, so that the same call resumes; None keeps nothing.
         memory_bytes: budget for captured activations, >= 0; None takes half of the memory that computing leaves free.
@@ -119,6 +124,7 @@ def quantize(
         memory,
         spectrum_images=whole("spectrum_images", spectrum_images, 0),
         act_groups=whole("act_groups", act_groups, 1),
+        keep8=_known_layers(pipeline, keep8),
     )
     unquantized = pipeline.with_network(share_parameters(pipeline.network))
     kept = None if folder is None else as_path("folder", folder)
@@ -143,6 +149,14 @@ def _policy(
         split=split,
         symmetric=symmetric,
     )
+
+
+def _known_layers(pipeline: Pipeline, names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of `Adapter.sensitive` layers, checked."""
+    names = (names,) if isinstance(names, str) else tuple(names)
+    for name in names:
+        check_choice("keep8", name, tuple(adapter_for(pipeline.network).sensitive))
+    return names
 
 
 def share_parameters(network: nn.Module) -> nn.Module:

@@ -1,0 +1,150 @@
+#!/usr/bin/env python
+"""Compare calibrations of the bundled models: methods, iterations and bits, over several seeds.
+
+    python benchmarks/calibration.py --models pixel latent text --methods linear "qdiff 60" gptq
+
+A seed draws the calibration data; the images and trajectories that are measured have seeds of their own. Columns, mean and
+spread (largest less smallest) over the seeds:
+
+    dB        PSNR of images to those in full precision from the same noise
+    eps       |eps_q - eps|^2 / |eps|^2 on full-precision trajectories, averaged over their steps
+    weighted  the same, where errors count by what they do to the image (see qdiff/spectrum.py)
+    s, MiB    wall-clock time of calibration, data included, and the memory that it adds to the process at the peak
+"""
+
+import argparse
+import multiprocessing
+import re
+import resource
+import time
+from collections.abc import Mapping
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import qdiff
+from qdiff.evaluation.metrics import psnr
+from qdiff.files.prompts import read_prompts
+from qdiff.pipelines.pipeline import Pipeline
+from qdiff.spectrum import GRIDS, Spectrum
+
+TEXT = "models/ldm/emoji64-txt2img"
+GUIDED: dict[str, Any] = {"steps": 30, "eta": 1.0, "scale": 3.0}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pixel": ("configs/emoji32.yml", {"steps": 30, "skip_type": "quad", "eta": 0.5}),
+    "pixel-eta0": ("configs/emoji32.yml", {"steps": 25, "skip_type": "quad", "eta": 0.0}),
+    "latent": ("models/ldm/emoji64", {**GUIDED, "classes": tuple(range(9))}),
+    "text": (TEXT, GUIDED),
+}
+HELD_OUT = 77  # seed of the images
+COLUMNS = ("dB", "eps", "weighted", "s", "MiB")
+
+
+def settings_of(method: str) -> dict[str, Any]:
+    """Return arguments of `quantize` for a method in words: its name, iterations, and options such as `ends`."""
+    name, *words = method.split()
+    found: dict[str, Any] = {"method": name, "split": name != "linear"}
+    for word in words:
+        if word.isdecimal():
+            found |= {"iterations": int(word), "act_iterations": max(1, int(word) // 6)}
+        elif word == "uniform":
+            found["spectrum_images"] = 0
+        elif match := re.fullmatch(r"(groups|lr)=([\d.e-]+)", word):
+            found |= {"act_groups": int(match[2])} if match[1] == "groups" else {"lr": float(match[2])}
+        elif set(word.split(",")) <= {"ends", "time"}:
+            found["keep8"] = word.split(",")
+        else:
+            raise SystemExit(f"'{word}' in method '{method}' is unknown")
+    return found
+
+
+def load(model: str) -> Pipeline:
+    """Load a bundled model."""
+    path, settings = MODELS[model]
+    if model == "text":
+        lists = {"prompts": "prompts.txt", "calibration_prompts": "cali_prompts.txt"}
+        settings = settings | {key: tuple(read_prompts(f"{TEXT}/{file}", file)) for key, file in lists.items()}
+    return qdiff.load_pipeline(path, **settings)
+
+
+@torch.no_grad()
+def errors(pipe: Pipeline, quantized: Pipeline, images: int, spectrum: Spectrum) -> tuple[float, float]:
+    """Return the relative squared error of eps, plain and weighted, on full-precision trajectories."""
+    plain, lost, whole = [], 0.0, 0.0
+    predict = quantized.model_for(range(images))
+    for step in pipe.steps(range(images)):
+        error = predict(step.x_t, torch.full((images,), step.t).to(step.x_t)) - step.eps
+        plain.append((error.square().sum() / step.eps.square().sum()).item())
+        bands = spectrum.bands(torch.tensor([step.t]))[:, 0].tolist()
+        lost, whole = lost + weighted(error, bands), whole + weighted(step.eps, bands)
+    return mean(plain), lost / whole
+
+
+def weighted(x: Tensor, bands: list[float]) -> float:
+    """Return the squares of x, (B, C, H, W), in the parts of a spectrum, weighted and added up."""
+    total = 0.0
+    for blocks, band in zip(GRIDS, bands):
+        part = x if blocks is None else torch.nn.functional.adaptive_avg_pool2d(x, blocks)
+        total += band * part.square().sum().item() * x[0].numel() / part[0].numel()
+    return total
+
+
+def measure(model: str, method: str, bits: tuple[int, int], seed: int, args: argparse.Namespace) -> list[float]:
+    """Return the columns of one calibration."""
+    torch.set_num_threads(args.threads)
+    pipe = load(model)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    data = {"timesteps": args.timesteps, "samples": max(1, args.samples // pipe.cfg_copies), "batch_size": 8}
+    settings = {"weight_bits": bits[0], "act_bits": bits[1], **settings_of(method), **data}
+    quantized = qdiff.quantize(pipe.with_sampling(seed=seed), **settings)
+    seconds = time.perf_counter() - start
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    pipe, quantized = pipe.with_sampling(seed=HELD_OUT), quantized.with_sampling(seed=HELD_OUT)
+    distance = psnr(quantized.sample(args.images).tensor, pipe.sample(args.images).tensor)
+    spectrum = Spectrum.from_dict(args.spectra[model])
+    return [distance, *errors(pipe, quantized, min(8, args.images), spectrum), seconds, memory]
+
+
+def reference_spectrum(model: str) -> Mapping[str, Any]:
+    """Measure the spectrum that weighs the errors of a table, on images that no calibration sees."""
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from qdiff.pipelines.spectrum import spectrum_of
+
+    with TemporaryDirectory() as folder:
+        return spectrum_of(load(model).with_sampling(seed=HELD_OUT), 4, Path(folder), "", False).to_dict()
+
+
+def main() -> None:
+    """Measure every method on every model and print a row of each, each calibration in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["pixel", "latent", "text"], choices=list(MODELS))
+    parser.add_argument("--methods", nargs="+", default=["linear", "qdiff 60", "gptq", "gptq ends"])
+    parser.add_argument("--bits", nargs="+", default=["W4A8"], help="such as W4A8 W8A8")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--timesteps", type=int, default=10, help="at which calibration data are taken")
+    parser.add_argument("--samples", type=int, default=6, help="at each of them, both rows of guidance counted")
+    parser.add_argument("--images", type=int, default=36)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    print(f"{'model':11} {'bits':5} {'method':18} " + " ".join(f"{name:>18}" for name in COLUMNS))
+    args.spectra = {}
+    for model in args.models:
+        args.spectra[model] = reference_spectrum(model)
+        for bits in args.bits:
+            width, act = map(int, re.fullmatch(r"W(\d)A(\d+)", bits).groups())
+            for method in args.methods:
+                found = []
+                for seed in args.seeds:
+                    with context.Pool(1) as pool:
+                        found.append(pool.apply(measure, (model, method, (width, act), seed, args)))
+                cells = [f"{mean(column):9.4g} +- {max(column) - min(column):6.2g}" for column in zip(*found)]
+                print(f"{model:11} {bits:5} {method:18} " + " ".join(cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()
