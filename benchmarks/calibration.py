@@ -3,8 +3,8 @@
 
     python benchmarks/calibration.py --models pixel latent text --methods linear "qdiff 60" gptq
 
-A seed draws the calibration data; the images and trajectories that are measured have seeds of their own. Columns, mean and
-spread (largest less smallest) over the seeds:
+A seed draws the calibration data; the images and trajectories that are measured have seeds of their own. Columns, mean
+and spread (largest less smallest) over the seeds:
 
     dB        PSNR of images to those in full precision from the same noise
     eps       |eps_q - eps|^2 / |eps|^2 on full-precision trajectories, averaged over their steps
@@ -18,7 +18,9 @@ import re
 import resource
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import mean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,11 +30,12 @@ import qdiff
 from qdiff.evaluation.metrics import psnr
 from qdiff.files.prompts import read_prompts
 from qdiff.pipelines.pipeline import Pipeline
+from qdiff.pipelines.spectrum import spectrum_of
 from qdiff.spectrum import GRIDS, Spectrum
 
-TEXT = "models/ldm/emoji64-txt2img"
+TEXT = Path("models/ldm/emoji64-txt2img")
 GUIDED: dict[str, Any] = {"steps": 30, "eta": 1.0, "scale": 3.0}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+MODELS: dict[str, tuple[str | Path, dict[str, Any]]] = {
     "pixel": ("configs/emoji32.yml", {"steps": 30, "skip_type": "quad", "eta": 0.5}),
     "pixel-eta0": ("configs/emoji32.yml", {"steps": 25, "skip_type": "quad", "eta": 0.0}),
     "latent": ("models/ldm/emoji64", {**GUIDED, "classes": tuple(range(9))}),
@@ -65,7 +68,7 @@ def load(model: str) -> Pipeline:
     path, settings = MODELS[model]
     if model == "text":
         lists = {"prompts": "prompts.txt", "calibration_prompts": "cali_prompts.txt"}
-        settings = settings | {key: tuple(read_prompts(f"{TEXT}/{file}", file)) for key, file in lists.items()}
+        settings = settings | {key: tuple(read_prompts(TEXT / file, file)) for key, file in lists.items()}
     return qdiff.load_pipeline(path, **settings)
 
 
@@ -109,11 +112,6 @@ def measure(model: str, method: str, bits: tuple[int, int], seed: int, args: arg
 
 def reference_spectrum(model: str) -> Mapping[str, Any]:
     """Measure the spectrum that weighs the errors of a table, on images that no calibration sees."""
-    from pathlib import Path
-    from tempfile import TemporaryDirectory
-
-    from qdiff.pipelines.spectrum import spectrum_of
-
     with TemporaryDirectory() as folder:
         return spectrum_of(load(model).with_sampling(seed=HELD_OUT), 4, Path(folder), "", False).to_dict()
 

@@ -75,8 +75,8 @@ def quantize(
         spectrum_images: images on which "gptq" measures the sensitivity spectrum; 0 weighs all errors alike.
         act_groups: groups of consecutive sampling steps with activation ranges of their own, >= 1 and at most
             `timesteps`.
-        keep8: layers that have 8 bits, weights and activations: "ends", the first and the last one, "time", those of the
-            time embedding.
+        keep8: layers that have 8 bits, weights and activations: "ends", the first and the last one, "time", those of
+            the time embedding.
         data: file of calibration data; None collects them from the pipeline's own sampling.
         folder: keeps data, journal and the quantized file, so that the same call resumes; None keeps nothing.
         memory_bytes: budget for captured activations, >= 0; None takes half of the memory that computing leaves free.
