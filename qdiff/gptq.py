@@ -15,7 +15,7 @@ from torch import Tensor
 
 BLOCK = 64  # inputs after which the rest of the matrix is updated, in one product
 DAMPING = 0.01  # of the mean of H's diagonal, which is added to it
-SWEEPS = 2  # of coordinate descent, before and after the step sizes are refitted
+SWEEPS = 1  # of coordinate descent, before and after the step sizes are refitted
 FACTORS = 0.5, 2.0  # a refitted step size is accepted within these multiples of the old one
 
 
@@ -101,7 +101,7 @@ def _round_block(rest: Tensor, upper: Tensor, delta: Tensor, low: Tensor, high: 
 
 
 def descend(target: Tensor, hessian: Tensor, grid: Grid, steps: Tensor, sweeps: int = SWEEPS) -> Tensor:
-    """Choose the best code for one input after the other, given all others, for some sweeps; the error never grows.
+    """Choose the best code for one input after the other, given all others, for some sweeps over all inputs; the error never grows.
 
     Args, Returns:
         as `gptq`; `steps` are codes less zero points to begin with.

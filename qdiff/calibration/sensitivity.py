@@ -32,8 +32,8 @@ prediction, see `diffusion.steps.Correction`; `known` are the first predictions,
 
 
 def measured_calls(calls: int) -> list[int]:
-    """Return the network calls at which sensitivity is measured, of so many: 0, 1, 2, 4, 8, ... and the last."""
-    powers = [0, *(2**i for i in range(calls.bit_length()))]
+    """Return the network calls at which sensitivity is measured, of so many: 0, 1, 4, 16, ... and the last."""
+    powers = [0, *(4**i for i in range(calls.bit_length()))]
     return sorted({i for i in powers if i < calls} | {calls - 1})
 
 

@@ -14,7 +14,7 @@ class ClosedForm:
         columns: single positions of each layer's output, of all samples, that the moments of its inputs are taken from.
     """
 
-    columns: int = 8000
+    columns: int = 4000
 
 
 @dataclass(frozen=True)

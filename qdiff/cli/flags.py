@@ -149,7 +149,7 @@ def calibration(parser: Parser) -> None:
     add("--cali_lr_w", default=1e-3, help="learning rate, rounding of weights", **number(float, 1e-8, 1))
     add(
         "--cali_spectrum_n",
-        default=2,
+        default=1,
         help="images, with --quant_mode gptq, on which it is measured what errors do; 0 weighs all errors alike",
         **number(int, 0),
     )
