@@ -146,3 +146,19 @@ def test_alpha_alone_is_learned_with_the_slope_of_the_soft_value():
     slopes = [0.5 * 1.2 * s * (1 - s) * g for s, g in zip(sigmoid, upstream[0].tolist())]
     torch.testing.assert_close(learned.alpha.grad, torch.tensor([[0.0, *slopes[1:4], 0.0]]))
     assert [name for name, _ in learned.named_parameters()] == ["alpha"]
+
+
+@pytest.mark.parametrize("beta", [2.0, 11.0, 20.0])
+def test_gradients_are_those_of_the_plain_formulas(beta):
+    weight = VECTORS["input.weight4d"].double()
+    quantizer = UniformAffineQuantizer.fit(weight, QuantSpec(4, per_channel=True, range_search="mse"))
+    alpha = 3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    upstream = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    learned = AdaRoundQuantizer(quantizer, weight, alpha).train()
+    (learned(weight) * upstream).sum().add(learned.regularizer(beta)).backward()
+    plain = alpha.clone().requires_grad_()
+    h = (torch.sigmoid(plain) * 1.2 - 0.1).clamp(0, 1)
+    codes = ((weight / quantizer.delta).floor() + h + quantizer.zero_point).clamp(0, 15)
+    loss = (upstream * (codes - quantizer.zero_point) * quantizer.delta).sum()
+    (loss + (1 - (2 * h - 1).abs().pow(beta)).sum()).backward()
+    torch.testing.assert_close(learned.alpha.grad, plain.grad, rtol=1e-10, atol=1e-12)
