@@ -11,12 +11,23 @@ GAMMA, ZETA = -0.1, 1.1  # stretch of the rectified sigmoid, equation 23
 REGULARIZER_WEIGHT = 0.01
 BETA_START, BETA_END = 20.0, 2.0
 WARMUP = 0.2  # fraction of the iterations without regulariser
+ITERATIONS, RATE = 20_000, 1e-3  # of Q-Diffusion
+HIGHEST_RATE = 6e-2  # beyond it, the losses of short schedules rise again
 
 
 def rectified_sigmoid(alpha: Tensor) -> Tensor:
     """Compute h(alpha) = clamp((zeta - gamma) sigmoid(alpha) + gamma, 0, 1), same shape (AdaRound, eq. 23)."""
     # hardtanh is a clamp whose gradient is one pass over the tensor
     return F.hardtanh(torch.sigmoid(alpha) * (ZETA - GAMMA) + GAMMA, 0, 1)
+
+
+def rate_for(iterations: int) -> float:
+    """Return the learning rate of a schedule: with fewer than 20,000 iterations, more than the paper's 1e-3.
+
+    Adam moves alpha by about the rate in every iteration, and a rounding turns or becomes decided once alpha has moved
+    by about 1. So that it can, a shorter schedule has the paper's product of the two, see docs/measurements.md.
+    """
+    return min(max(RATE, RATE * ITERATIONS / iterations), HIGHEST_RATE)
 
 
 def beta_at(iteration: int, iterations: int) -> float | None:

@@ -27,6 +27,12 @@ def policy_of(args: Namespace) -> "QuantPolicy":
     return QuantPolicy(weight, act, args.sm_abit, args.split)
 
 
+def _rounding_rate(args: Namespace) -> float:
+    from qdiff.adaptive_rounding import rate_for
+
+    return rate_for(args.cali_iters) if args.cali_lr_w is None else args.cali_lr_w
+
+
 def learning_of(args: Namespace) -> "CalibrationSettings":
     """Return the calibration settings of the flags; `linear` learns nothing, `--resume_w` no rounding."""
     from qdiff.block_recon import Schedule
@@ -35,7 +41,7 @@ def learning_of(args: Namespace) -> "CalibrationSettings":
     learns = args.quant_mode == "qdiff"
     return CalibrationSettings(
         batch_size=args.cali_batch_size,
-        rounding=Schedule(args.cali_iters, args.cali_lr_w) if learns and not args.resume_w else None,
+        rounding=Schedule(args.cali_iters, _rounding_rate(args)) if learns and not args.resume_w else None,
         steps=Schedule(args.cali_iters_a, args.cali_lr) if learns and args.quant_act else None,
         p=args.cali_p,
         range_samples=args.cali_range_n,
@@ -73,7 +79,7 @@ def record_of(args: Namespace, free: Collection[str], files: Collection[str] = (
     """
     from qdiff.pipelines.run import Record
 
-    given, files = vars(args), (*FILES, *files)
+    given, files = vars(args) | {"cali_lr_w": _rounding_rate(args)}, (*FILES, *files)
     free = [*FREE, *free, *files[len(FILES) :]]
     return Record(
         flags={name: value for name, value in given.items() if name not in free},

@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import nn
 
 from diffusion.checks import check_choice, check_number, whole
+from qdiff.adaptive_rounding import rate_for
 from qdiff.block_recon import Schedule
 from qdiff.calibration.settings import CalibrationSettings
 from qdiff.files.refusals import explaining
@@ -36,7 +37,7 @@ def quantize(
     method: str = "qdiff",
     iterations: int = 20_000,
     act_iterations: int | None = None,
-    lr: float = 1e-3,
+    lr: float | None = None,
     act_lr: float = 4e-4,
     timesteps: int = 20,
     samples: int = 8,
@@ -62,7 +63,9 @@ def quantize(
         iterations: per block, for roundings, >= 1; 20,000 in the paper.
         act_iterations: per block, for activation step sizes, >= 1; None takes a quarter of `iterations`, as in the
             paper.
-        lr, act_lr: learning rates, 1e-8..1. With few iterations, 4e-3 for roundings is better than the paper's 1e-3.
+        lr: learning rate of roundings, 1e-8..1; None takes 20 / `iterations`, limited to 0.001..0.06: the paper's 1e-3
+            for its 20,000 iterations, more for fewer.
+        act_lr: learning rate of activation step sizes, 1e-8..1.
         timesteps: number of sampling steps at which calibration data are collected, >= 1; at most as many as the
             pipeline takes.
         samples: samples at each of these steps, >= 1; 256 in the paper.
@@ -96,6 +99,7 @@ def quantize(
         raise ValueError("policy replaces weight_bits, act_bits, softmax_bits, split and symmetric: leave those out")
     iterations = whole("iterations", iterations, 1)
     act_iterations = max(1, iterations // 4) if act_iterations is None else whole("act_iterations", act_iterations, 1)
+    lr = rate_for(iterations) if lr is None else lr
     check_number("lr", lr, *RATES)
     check_number("act_lr", act_lr, *RATES)
     learning = CalibrationSettings(

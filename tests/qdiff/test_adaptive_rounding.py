@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qdiff.adaptive_rounding import AdaRoundQuantizer, beta_at, rectified_sigmoid
+from qdiff.adaptive_rounding import AdaRoundQuantizer, beta_at, rate_for, rectified_sigmoid
 from qdiff.policy import QuantSpec
 from qdiff.quant_layer import SplitQuantizer, UniformAffineQuantizer
 from tests.golden_networks import GOLDEN
@@ -122,6 +122,12 @@ def test_regularizer_vanishes_for_decided_roundings_only(beta):
 def test_the_exponent_falls_from_20_to_2_after_a_fifth_of_the_iterations():
     assert [beta_at(i, 1000) for i in (0, 100, 199)] == [None] * 3
     assert [beta_at(i, 1000) for i in (200, 400, 600, 800, 1000)] == pytest.approx([20, 15.5, 11, 6.5, 2])
+
+
+def test_the_rate_is_the_papers_at_its_iterations_and_grows_as_they_get_fewer():
+    assert rate_for(20_000) == rate_for(40_000) == 1e-3
+    assert [rate_for(n) for n in (1, 60, 333)] == [6e-2] * 3
+    assert [n * rate_for(n) for n in (334, 1000, 5000)] == pytest.approx([20] * 3)
 
 
 def test_a_split_quantizer_gives_split_rounding():
