@@ -157,7 +157,8 @@ def block_reconstruction(
     before = block_loss(module, captured, objective.p, batch_size)
     _require_finite(before, block.path, "before learning")
     with objective:
-        adam = torch.optim.Adam(objective.parameters(), lr=schedule.lr)
+        learned = objective.parameters()
+        adam = torch.optim.Adam(learned, lr=schedule.lr, fused=True)
         for i in range(schedule.iterations):
             phase, chosen = captured.drawn(batch_size, generator)
             set_phase(phased, phase)
@@ -166,7 +167,7 @@ def block_reconstruction(
             loss = error + objective.penalty(i, schedule.iterations)
             if loss.requires_grad:  # not in a phase of 16 bits, whose step sizes are not learned
                 adam.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward(inputs=learned)  # not of biases and norms, which require gradients too
                 adam.param_groups[0]["lr"] = schedule.lr * objective.rate(i, schedule.iterations)
                 adam.step()
                 objective.after_step()

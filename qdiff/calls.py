@@ -72,7 +72,9 @@ class Samples:
 
     def __getitem__(self: S, index: slice | Tensor) -> S:
         """Return some of the samples: those of a slice, or of indices, shape (n,)."""
-        return self.map(lambda x: x[index])
+        if isinstance(index, slice):
+            return self.map(lambda x: x[index])
+        return self.map(lambda x: x.index_select(0, index.to(x.device)))  # faster than x[index] on a CPU
 
     def batches(self: S, size: int) -> Iterator[S]:
         """Yield all samples in order, `size` at a time; the last batch may be smaller."""

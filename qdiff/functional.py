@@ -1,29 +1,37 @@
-"""The mathematics of affine quantization: rounding, fake quantization, losses. No state, no modules."""
+"""The mathematics of affine quantization: fake quantization, losses. No state, no modules."""
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LOSS_P = 2.4  # exponent of the step-size loss, and of the error in the search for ranges (Nagel et al. 2021)
-
-
-class _RoundSTE(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.round()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
-
-
-def round_ste(x: Tensor) -> Tensor:
-    """Round half to even, same shape; the gradient passes straight through (Bengio et al. 2013)."""
-    return _RoundSTE.apply(x)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Convert `x`, of any shape, to float32 unless it is wider: half precision cannot resolve 8-bit codes."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Values and gradients of `fake_quantize`, in half of the passes over the tensor that autograd would take."""
+
+    @staticmethod
+    def forward(ctx, x, delta, low, high):
+        scaled = at_least_float32(x) / delta
+        rounded = scaled.round()
+        codes = rounded.clamp_min(low).clamp_max_(high)
+        inside = rounded.eq_(codes)  # in floating point, because products with bool tensors are slow on a CPU
+        ctx.save_for_backward(inside, torch.addcmul(codes, scaled, inside, value=-1, out=scaled))
+        ctx.delta_shape = delta.shape
+        return codes.mul_(delta).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        inside, slope = ctx.saved_tensors
+        to_x = grad * inside if ctx.needs_input_grad[0] else None
+        to_delta = (grad * slope).sum_to_size(ctx.delta_shape) if ctx.needs_input_grad[1] else None
+        return to_x, to_delta, None, None
 
 
 def fake_quantize(x: Tensor, delta: Tensor, zero_point: Tensor, lo: int, hi: int) -> Tensor:
@@ -41,13 +49,10 @@ def fake_quantize(x: Tensor, delta: Tensor, zero_point: Tensor, lo: int, hi: int
         it is not clipped, and the bound less the zero point elsewhere.
     """
     low, high = lo - zero_point, hi - zero_point
-    scaled = at_least_float32(x) / delta
-    if torch.is_grad_enabled() and scaled.requires_grad:
-        rounded = round_ste(scaled)
-        clipped = rounded.detach().clamp(low, high)
-        # The gradient of clamp at the ends of its range is 0, 1/2 or 1, by version of torch and type of bound.
-        return (torch.where(rounded == clipped, rounded, clipped) * delta).to(x.dtype)
+    if torch.is_grad_enabled() and (x.requires_grad or delta.requires_grad):
+        return _FakeQuantize.apply(x, delta, low, high)
     # One buffer and one bound at a time, because this is on the sampling path and clamp with two tensors is slow.
+    scaled = at_least_float32(x) / delta
     return scaled.round_().clamp_min_(low).clamp_max_(high).mul_(delta).to(x.dtype)
 
 
@@ -56,6 +61,36 @@ def code_bounds(bits: int, symmetric: bool) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
 
 
+class _MeanPower(torch.autograd.Function):
+    """Value and gradient of `mean_power`, both from one power."""
+
+    @staticmethod
+    def forward(ctx, x, p):
+        size = x.abs()
+        power = _power(size, p - 1)
+        ctx.p = p
+        ctx.save_for_backward(x.sgn().mul_(power))
+        return power.mul_(size).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (slope,) = ctx.saved_tensors
+        return slope * (grad * ctx.p / slope.numel()), None
+
+
+def _power(x: Tensor, exponent: float) -> Tensor:
+    """Compute x^exponent for x >= 0, exponent >= 0; on a CPU in a third of the time that `pow` takes."""
+    if exponent in (0, 1):
+        return x.clone() if exponent else torch.ones_like(x)
+    return x.log().mul_(exponent).exp_()
+
+
+def mean_power(x: Tensor, p: float) -> Tensor:
+    """Compute the mean of |x|^p, p >= 1, over all elements of `x`; scalar, differentiable in `x`."""
+    return _MeanPower.apply(x, p)
+
+
 def lp_loss(pred: Tensor, target: Tensor, p: float = 2.0) -> Tensor:
     """Compute |pred - target|^p, summed over dimension 1 and averaged over the others (BRECQ, equation 10); scalar."""
-    return (pred - target).abs().pow(p).sum(1).mean()
+    return mean_power(pred - target, p) * pred.shape[1]

@@ -101,10 +101,10 @@ def _round_block(rest: Tensor, upper: Tensor, delta: Tensor, low: Tensor, high: 
 
 
 def descend(target: Tensor, hessian: Tensor, grid: Grid, steps: Tensor, sweeps: int = SWEEPS) -> Tensor:
-    """Choose the best code for one input after the other, given all others, for some sweeps over all inputs; the error never grows.
+    """Choose the best code for one input after the other, given all others; the error never grows.
 
     Args, Returns:
-        as `gptq`; `steps` are codes less zero points to begin with.
+        as `gptq`; `steps` are codes less zero points to begin with, `sweeps` the passes over all inputs.
     """
     delta, (low, high) = grid.expanded(grid.delta), grid.bounds
     steps = steps.clone()

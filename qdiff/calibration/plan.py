@@ -10,7 +10,7 @@ from qdiff.calibration.settings import CalibrationSettings
 from qdiff.errors import UserError
 
 BACKWARD = 2.0  # a backward pass takes about two forward passes
-OPTIMIZER = 4  # alpha, its gradient and Adam's two moments: tensors the size of the block's weights
+ROUNDING = 6  # alpha, its gradient, two moments of Adam, and both neighbours: tensors the size of the weights
 GIB = 2**30
 BATCH = "lower --cali_batch_size, or --cali_range_n"
 
@@ -90,7 +90,7 @@ class Plan:
     @property
     def learning_bytes(self) -> int:
         """Bytes of the largest block's rounding variables with their optimizer."""
-        return 4 * OPTIMIZER * max(b.weights for b in self.blocks) if self.settings.rounding else 0
+        return 4 * ROUNDING * max(b.weights for b in self.blocks) if self.settings.rounding else 0
 
     @property
     def working_bytes(self) -> int:

@@ -146,7 +146,11 @@ def calibration(parser: Parser) -> None:
     add("--cali_n", default=1024, help="samples collected at each of these steps", **number(int, 1))
     add("--cali_batch_size", default=32, help="samples per iteration", **number(int, 1))
     add("--cali_iters", default=20000, help="iterations per block, rounding of weights", **number(int, 1))
-    add("--cali_lr_w", default=1e-3, help="learning rate, rounding of weights", **number(float, 1e-8, 1))
+    add(
+        "--cali_lr_w",
+        help="learning rate, rounding of weights (default: 20 / cali_iters, at least 0.001 and at most 0.06)",
+        **number(float, 1e-8, 1),
+    )
     add(
         "--cali_spectrum_n",
         default=1,

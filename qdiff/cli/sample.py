@@ -35,12 +35,12 @@ def policy_of(args: Namespace) -> "QuantPolicy":
 def learning_of(args: Namespace) -> "CalibrationSettings":
     """Return the calibration settings of the flags; with `--resume_w`, no rounding."""
     from qdiff.block_recon import Schedule
-    from qdiff.pipelines.methods import learning
+    from qdiff.pipelines.methods import learning, rounding_schedule
 
     return learning(
         args.quant_mode,
         args.cali_batch_size,
-        None if args.resume_w else Schedule(args.cali_iters, args.cali_lr_w),
+        None if args.resume_w else rounding_schedule(args.cali_iters, args.cali_lr_w),
         Schedule(args.cali_iters_a, args.cali_lr) if args.quant_act else None,
         p=args.cali_p,
         range_samples=args.cali_range_n,
@@ -85,9 +85,11 @@ def record_of(args: Namespace, free: Collection[str], files: Collection[str] = (
         free: names of this script's flags that do not change the images.
         files: names of this script's flags for files whose contents determine the images.
     """
+    from qdiff.pipelines.methods import rounding_schedule
     from qdiff.pipelines.run import Record
 
-    given, files = vars(args), (*FILES, *files)
+    rate = rounding_schedule(args.cali_iters, args.cali_lr_w).lr  # as used, for its default may change
+    given, files = vars(args) | {"cali_lr_w": rate}, (*FILES, *files)
     free = [*FREE, *free, *files[len(FILES) :]]
     return Record(
         flags={name: value for name, value in given.items() if name not in free},

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from qdiff.adaptive_rounding import rate_for
 from qdiff.block_recon import Schedule
 from qdiff.calibration.settings import CalibrationSettings, ClosedForm
 from qdiff.policy import QuantPolicy, QuantSpec
@@ -32,6 +33,11 @@ def uniform_policy(
     search = "minmax" if min_max else METHODS[method]
     act = None if act_bits is None else QuantSpec(act_bits, symmetric=symmetric, range_search=search)
     return QuantPolicy(QuantSpec(weight_bits, per_channel=True, range_search="minmax"), act, softmax_bits, split)
+
+
+def rounding_schedule(iterations: int, lr: float | None) -> Schedule:
+    """Return the schedule of learned rounding; without a rate, the one that suits the number of iterations."""
+    return Schedule(iterations, rate_for(iterations) if lr is None else lr)
 
 
 def learning(

@@ -15,7 +15,7 @@ from qdiff.block_recon import Schedule
 from qdiff.files.refusals import explaining
 from qdiff.pipelines.calibrate import SPECTRUM_IMAGES, Calibrate
 from qdiff.pipelines.calibration_set import DataSettings
-from qdiff.pipelines.methods import METHODS, learning, uniform_policy
+from qdiff.pipelines.methods import METHODS, learning, rounding_schedule, uniform_policy
 from qdiff.pipelines.paths import as_path
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.policy import QuantPolicy
@@ -37,7 +37,7 @@ def quantize(
     method: str = "qdiff",
     iterations: int = 20_000,
     act_iterations: int | None = None,
-    lr: float = 1e-3,
+    lr: float | None = None,
     act_lr: float = 4e-4,
     timesteps: int = 20,
     samples: int = 8,
@@ -67,7 +67,9 @@ def quantize(
         iterations: per block, for roundings, >= 1; 20,000 in the paper.
         act_iterations: per block, for activation step sizes, >= 1; None takes a quarter of `iterations`, as in the
             paper.
-        lr, act_lr: learning rates, 1e-8..1. With few iterations, 4e-3 for roundings is better than the paper's 1e-3.
+        lr: learning rate of roundings, 1e-8..1; None takes 20 / `iterations`, limited to 0.001..0.06: the paper's 1e-3
+            for its 20,000 iterations, more for fewer.
+        act_lr: learning rate of activation step sizes, 1e-8..1.
         timesteps: number of sampling steps at which calibration data are collected, >= 1; at most as many as the
             pipeline takes.
         samples: samples at each of these steps, >= 1; 256 in the paper.
@@ -105,12 +107,13 @@ def quantize(
         raise ValueError("policy replaces weight_bits, act_bits, softmax_bits, split and symmetric: leave those out")
     iterations = whole("iterations", iterations, 1)
     act_iterations = max(1, iterations // 4) if act_iterations is None else whole("act_iterations", act_iterations, 1)
-    check_number("lr", lr, *RATES)
+    rounding = rounding_schedule(iterations, lr)
+    check_number("lr", rounding.lr, *RATES)
     check_number("act_lr", act_lr, *RATES)
     settings = learning(
         method,
         whole("batch_size", batch_size, 1),
-        Schedule(iterations, lr),
+        rounding,
         Schedule(act_iterations, act_lr) if policy.act else None,
         seed=pipeline.sampling.seed,
     )

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qdiff.adaptive_rounding import AdaRoundQuantizer, beta_at, rectified_sigmoid
+from qdiff.adaptive_rounding import AdaRoundQuantizer, beta_at, rate_for, rectified_sigmoid
 from qdiff.policy import QuantSpec
 from qdiff.quant_layer import SplitQuantizer, UniformAffineQuantizer
 from tests.golden_networks import GOLDEN
@@ -124,6 +124,12 @@ def test_the_exponent_falls_from_20_to_2_after_a_fifth_of_the_iterations():
     assert [beta_at(i, 1000) for i in (200, 400, 600, 800, 1000)] == pytest.approx([20, 15.5, 11, 6.5, 2])
 
 
+def test_the_rate_is_the_papers_at_its_iterations_and_grows_as_they_get_fewer():
+    assert rate_for(20_000) == rate_for(40_000) == 1e-3
+    assert [rate_for(n) for n in (1, 60, 333)] == [6e-2] * 3
+    assert [n * rate_for(n) for n in (334, 1000, 5000)] == pytest.approx([20] * 3)
+
+
 def test_a_split_quantizer_gives_split_rounding():
     weight = VECTORS["input.weight4d"]
     split = SplitQuantizer.fit(weight, QuantSpec(4, per_channel=True), (2, 3))
@@ -146,3 +152,19 @@ def test_alpha_alone_is_learned_with_the_slope_of_the_soft_value():
     slopes = [0.5 * 1.2 * s * (1 - s) * g for s, g in zip(sigmoid, upstream[0].tolist())]
     torch.testing.assert_close(learned.alpha.grad, torch.tensor([[0.0, *slopes[1:4], 0.0]]))
     assert [name for name, _ in learned.named_parameters()] == ["alpha"]
+
+
+@pytest.mark.parametrize("beta", [2.0, 11.0, 20.0])
+def test_gradients_are_those_of_the_plain_formulas(beta):
+    weight = VECTORS["input.weight4d"].double()
+    quantizer = UniformAffineQuantizer.fit(weight, QuantSpec(4, per_channel=True, range_search="mse"))
+    alpha = 3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    upstream = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    learned = AdaRoundQuantizer(quantizer, weight, alpha).train()
+    (learned(weight) * upstream).sum().add(learned.regularizer(beta)).backward()
+    plain = alpha.clone().requires_grad_()
+    h = (torch.sigmoid(plain) * 1.2 - 0.1).clamp(0, 1)
+    codes = ((weight / quantizer.delta).floor() + h + quantizer.zero_point).clamp(0, 15)
+    loss = (upstream * (codes - quantizer.zero_point) * quantizer.delta).sum()
+    (loss + (1 - (2 * h - 1).abs().pow(beta)).sum()).backward()
+    torch.testing.assert_close(learned.alpha.grad, plain.grad, rtol=1e-10, atol=1e-12)

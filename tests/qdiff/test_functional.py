@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdiff.functional import code_bounds, fake_quantize, lp_loss, round_ste
+from qdiff.functional import code_bounds, fake_quantize, lp_loss, mean_power
 from tests.qdiff.loops import BITS, ROWS, gaussian, quantize_loop
 
 
@@ -72,12 +72,27 @@ def test_float64_is_computed_in_float64():
     assert torch.equal(fake_quantize(x, delta, torch.zeros_like(delta), -(2**50), 2**50), x)
 
 
-def test_rounding_passes_the_gradient_straight_through():
-    x = gaussian(10).requires_grad_()
-    upstream = gaussian(10, seed=1)
-    round_ste(x).backward(upstream)
-    assert torch.equal(round_ste(x), x.round())
-    assert torch.equal(x.grad, upstream)
+def plain_fake_quantize(x, delta, zero_point, lo, hi):
+    """The formula with a straight-through rounding, whose gradients autograd finds."""
+    scaled = x / delta
+    rounded = scaled + (scaled.round() - scaled).detach()
+    low, high = (lo - zero_point).expand_as(x), (hi - zero_point).expand_as(x)
+    return torch.where(rounded < low, low, torch.where(rounded > high, high, rounded)) * delta
+
+
+@pytest.mark.parametrize("learned", ["x", "delta", "both"])
+@pytest.mark.parametrize("shape", [(), (3, 1, 1), (5, 1), (3, 1, 4)])
+def test_gradients_are_those_of_the_plain_formula(shape, learned):
+    x, upstream = gaussian(3, 5, 4).double(), gaussian(3, 5, 4, seed=1).double()
+    delta = (0.1 + gaussian(*shape, seed=2).abs()).double()
+    x.requires_grad_(learned != "delta")
+    delta.requires_grad_(learned != "x")
+    variables = [v for v in (x, delta) if v.requires_grad]
+    zero_point = torch.full(shape, 3.0, dtype=torch.float64)
+    fused, plain = (f(x, delta, zero_point, 0, 7) for f in (fake_quantize, plain_fake_quantize))
+    torch.testing.assert_close(fused, plain)
+    for a, b in zip(torch.autograd.grad(fused, variables, upstream), torch.autograd.grad(plain, variables, upstream)):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("bits", "symmetric"), [(2, False), (4, False), (8, False), (2, True), (8, True)])
@@ -118,3 +133,17 @@ def test_loss_sums_over_channels_and_averages_over_the_rest(p, shape):
     pred, target = gaussian(*shape), gaussian(*shape, seed=1)
     total = math.fsum(abs(a - b) ** p for a, b in zip(pred.flatten().tolist(), target.flatten().tolist()))
     assert lp_loss(pred, target, p).item() == pytest.approx(total / (pred.numel() / shape[1]), rel=1e-5)
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 2.4, 3.0, 20.0])
+def test_the_mean_power_and_its_gradient(p):
+    x = gaussian(4, 5).double().requires_grad_()
+    torch.testing.assert_close(mean_power(x, p), x.abs().pow(p).mean())
+    assert torch.autograd.gradcheck(lambda x: mean_power(x, p), x)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 2.4])
+def test_an_error_of_zero_has_no_gradient(p):
+    x = torch.zeros(3, requires_grad=True)
+    mean_power(x, p).backward()
+    assert x.grad.tolist() == [0, 0, 0]

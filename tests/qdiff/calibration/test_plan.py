@@ -30,10 +30,10 @@ def test_sizes():
     assert plan(BOTH).captured_bytes == plan(WEIGHTS).captured_bytes == 25 * 400
     assert plan(STEPS).captured_bytes == 25 * 300, "the largest block has no step size to learn"
     assert plan(NOTHING).captured_bytes == 0
-    assert plan(BOTH).learning_bytes == 5000 * 4 * 4, "alpha, gradient and two moments in float32"
+    assert plan(BOTH).learning_bytes == 5000 * 6 * 4, "alpha, gradient, two moments and two neighbours in float32"
     assert plan(STEPS).learning_bytes == plan(NOTHING).learning_bytes == 0
-    assert plan(BOTH).working_bytes == 80_000 + 2000, "the largest block's variables and the largest iteration"
-    assert plan(BOTH, forward_bytes=82_001).working_bytes == 82_001, "the two are not at the same time"
+    assert plan(BOTH).working_bytes == 120_000 + 2000, "the largest block's variables and the largest iteration"
+    assert plan(BOTH, forward_bytes=122_001).working_bytes == 122_001, "the two are not at the same time"
     assert [plan(BOTH, 0, budget).on_disk_bytes for budget in (0, 9_999, 10_000)] == [10_000, 10_000, 0]
 
 
@@ -58,9 +58,9 @@ def test_times_where_outputs_are_kept():
 
 def test_what_is_kept_takes_memory(machine, tmp_path):
     kept = Plan(BLOCKS, 25, BOTH, 0, 10_000, cached_samples=20, cached_bytes=1000)
-    machine(93_000, 0)
+    machine(133_000, 0)
     kept.check(tmp_path, None)
-    machine(92_999, 0)
+    machine(132_999, 0)
     with pytest.raises(UserError, match="--cali_memory"):
         kept.check(tmp_path, None)
 
@@ -78,7 +78,7 @@ def machine(monkeypatch):
 
 @pytest.mark.parametrize(
     ("memory", "disk", "budget"),
-    [(92_000, 0, 10_000), (82_000, 10_000, 0), (91_999, 10_000, 9_999)],
+    [(132_000, 0, 10_000), (122_000, 10_000, 0), (131_999, 10_000, 9_999)],
     ids=["memory", "disk", "both"],
 )
 def test_what_just_fits(memory, disk, budget, machine, tmp_path):
@@ -89,8 +89,8 @@ def test_what_just_fits(memory, disk, budget, machine, tmp_path):
 @pytest.mark.parametrize(
     ("memory", "disk", "budget", "flag"),
     [
-        (91_999, 10**9, 10_000, "lower --cali_memory, or --cali_n"),
-        (81_999, 10**9, 0, "lower --cali_batch_size, or --cali_range_n"),
+        (131_999, 10**9, 10_000, "lower --cali_memory, or --cali_n"),
+        (121_999, 10**9, 0, "lower --cali_batch_size, or --cali_range_n"),
         (10**9, 9_999, 0, "raise --cali_memory, or lower --cali_n"),
         (10**9, 9_999, 9_999, "raise --cali_memory, or lower --cali_n"),
     ],
@@ -111,9 +111,9 @@ def test_without_learning_nothing_is_captured_and_only_the_forward_counts(machin
 
 def test_a_gpu_has_a_memory_of_its_own(machine, tmp_path):
     machine(10_000, 0)
-    plan(BOTH, 0, 10_000).check(tmp_path, 82_000)
+    plan(BOTH, 0, 10_000).check(tmp_path, 122_000)
     with pytest.raises(UserError, match=r"GPU memory.* lower --cali_batch_size"):
-        plan(BOTH, 0, 10_000).check(tmp_path, 81_999)
+        plan(BOTH, 0, 10_000).check(tmp_path, 121_999)
 
 
 def test_a_default_budget_leaves_room_for_computing(machine):

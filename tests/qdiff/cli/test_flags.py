@@ -34,10 +34,10 @@ PUBLISHED = """
 --max_images 50000 --a_sym --split
 """
 ADDED = (
-    "--ckpt --device auto --dry_run --batch_size --cali_lr_w 1e-3 --cali_memory --cali_range_n 256 "
+    "--ckpt --device auto --dry_run --batch_size --cali_lr_w --cali_memory --cali_range_n 256 "
     "--dpm_order 3 --dpm_method singlestep --a_min_max --rs_sm_only --low_memory"
 )
-WITHOUT_VALUE = {"cali_ckpt", "cali_data_path", "ckpt", "batch_size", "cali_memory"}
+WITHOUT_VALUE = {"cali_ckpt", "cali_data_path", "ckpt", "batch_size", "cali_lr_w", "cali_memory"}
 
 BASE = "--config c.yml "
 PTQ = BASE + "--ptq "

@@ -45,6 +45,7 @@ W, A = Schedule(20000, 1e-3), Schedule(5000, 4e-4)
     [
         ("", W, None),
         ("--quant_act", W, A),
+        ("--cali_iters 1000", Schedule(1000, 2e-2), None),
         (
             "--quant_act --cali_iters 7 --cali_lr_w 0.5 --cali_iters_a 9 --cali_lr 0.25",
             Schedule(7, 0.5),
@@ -87,6 +88,7 @@ def test_a_file_that_is_taken_as_it_is():
 def test_the_record_of_flags():
     args = flags("--cali_ckpt f --resume -l folder --max_images 3 --seed 7")
     found = record_of(args, sample_ddim.FREE)
-    assert found.flags.keys().isdisjoint(found.free) and found.flags | found.free == vars(args)
+    assert found.flags.keys().isdisjoint(found.free)
+    assert found.flags | found.free == vars(args) | {"cali_lr_w": 1e-3}, "the rate is resolved"
     assert found.flags["seed"] == 7 and found.free["max_images"] == 3 and found.free["cali_ckpt"] == Path("f")
     assert found.files == {"cali_ckpt": Path("f")}
