@@ -1,6 +1,6 @@
 """Rounding in closed form, in float64: against a textbook GPTQ, an exhaustive check of single codes, and algebra."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -8,16 +8,16 @@ from torch import Tensor
 
 from qdiff.gptq import Grid, damped, descend, fitted_target, gptq, refitted, rounded
 
-K, O = 70, 6  # more inputs than a block holds
+INPUTS, OUTPUTS = 70, 6  # more inputs than a block holds
 
 
-def problem(seed: int, inputs: int = K) -> tuple[Tensor, Tensor]:
+def problem(seed: int, inputs: int = INPUTS) -> tuple[Tensor, Tensor]:
     """A target, (K, O), and correlated moments of different sizes."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(3 * inputs, inputs, generator=generator, dtype=torch.float64)
     mix = torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
     x = x @ (torch.eye(inputs, dtype=torch.float64) + 0.3 * mix)
-    target = torch.randn(inputs, O, generator=generator, dtype=torch.float64)
+    target = torch.randn(inputs, OUTPUTS, generator=generator, dtype=torch.float64)
     return target, damped(x.T @ x / len(x))[0]
 
 
@@ -59,7 +59,7 @@ def test_nearest_is_the_nearest_value_of_the_grid():
     target, _ = problem(0)
     grid = grid_for(target, (30, 40))
     codes = torch.arange(grid.lo, grid.hi + 1)
-    for j, o in product((0, 29, 30, 69), range(O)):
+    for j, o in product((0, 29, 30, 69), range(OUTPUTS)):
         s = int(j >= 30)
         values = (codes - grid.zero_point[s, o]) * grid.delta[s, o]
         best = (values - target[j, o]).abs().min()
@@ -71,7 +71,7 @@ def test_nearest_is_the_nearest_value_of_the_grid():
 @pytest.mark.parametrize("inputs", [5, 64, 70])
 def test_gptq_is_the_textbooks(inputs, slices):
     target, hessian = problem(1, inputs)
-    grid = grid_for(target, slices if inputs == K else None)
+    grid = grid_for(target, slices if inputs == INPUTS else None)
     steps = gptq(target, hessian, grid)
     assert torch.equal(steps, textbook(target, hessian, grid)) and on_grid(grid, steps)
     assert error(target, hessian, grid, steps).sum() < error(target, hessian, grid, grid.nearest(target)).sum()
@@ -93,7 +93,7 @@ def test_descent_never_increases_the_error(start):
     given = steps.clone()
     errors = [error(target, hessian, grid, descend(target, hessian, grid, steps, n)) for n in range(6)]
     assert torch.equal(steps, given), "the start is not changed"
-    assert all((after <= before * (1 + 1e-12)).all() for before, after in zip(errors, errors[1:]))
+    assert all((after <= before * (1 + 1e-12)).all() for before, after in pairwise(errors))
     assert errors[2].sum() < errors[0].sum()
 
 
@@ -103,7 +103,7 @@ def test_descent_ends_where_no_single_code_can_be_better():
     steps = descend(target, hessian, grid, grid.nearest(target), sweeps=100)
     assert torch.equal(descend(target, hessian, grid, steps, sweeps=1), steps) and on_grid(grid, steps)
     least, low = error(target, hessian, grid, steps), grid.expanded(grid.lo - grid.zero_point)
-    for j, code in product(range(0, K, 7), range(grid.lo, grid.hi + 1)):
+    for j, code in product(range(0, INPUTS, 7), range(grid.lo, grid.hi + 1)):
         changed = steps.clone()
         changed[j] = low[j] + code - grid.lo
         assert (error(target, hessian, grid, changed) >= least * (1 - 1e-12)).all()
@@ -115,7 +115,7 @@ def test_a_sweep_is_one_input_after_the_other():
     grid = grid_for(target)
     steps = expected = grid.nearest(target)
     expected = steps.clone()
-    for j in range(K):
+    for j in range(INPUTS):
         candidates = []
         for code in range(grid.lo, grid.hi + 1):
             tried = expected.clone()

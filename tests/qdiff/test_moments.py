@@ -6,15 +6,15 @@ from torch import Tensor
 
 from qdiff.moments import Moments
 
-G, N, K, O = 2, 60, 5, 3
+GROUPS, N, INPUTS, OUTPUTS = 2, 60, 5, 3
 
 
 def drawn(seed: int, mean: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Columns x and outputs y that go with them, in float64, and weights in float32."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(G, N, K, generator=generator, dtype=torch.float64) + mean
-    y = x @ torch.randn(G, K, O, generator=generator, dtype=torch.float64) + mean
-    y += torch.randn(G, N, O, generator=generator, dtype=torch.float64)
+    x = torch.randn(GROUPS, N, INPUTS, generator=generator, dtype=torch.float64) + mean
+    y = x @ torch.randn(GROUPS, INPUTS, OUTPUTS, generator=generator, dtype=torch.float64) + mean
+    y += torch.randn(GROUPS, N, OUTPUTS, generator=generator, dtype=torch.float64)
     return x, y, torch.rand(N, generator=generator).square()
 
 
@@ -32,7 +32,7 @@ def expected(x: Tensor, y: Tensor, w: Tensor, centred: bool) -> dict[str, Tensor
 
 
 def moments(x: Tensor, y: Tensor, w: Tensor, centred: bool, sizes: tuple[int, ...]) -> Moments:
-    found = Moments(G, K, O, centred=centred, like=x)
+    found = Moments(GROUPS, INPUTS, OUTPUTS, centred=centred, like=x)
     for part in zip(x.split(sizes, 1), y.split(sizes, 1), w.split(sizes)):
         found.add(*part)
     return found.finish()
@@ -80,7 +80,7 @@ def test_weights_count_by_their_ratio_alone():
 
 
 def test_equal_columns_have_no_moments():
-    x, y = torch.full((G, 4, K), 3.7), torch.full((G, 4, O), -1.3)
+    x, y = torch.full((GROUPS, 4, INPUTS), 3.7), torch.full((GROUPS, 4, OUTPUTS), -1.3)
     found = moments(x, y, torch.rand(4, generator=torch.Generator().manual_seed(0)), True, (4,))
     assert found.hessian.abs().max() < 1e-12 and found.power < 1e-12
     torch.testing.assert_close(found.mean_x, x[:, 0])
