@@ -88,9 +88,10 @@ def calibrate(
         job = _Job(model, data, parts, settings, records, memory, reporter or Reporter())
         blocks = dict(enumerate(model.blocks()))
         if settings.closed_form:
-            with model.unrounded():
-                job.find_ranges()
-            job.solve(blocks, settings.closed_form, spectrum or Spectrum.uniform())
+            if model.sites():
+                with model.unrounded():
+                    job.find_ranges()
+            job.solve(blocks, settings.closed_form, spectrum)
         if settings.rounding:
             job.learn("weights", blocks, LearnedRounding, settings.rounding)
         if model.sites():
