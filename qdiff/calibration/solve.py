@@ -56,7 +56,7 @@ class BlockSolver:
             solve_layer(layer, self._moments(layer, block, captured, columns), mismatch=self.mismatch)
             for layer, columns in chosen.items()
         ]
-        power = sum(error.power for error in errors)
+        power = sum(error.power for error in errors) or 1.0  # 0 if the outputs are the same at all columns
         return Outcome(sum(error.nearest for error in errors) / power, sum(error.solved for error in errors) / power)
 
     @torch.no_grad()
