@@ -69,7 +69,9 @@ class BlockSolver:
 
         def choose(layer: QuantModule, args: tuple[Tensor], output: Tensor) -> None:
             y = layer.operation.positions(output)
-            columns = choose_columns(self.bands[:, rows], share, y.shape, self.image, generator).to(output.device)
+            x = layer.operation.windows(*args, tuple(layer.fp_weight.shape[2:])).x
+            image = self.image if x.shape[2:] == y.shape else y.shape  # a kernel along a row of tokens sees it as a row
+            columns = choose_columns(self.bands[:, rows], share, y.shape, image, generator).to(output.device)
             chosen.setdefault(layer, []).append((columns, _grouped(layer, columns.of(y))))
 
         hooks = [layer.register_forward_hook(choose) for layer in block.layers.values()]
