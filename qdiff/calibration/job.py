@@ -77,7 +77,7 @@ def calibrate(
         reporter: is told of the progress.
 
     Raises:
-        UserError: a loss is not finite, or a phase has no samples.
+        UserError: a loss, or in closed form an input or output of a layer, is not finite, or a phase has no samples.
         ValueError: the policy has phases, or there is a spectrum, and the timestep of the samples is not known; see
             `Adapter.timestep`.
     """

@@ -1,5 +1,6 @@
 """Quantizes the layers of a block in closed form, each once the network before it is quantized."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from qdiff.calibration.partial_forward import block_call
 from qdiff.calls import Call
 from qdiff.closed_form import solve_layer
 from qdiff.columns import Columns, choose_columns
+from qdiff.errors import UserError
 from qdiff.moments import Moments
 from qdiff.phases import per_phase, set_phase
 from qdiff.quant_block import QuantBlock
@@ -50,6 +52,10 @@ class BlockSolver:
 
         Returns:
             the squared errors of the layers' outputs in relation to these outputs, to nearest and as solved.
+
+        Raises:
+            UserError: inputs or outputs of a layer are not finite.
+            ValueError: the block does not call each of its layers once.
         """
         chosen = self._chosen(block, captured, generator)
         errors = [
@@ -101,7 +107,14 @@ class BlockSolver:
             x = x if layer.act_quantizer is None else layer.act_quantizer(x)
             windows = layer.operation.windows(x, tuple(weight.shape[2:]))
             moments.add(_grouped(layer, columns.of(windows)), y, columns.all_weights)
-        return moments.finish()
+        moments.finish()
+        if not (math.isfinite(moments.power) and moments.hessian.isfinite().all()):
+            path = next(path for path, other in block.layers.items() if other is layer)
+            raise UserError(
+                f"{path}: its inputs or outputs are not finite; check the weights and --cali_data_path for values that "
+                "overflow"
+            )
+        return moments
 
 
 def _grouped(layer: QuantModule, columns: Tensor) -> Tensor:
