@@ -118,7 +118,7 @@ def quantize(
         source,
         memory,
         spectrum_images=whole("spectrum_images", spectrum_images, 0),
-        act_groups=whole("act_groups", act_groups, 1),
+        act_groups=whole("act_groups", act_groups, 1, timesteps),
     )
     unquantized = pipeline.with_network(share_parameters(pipeline.network))
     kept = None if folder is None else as_path("folder", folder)
