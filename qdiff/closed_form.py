@@ -13,7 +13,10 @@ from qdiff.ranges import range_weighted
 
 @dataclass(frozen=True)
 class LayerError:
-    """Weighted mean squared error of a layer's output, quantized to nearest and in closed form, and that of zero."""
+    """Weighted mean squared error of a layer's output, quantized to nearest and in closed form, and that of zero.
+
+    If the layer has a bias, each with the bias that leaves no mean error.
+    """
 
     nearest: float
     solved: float

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from math import ceil
+from math import floor
 from typing import Any, TypeVar
 
 from qdiff.errors import suggestion
@@ -136,14 +136,14 @@ class QuantPolicy:
             groups: 2 or more, at most as many as there are different timesteps.
 
         Raises:
-            ValueError: the policy has phases already.
+            ValueError: the policy has phases already, or leaves activations in floating point.
         """
         if self.act_phases:
             raise ValueError("a policy with act_phases cannot be divided into groups of steps: give one of the two")
         if self.act is None:
             raise ValueError("groups of steps are for activations, which this policy leaves in floating point")
         visited = sorted(set(timesteps))
-        firsts = [ceil(visited[i * len(visited) // groups]) for i in range(1, groups)]
+        firsts = [floor(visited[i * len(visited) // groups]) for i in range(1, groups)]
         return replace(self, act_phases=tuple((first, self.act.bits) for first in firsts))
 
     @property

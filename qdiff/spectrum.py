@@ -62,7 +62,7 @@ class Spectrum:
     def _interpolated(self, values: Sequence[float], t: Tensor) -> Tensor:
         known = torch.tensor(self.timesteps, dtype=torch.float64)
         logs = torch.tensor(values, dtype=torch.float64).clamp(min=1e-12).log()
-        t = t.to("cpu", torch.float64)
+        t = t.cpu().double()
         right = torch.searchsorted(known, t).clamp(1, max(1, len(known) - 1))
         if len(known) == 1:
             return logs.exp().expand(len(t)).float()

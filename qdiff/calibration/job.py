@@ -77,8 +77,9 @@ def calibrate(
         reporter: is told of the progress.
 
     Raises:
-        UserError: a loss is not finite, or a phase has no samples.
-        ValueError: the policy has phases, and the timestep of the samples is not known; see `Adapter.timestep`.
+        UserError: a loss, or in closed form an input or output of a layer, is not finite, or a phase has no samples.
+        ValueError: the policy has phases, or there is a spectrum, and the timestep of the samples is not known; see
+            `Adapter.timestep`.
     """
     model.eval()
     parts = by_phase(model, data) if model.sites() else []  # first, because learning takes long
@@ -88,9 +89,10 @@ def calibrate(
         job = _Job(model, data, parts, settings, records, memory, reporter or Reporter())
         blocks = dict(enumerate(model.blocks()))
         if settings.closed_form:
-            with model.unrounded():
-                job.find_ranges()
-            job.solve(blocks, settings.closed_form, spectrum or Spectrum.uniform())
+            if model.sites():
+                with model.unrounded():
+                    job.find_ranges()
+            job.solve(blocks, settings.closed_form, spectrum)
         if settings.rounding:
             job.learn("weights", blocks, LearnedRounding, settings.rounding)
         if model.sites():
@@ -117,16 +119,16 @@ class _Job:
     memory: int
     reporter: Reporter
 
-    def solve(self, blocks: Mapping[int, QuantBlock], settings: ClosedForm, spectrum: Spectrum) -> None:
+    def solve(self, blocks: Mapping[int, QuantBlock], settings: ClosedForm, spectrum: Spectrum | None) -> None:
         """Quantize weights in closed form, block by block in the order in which the network calls them."""
         cache = self._cache(blocks)
         called = [node.module for node in cache.nodes]
         order = sorted(blocks, key=lambda i: called.index(blocks[i].module))
-        t = torch.cat([self._timesteps(part) for part in cache.parts])
+        t = torch.cat([self._timesteps(part) for part in cache.parts]) if spectrum else torch.zeros(len(self.data))
         specs = [spec for site in self.model.sites() for spec in site.specs]
         solver = BlockSolver(
             self.model,
-            spectrum.bands(t),
+            (spectrum or Spectrum.uniform()).bands(t),
             image_of(self.data.call),
             settings.columns,
             mismatch=all(spec.bits >= MISMATCH_BITS for spec in specs),

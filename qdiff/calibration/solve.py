@@ -1,5 +1,6 @@
 """Quantizes the layers of a block in closed form, each once the network before it is quantized."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from qdiff.calibration.partial_forward import block_call
 from qdiff.calls import Call
 from qdiff.closed_form import solve_layer
 from qdiff.columns import Columns, choose_columns
+from qdiff.errors import UserError
 from qdiff.moments import Moments
 from qdiff.phases import per_phase, set_phase
 from qdiff.quant_block import QuantBlock
@@ -50,13 +52,17 @@ class BlockSolver:
 
         Returns:
             the squared errors of the layers' outputs in relation to these outputs, to nearest and as solved.
+
+        Raises:
+            UserError: inputs or outputs of a layer are not finite.
+            ValueError: the block does not call each of its layers once.
         """
         chosen = self._chosen(block, captured, generator)
         errors = [
             solve_layer(layer, self._moments(layer, block, captured, columns), mismatch=self.mismatch)
             for layer, columns in chosen.items()
         ]
-        power = sum(error.power for error in errors)
+        power = sum(error.power for error in errors) or 1.0  # 0 if the outputs are the same at all columns
         return Outcome(sum(error.nearest for error in errors) / power, sum(error.solved for error in errors) / power)
 
     @torch.no_grad()
@@ -69,7 +75,9 @@ class BlockSolver:
 
         def choose(layer: QuantModule, args: tuple[Tensor], output: Tensor) -> None:
             y = layer.operation.positions(output)
-            columns = choose_columns(self.bands[:, rows], share, y.shape, self.image, generator).to(output.device)
+            x = layer.operation.windows(*args, tuple(layer.fp_weight.shape[2:])).x
+            image = self.image if x.shape[2:] == y.shape else y.shape  # a kernel along a row of tokens sees it as a row
+            columns = choose_columns(self.bands[:, rows], share, y.shape, image, generator).to(output.device)
             chosen.setdefault(layer, []).append((columns, _grouped(layer, columns.of(y))))
 
         hooks = [layer.register_forward_hook(choose) for layer in block.layers.values()]
@@ -99,7 +107,14 @@ class BlockSolver:
             x = x if layer.act_quantizer is None else layer.act_quantizer(x)
             windows = layer.operation.windows(x, tuple(weight.shape[2:]))
             moments.add(_grouped(layer, columns.of(windows)), y, columns.all_weights)
-        return moments.finish()
+        moments.finish()
+        if not (math.isfinite(moments.power) and moments.hessian.isfinite().all()):
+            path = next(path for path, other in block.layers.items() if other is layer)
+            raise UserError(
+                f"{path}: its inputs or outputs are not finite; check the weights and --cali_data_path for values that "
+                "overflow"
+            )
+        return moments
 
 
 def _grouped(layer: QuantModule, columns: Tensor) -> Tensor:

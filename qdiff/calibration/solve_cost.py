@@ -1,9 +1,10 @@
 """What quantizing in closed form will take, estimated from the sizes of the layers and the speed of two small tasks."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 
 from qdiff.gptq import SWEEPS, Grid, rounded
 from qdiff.quant_layer import QuantModule
@@ -39,9 +40,9 @@ class SolveSpeed:
         x = torch.randn(2 * inputs, inputs, generator=generator).to(device)
         row = torch.ones(1, outputs, device=device)
         toy = x[:inputs, :outputs], x.T @ x, Grid(row, 0 * row, (inputs,), -8, 7)
-        self.loop = _seconds(lambda: rounded(*toy, refit=True), device) / inputs
+        self.loop = _seconds(lambda: rounded(*toy, refit=True), x) / inputs
         matrix = torch.ones(MATRIX, MATRIX, device=device)
-        self.flop = _seconds(lambda: matrix @ matrix, device) / (2 * MATRIX**3)
+        self.flop = _seconds(lambda: matrix @ matrix, x) / (2 * MATRIX**3)
 
     def seconds(self, layers: Iterable[QuantModule], columns: int) -> float:
         """Return the estimated seconds of solving layers, from so many columns of the input of each."""
@@ -55,11 +56,11 @@ class SolveSpeed:
         return loops + self.flop * (moments + factors + products)
 
 
-def _seconds(run, device: torch.device) -> float:
-    """Return the seconds of a task; a first, unmeasured one prepares kernels."""
+def _seconds(run: Callable[[], object], x: Tensor) -> float:
+    """Return the seconds of a task on the device of `x`; a first, unmeasured one prepares kernels."""
     for _ in range(2):
         start = time.perf_counter()
         run()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+        if not x.is_cpu:
+            torch.accelerator.synchronize(x.device)
     return time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,14 +34,14 @@ def policy_of(args: Namespace) -> "QuantPolicy":
 
 
 def learning_of(args: Namespace) -> "CalibrationSettings":
-    """Return the calibration settings of the flags; with `--resume_w`, no rounding."""
+    """Return the calibration settings of the flags; with `--resume_w`, the weights stay as they are."""
     from qdiff.block_recon import Schedule
     from qdiff.pipelines.methods import learning, rounding_schedule
 
-    return learning(
+    settings = learning(
         args.quant_mode,
         args.cali_batch_size,
-        None if args.resume_w else rounding_schedule(args.cali_iters, args.cali_lr_w),
+        rounding_schedule(args.cali_iters, args.cali_lr_w),
         Schedule(args.cali_iters_a, args.cali_lr) if args.quant_act else None,
         p=args.cali_p,
         range_samples=args.cali_range_n,
@@ -48,6 +49,7 @@ def learning_of(args: Namespace) -> "CalibrationSettings":
         rs_sm_only=args.rs_sm_only,
         seed=args.seed,
     )
+    return replace(settings, rounding=None, closed_form=None) if args.resume_w else settings
 
 
 def quantization_of(args: Namespace) -> "Quantization | None":

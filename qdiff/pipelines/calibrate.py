@@ -100,6 +100,8 @@ class Calibrate:
         provenance = {"settings": self.learning.to_dict(), "policy": policy.to_dict(), "weights": weights}
         if self.weights_from:
             provenance["cali_ckpt"] = file_digest(self.weights_from)
+        if self.learning.closed_form:
+            provenance["spectrum_images"] = self.spectrum_images
         if file.exists():
             log.info("calibrated before: %s", file)
             model = self.finished(file).run(pipeline, folder)

@@ -126,7 +126,7 @@ def quantize(
         source,
         memory,
         spectrum_images=whole("spectrum_images", spectrum_images, 0),
-        act_groups=whole("act_groups", act_groups, 1),
+        act_groups=whole("act_groups", act_groups, 1, timesteps),
         keep8=_known_layers(pipeline, keep8),
     )
     unquantized = pipeline.with_network(share_parameters(pipeline.network))

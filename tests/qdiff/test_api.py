@@ -280,7 +280,7 @@ def test_a_resumed_call_with_phases_ends_in_the_same_file(pixel, in_two_phases, 
 @pytest.mark.parametrize(
     ("kind", "arguments", "said"),
     [
-        (ValueError, {"method": "round"}, "method must be one of qdiff, linear, not 'round'"),
+        (ValueError, {"method": "round"}, "method must be one of qdiff, gptq, linear, not 'round'"),
         (ValueError, {"weight_bits": 1}, "weight_bits must be in 2..8, not 1"),
         (ValueError, {"weight_bits": 16}, "weight_bits must be in 2..8, not 16"),
         (ValueError, {"act_bits": 1}, "act_bits must be in 2..16, not 1"),

@@ -183,6 +183,42 @@ def test_phases_change_bits_and_nothing_else():
     assert [PHASED.timesteps_of(i) for i in PHASED.phases] == ["0..9", "10..599", "from 600 on"]
 
 
+TIMESTEPS = st.lists(st.integers(0, 999), min_size=2, max_size=40, unique=True)
+
+
+@given(TIMESTEPS, st.integers(2, 10))
+def test_groups_of_steps_are_consecutive_and_of_equal_size(timesteps, groups):
+    groups = min(groups, len(timesteps))
+    grouped = QuantPolicy(W4, A8, softmax_bits=16).grouped(timesteps, groups)
+    phases = [grouped.phase_of(t) for t in sorted(timesteps)]
+    sizes = [phases.count(phase) for phase in grouped.phases]
+    assert len(sizes) == groups and phases == sorted(phases) and max(sizes) - min(sizes) <= 1
+    assert {grouped.act_for("model.a", phase=i) for i in grouped.phases} == {A8}
+    assert replace(grouped, act_phases=()) == QuantPolicy(W4, A8, softmax_bits=16)
+
+
+def test_groups_of_steps_between_integers():
+    """As those of DPM-Solver."""
+    grouped = QuantPolicy(W4, A8).grouped([999.0, 749.25, 499.5, 249.75], 4)
+    assert [grouped.phase_of(t) for t in (249.75, 499.5, 749.25, 999.0)] == [0, 1, 2, 3]
+
+
+def test_timesteps_that_a_sampler_visits_twice_count_once():
+    assert QuantPolicy(W4, A8).grouped([9, 5, 5, 0], 3).act_phases == ((5, 8), (9, 8))
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (PHASED, "act_phases cannot be divided into groups of steps"),
+        (QuantPolicy(W4), "which this policy leaves in float"),
+    ],
+)
+def test_policies_that_cannot_be_grouped(policy, message):
+    with pytest.raises(ValueError, match=message):
+        policy.grouped([1, 2, 3], 2)
+
+
 def test_attention_weights_and_rules_keep_their_bits_in_all_phases():
     policy = replace(PHASED, act_rules=(("model.a", 5), ("*.product.v", 7), ("model.b", None)))
     for i, bits in enumerate((8, 4, 6)):

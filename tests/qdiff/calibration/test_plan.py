@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import psutil
@@ -6,13 +7,14 @@ import pytest
 
 from qdiff.block_recon import Schedule
 from qdiff.calibration.plan import GIB, BlockPlan, Plan, default_budget, format_duration
-from qdiff.calibration.settings import CalibrationSettings
+from qdiff.calibration.settings import CalibrationSettings, ClosedForm
 from qdiff.errors import UserError
 
 BOTH = CalibrationSettings(10, Schedule(100, 1e-3), Schedule(50, 1e-3))
 WEIGHTS = CalibrationSettings(10, Schedule(100, 1e-3), None)
 STEPS = CalibrationSettings(10, None, Schedule(50, 1e-3))
 NOTHING = CalibrationSettings(10, None, None)
+CLOSED = CalibrationSettings(10, None, None, closed_form=ClosedForm())
 
 # path, weights, sites, bytes per sample and per iteration, seconds: of a batch's forward, way to it, short way
 BLOCKS = [
@@ -150,3 +152,43 @@ def test_table():
     assert lines[4] == "3 blocks, 25 calibration samples"
     assert format_duration(plan(BOTH).seconds) in lines[-1]
     assert "calibration data: 3.00 GiB" in Plan(BLOCKS, 25, BOTH, 0, data_bytes=3 * GIB).table()
+
+
+# Closed form
+
+COSTS = [(1, 1, 7), (3, 20, 9000), (2, 5, 8500)]  # of each block, layers, seconds and bytes of solving
+SOLVED = [replace(b, layers=n, solve_seconds=s, solve_bytes=size) for b, (n, s, size) in zip(BLOCKS, COSTS)]
+
+
+def test_the_closed_form_has_a_unit_and_an_iteration_for_each_block():
+    closed = Plan(SOLVED, 25, CLOSED, 0)
+    assert closed.units == [("solve", 0), ("solve", 1), ("solve", 2)]
+    assert closed.iterations("solve") == 1 and closed.iterations("weights") == closed.iterations("steps") == 0
+    both = Plan(SOLVED, 25, replace(BOTH, closed_form=ClosedForm()), 0)
+    assert both.units == closed.units + plan(BOTH).units
+
+
+def test_times_of_the_closed_form():
+    """Three batches: twice up to the block, in full precision through it, up to each of its layers, on average half."""
+    closed = Plan(SOLVED, 25, CLOSED, 0)
+    expected = [6 * 0.1 + 3 * (1 + 1) * 0.1 + 1, 6 * 0.3 + 3 * (1 + 2) * 0.2 + 20, 6 * 0.7 + 3 * (1 + 1.5) * 0.4 + 5]
+    assert [closed.block_seconds(i, "solve") for i in range(3)] == pytest.approx(expected)
+    assert closed.seconds == pytest.approx(sum(expected))
+    kept = Plan(SOLVED, 25, CLOSED, 0, cached_samples=20)
+    assert kept.block_seconds(2, "solve") == pytest.approx(2 * 0.7 + 4 * 0.6 + 3 * (1 + 1.5) * 0.4 + 5)
+
+
+def test_memory_of_the_closed_form():
+    """Of one block at a time; all inputs are captured, also of blocks without step sizes."""
+    closed = Plan(SOLVED, 25, CLOSED, 0)
+    assert closed.captured_bytes == 25 * 400 and closed.learning_bytes == 0
+    assert closed.working_bytes == 8500 + 1000, "the third block"
+    assert Plan(SOLVED, 25, CLOSED, 9501).working_bytes == 9501
+
+
+def test_the_table_tells_what_the_sensitivity_takes():
+    closed = Plan(SOLVED, 25, CLOSED, 0, sensitivity_calls=12_000)
+    assert closed.sensitivity_seconds == pytest.approx(12_000 * 0.7 / 10), "the last block ends the network"
+    assert closed.table().splitlines()[-2] == "sensitivity spectrum, before: 12,000 network calls, 0:14:00"
+    assert "sensitivity" not in Plan(SOLVED, 25, CLOSED, 0).table()
+    assert closed.seconds == Plan(SOLVED, 25, CLOSED, 0).seconds

@@ -35,7 +35,8 @@ PUBLISHED = """
 """
 ADDED = (
     "--ckpt --device auto --dry_run --batch_size --cali_lr_w --cali_memory --cali_range_n 256 "
-    "--dpm_order 3 --dpm_method singlestep --a_min_max --rs_sm_only --low_memory"
+    "--dpm_order 3 --dpm_method singlestep --a_min_max --rs_sm_only --low_memory "
+    "--act_groups 1 --keep8 --cali_spectrum_n 1"
 )
 WITHOUT_VALUE = {"cali_ckpt", "cali_data_path", "ckpt", "batch_size", "cali_lr_w", "cali_memory"}
 
@@ -87,7 +88,7 @@ def test_published_command_lines_mean_what_they_meant(line, special, bit):
 
 def test_every_flag_has_its_documented_default_and_there_is_no_other():
     args = vars(read("--config c.yml"))
-    expected = documented_defaults(PUBLISHED + ADDED) | {"config": "c.yml", "logdir": "runs/ddim"}
+    expected = documented_defaults(PUBLISHED + ADDED) | {"config": "c.yml", "logdir": "runs/ddim", "keep8": ()}
     assert args.keys() == expected.keys()
     for name, value in args.items():
         if isinstance(expected[name], str):
@@ -109,6 +110,9 @@ def test_every_flag_has_its_documented_default_and_there_is_no_other():
         PTQ + "--quant_mode linear --weight_bit 2 --cali_memory 0.5 --cali_lr_w 1 --cali_iters 1",
         PTQ + "--cali_st 2000 --cali_data_path data.pt",
         PTQ + "--cali_st 1000",
+        ACT + "--quant_mode gptq --act_groups 4 --cali_st 4 --keep8 ends,time --cali_spectrum_n 0",
+        PTQ + "--quant_mode gptq --keep8 time",
+        ACT + "--quant_mode gptq --resume --cali_ckpt w --act_groups 4",
     ],
 )
 def test_accepted(line):
@@ -131,6 +135,10 @@ def test_accepted(line):
         (BASE + "--skip_type x", "--skip_type: 'x' is unknown: use uniform or quad"),
         (BASE + "--sample_type generalised", "--sample_type: 'generalised' is unknown: did you mean generalized?"),
         (PTQ + "--quant_mode Linear", "--quant_mode: 'Linear' is unknown: did you mean linear?"),
+        (PTQ + "--quant_mode gtpq", "--quant_mode: 'gtpq' is unknown: did you mean gptq?"),
+        (PTQ + "--keep8 end", "--keep8: 'end' is unknown: use ends or time, or both with a comma"),
+        (PTQ + "--keep8 ends,all", "--keep8: 'all' is unknown: use ends or time, or both with a comma"),
+        (PTQ + "--keep8", "--keep8: expected one argument"),
         (BASE + "-l", "-l/--logdir: expected one argument"),
         (BASE + "--device gpu", "--device: 'gpu' is not a device: use auto, cpu, mps, cuda or cuda:N"),
         (BASE + "--device cuda:x", "--device: 'cuda:x' is not a device: use auto, cpu, mps, cuda or cuda:N"),
@@ -160,6 +168,8 @@ def test_misspelt_or_missing(line, message):
         (PTQ, "--cali_lr_w", "0 1.5", "a number in 1e-08..1"),
         (ACT, "--cali_lr", "0 1.5", "a number in 1e-08..1"),
         (ACT, "--cali_p", "0.9 inf", "a number in 1..10"),
+        (ACT, "--act_groups", "0 -1 2.5", "a whole number in 1.."),
+        (PTQ, "--cali_spectrum_n", "-1 x", "a whole number in 0.."),
         (PTQ, "--cali_memory", "0 -1 inf", "a number in 0.01..65536"),
     ],
 )
@@ -186,7 +196,7 @@ def lacking(flag: str, what: str) -> str:
     [
         *("--quant_act", "--weight_bit 8", "--quant_mode qdiff", "--split"),
         *("--cali_st 1", "--cali_n 9", "--cali_batch_size 9", "--cali_data_path d.pt"),
-        *("--cali_iters 9", "--cali_lr_w 1e-3", "--cali_memory 1"),
+        *("--cali_iters 9", "--cali_lr_w 1e-3", "--cali_memory 1", "--cali_spectrum_n 2", "--keep8 ends"),
     ],
 )
 def test_quantization_flags_need_ptq_even_with_their_default_value(words):
@@ -196,7 +206,16 @@ def test_quantization_flags_need_ptq_even_with_their_default_value(words):
 
 @pytest.mark.parametrize(
     "words",
-    ["--act_bit 8", "--sm_abit 8", "--a_sym", "--running_stat", "--cali_iters_a 9", "--cali_lr 4e-4", "--cali_p 2"],
+    [
+        "--act_bit 8",
+        "--act_groups 1",
+        "--sm_abit 8",
+        "--a_sym",
+        "--running_stat",
+        "--cali_iters_a 9",
+        "--cali_lr 4e-4",
+        "--cali_p 2",
+    ],
 )
 def test_activation_flags_need_quantized_activations(words):
     flag = words.split()[0]
@@ -213,6 +232,14 @@ def test_activation_flags_need_quantized_activations(words):
         (ACT + "--resume_w", lacking("--resume_w", "--cali_ckpt")),
         (PTQ + "--resume_w --cali_ckpt w", lacking("--resume_w", "--quant_act")),
         (PTQ + "--cali_ckpt w", lacking("--cali_ckpt", "--resume or --resume_w")),
+        (
+            PTQ + "--keep8 ends --resume --cali_ckpt w",
+            "--keep8 and --resume exclude each other: leave one of them out",
+        ),
+        (
+            ACT + "--keep8 ends --resume_w --cali_ckpt w",
+            "--keep8 and --resume_w exclude each other: leave one of them out",
+        ),
         (
             ACT + "--resume --resume_w --cali_ckpt w",
             "--resume_w and --resume exclude each other: leave one of them out",

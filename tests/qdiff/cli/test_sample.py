@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qdiff.block_recon import Schedule
-from qdiff.calibration.settings import CalibrationSettings
+from qdiff.calibration.settings import CalibrationSettings, ClosedForm
 from qdiff.cli import sample_ddim
 from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import parse
@@ -58,8 +58,31 @@ W, A = Schedule(20000, 1e-3), Schedule(5000, 4e-4)
 )
 def test_what_is_learned(line, rounding, steps):
     found = learning_of(flags(line))
-    assert (found.rounding, found.steps) == (rounding, steps)
+    assert (found.rounding, found.steps, found.closed_form) == (rounding, steps, None)
     assert (found.batch_size, found.p, found.running_stat, found.seed) == (32, 2.4, False, 1234)
+
+
+@pytest.mark.parametrize(
+    ("line", "closed_form"),
+    [
+        ("--quant_mode gptq", ClosedForm()),
+        ("--quant_act --quant_mode gptq --cali_iters 7", ClosedForm()),
+        ("--quant_act --quant_mode gptq --resume_w --cali_ckpt f", None),
+    ],
+)
+def test_in_closed_form_nothing_is_learned(line, closed_form):
+    """And with --resume_w no weight is chosen again."""
+    found = learning_of(flags(line))
+    assert (found.rounding, found.steps, found.closed_form) == (None, None, closed_form)
+
+
+def test_flags_of_the_closed_form_reach_the_calibration():
+    words = "--quant_act --quant_mode gptq --cali_st 3 --act_groups 3 --keep8 time,ends --cali_spectrum_n 5"
+    found = quantization_of(flags(words))
+    assert (found.act_groups, found.keep8, found.spectrum_images) == (3, ("time", "ends"), 5)
+    default = quantization_of(flags("--quant_mode gptq"))
+    assert (default.act_groups, default.keep8, default.spectrum_images) == (1, (), 2)
+    assert found.policy.act.range_search == "mse"
 
 
 def test_other_settings():

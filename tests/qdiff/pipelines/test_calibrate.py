@@ -29,6 +29,7 @@ from qdiff.files.digest import tensors_digest
 from qdiff.files.journal import Journal
 from qdiff.pipelines import calibrate, calibration_set
 from qdiff.quant_model import QuantModel
+from qdiff.spectrum import Spectrum
 from tests.tiny import tiny_network
 
 
@@ -201,6 +202,99 @@ def test_the_weights_of_another_checkpoint_are_another_job(tmp_path):
     content = (tmp_path / "a" / "quantized.safetensors").read_bytes()
     assert record["cali_ckpt"] == hashlib.sha256(content).hexdigest()
     assert "holds results for other cali_ckpt (" in refusal(job(tmp_path / "c", line.format(tmp_path / "b")))
+
+
+# Closed form
+
+GPTQ = "--quant_mode gptq --cali_spectrum_n "
+
+
+@pytest.fixture
+def spectra(monkeypatch):
+    """Spectra that are not measured: the numbers of images that were asked for."""
+    asked = []
+
+    def spectrum_of(pipeline, images, folder, weights, progress):
+        asked.append(images)
+        return Spectrum((0.0,), (1.0,), (2.0,), (3.0,))
+
+    monkeypatch.setattr(calibrate, "spectrum_of", spectrum_of)
+    return asked
+
+
+def test_a_job_in_closed_form_is_measured_calibrated_and_loaded(idle, spectra, tmp_path):
+    collect = Collector()
+    made = job(tmp_path, GPTQ + "3", collect=collect)
+    made.run()
+    (_, options) = idle[0]
+    assert spectra == [3] and options["spectrum"] == Spectrum((0.0,), (1.0,), (2.0,), (3.0,))
+    provenance = read_quantized(made.file).provenance
+    assert provenance["spectrum"] == options["spectrum"].to_dict() and provenance["spectrum_images"] == 3
+    assert provenance["settings"]["closed_form"] == {"columns": 8000} and provenance["settings"]["rounding"] is None
+    job(tmp_path, GPTQ + "3", collect=collect).run()
+    assert (collect.calls, len(idle), spectra) == (1, 1, [3]), "what is finished is loaded"
+    with pytest.raises(UserError, match=r"was calibrated with other spectrum_images: give another folder"):
+        job(tmp_path, GPTQ + "2", collect=collect).run()
+
+
+def test_without_images_all_errors_count_alike(idle, spectra, tmp_path):
+    made = job(tmp_path, GPTQ + "0")
+    made.run()
+    assert spectra == [] and idle[0][1]["spectrum"] is None
+    assert "spectrum" not in read_quantized(made.file).provenance
+
+
+def test_an_interrupted_job_with_another_spectrum(spectra, tmp_path):
+    with mock.patch.object(calibrate, "calibrate", killed), pytest.raises(Killed):
+        job(tmp_path, GPTQ + "3").run()
+    assert "holds results for other spectrum_images (" in refusal(job(tmp_path, GPTQ + "2"))
+
+
+def test_what_is_learned_has_no_spectrum(idle, spectra, tmp_path):
+    made = job(tmp_path, "--cali_spectrum_n 3")
+    made.run()
+    provenance = read_quantized(made.file).provenance
+    assert spectra == [] and not {"spectrum", "spectrum_images"} & provenance.keys()
+    assert "closed_form" not in provenance["settings"], "so that records from before it stay valid"
+
+
+def test_weights_of_a_checkpoint_are_kept_in_closed_form_too(idle, spectra, tmp_path):
+    job(tmp_path / "a", GPTQ + "3").run()
+    file = tmp_path / "a" / "quantized.safetensors"
+    made = job(tmp_path / "b", f"--quant_act --resume_w --cali_ckpt {file} {GPTQ} 3")
+    with pytest.raises(ValueError, match="not calibrated"):  # nothing has searched the ranges
+        made.run()
+    assert spectra == [3] and idle[1][0][2].closed_form is None
+
+
+def test_plan_of_the_closed_form(tmp_path):
+    """Of two network calls, the first and the last are measured: 2 for the images, and 3 for errors in the first."""
+    plan = job(tmp_path, GPTQ + "4").plan()
+    assert plan.sensitivity_calls == 4 * (2 + 3)
+    assert plan.units == [("solve", i) for i in range(18)] and plan.seconds > 0
+    assert all(block.layers >= 1 and block.solve_seconds > 0 and block.solve_bytes > 0 for block in plan.blocks)
+    assert job(tmp_path, GPTQ + "0").plan().sensitivity_calls == job(tmp_path).plan().sensitivity_calls == 0
+
+
+def test_groups_of_steps_and_layers_of_8_bits_are_in_the_policy(idle, tmp_path):
+    made = job(tmp_path, "--quant_mode gptq --quant_act --act_groups 2 --keep8 ends")
+    made.model.timesteps = [600, 5]
+    made.quantization.check(made.model)
+    plan = made.quantization._policy(made.model)
+    assert plan.act_phases == ((600, 8),) and plan.weight_for("model.conv_in").bits == 8
+    assert plan.weight_for("model.mid.block_1.conv1").bits == 4
+
+
+@pytest.mark.parametrize(("steps", "timesteps"), [(2, [600, 5]), (3, [9, 5, 0]), (3, [9, 5, 5])])
+def test_more_groups_than_there_are_steps(steps, timesteps, tmp_path):
+    """Of the data, or of the sampler, which may visit a timestep twice."""
+    made = job(tmp_path, f"--quant_act --act_groups 3 --cali_st {steps}")
+    made.model.timesteps, made.model.nfe = timesteps, len(timesteps)
+    if timesteps == [9, 5, 0]:
+        made.quantization.check(made.model)
+        return
+    with pytest.raises(UserError, match=r"^--act_groups 3 exceeds the 2 steps of the data: raise --cali_st$"):
+        made.quantization.check(made.model)
 
 
 # Data that do not fit
