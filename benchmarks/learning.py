@@ -4,10 +4,10 @@
     python benchmarks/learning.py --iterations 60 200 --lr 4e-3 6e-2
 
 One row per calibration, then the mean and the sample standard deviation over seeds, which change the calibration data
-and the draws. "loss" is a block's loss over the calibration set after learning, divided by that of nearest rounding, and
-averaged over blocks; "turned" the share of weights that are not rounded to nearest; "eps" the relative squared error of
-eps on the full-precision trajectories of images that calibration has not seen; PSNR compares these images. Activations
-keep the ranges of the search, so that only roundings are learned.
+and the draws. "loss" is a block's loss over the calibration set after learning, divided by the one before, averaged
+over blocks; "turned" the share of weights that are not rounded to nearest; "eps" the relative squared error of eps on
+the full-precision trajectories of images that calibration has not seen; PSNR compares these images. Activations keep
+the ranges of the search, so that only roundings are learned. `block_learning.py` is faster.
 """
 
 import argparse

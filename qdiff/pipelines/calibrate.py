@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from qdiff.adapters import adapter_for
 from qdiff.calibration.data import CalibrationSet
@@ -97,7 +98,11 @@ class Calibrate:
         file = folder / FILE
         weights = tensors_digest(pipeline.network.state_dict())
         policy = self._policy(pipeline)
-        provenance = {"settings": self.learning.to_dict(), "policy": policy.to_dict(), "weights": weights}
+        provenance: dict[str, Any] = {
+            "settings": self.learning.to_dict(),
+            "policy": policy.to_dict(),
+            "weights": weights,
+        }
         if self.weights_from:
             provenance["cali_ckpt"] = file_digest(self.weights_from)
         if self.learning.closed_form:
