@@ -69,10 +69,15 @@ def learning(args: argparse.Namespace, data: Path) -> list:
     return ["--cali_data_path", data / "calibration_data.safetensors", *schedule]
 
 
+def solving(data: Path) -> list:
+    """Return the arguments of a run with weights in closed form, from data that another one collected."""
+    return ["--quant_mode", "gptq", "--split", "--cali_data_path", data / "calibration_data.safetensors"]
+
+
 def pixel_space(args: argparse.Namespace) -> Experiment:
-    """Return the comparison on the pixel-space model, which shows the effect of split shortcuts."""
+    """Return the comparison on the pixel-space model."""
     out = args.out / "pixel"
-    learned = learning(args, out / "linear")
+    learned, solved = learning(args, out / "linear"), solving(out / "linear")
     sampling = ["--config", args.config, "--skip_type", "quad", "--timesteps", args.timesteps, "--eta", ETA]
     return Experiment(
         "pixel",
@@ -82,8 +87,9 @@ def pixel_space(args: argparse.Namespace) -> Experiment:
         {
             FP: (out / "fp", []),
             "linear W4A8": (out / "linear", quantization(args, 4, "--quant_mode", "linear")),
-            "Q-Diffusion W4A8, no split": (out / "qdiff", quantization(args, 4, *learned)),
-            "Q-Diffusion W4A8, split": (out / "qdiff_split", quantization(args, 4, "--split", *learned)),
+            "Q-Diffusion W4A8": (out / "qdiff", quantization(args, 4, "--split", *learned)),
+            "closed form W4A8": (out / "gptq", quantization(args, 4, *solved)),
+            "closed form W4A8, ends W8A8": (out / "gptq_ends", quantization(args, 4, *solved, "--keep8", "ends")),
         },
         args.max_images,
         FEATURES / "reference.safetensors",
@@ -93,10 +99,9 @@ def pixel_space(args: argparse.Namespace) -> Experiment:
 def latent(args: argparse.Namespace) -> Experiment:
     """Return the comparison on the class-conditional model, with guidance; one column of images per category."""
     out = args.out / "latent"
-    learned = learning(args, out / "linear_w4a8")
+    learned, solved = learning(args, out / "linear_w4a8"), solving(out / "linear_w4a8")
     sampling = ["-r", args.latent, "--seed", 41, "-c", args.timesteps, "-e", 1, "--batch_size", 9, "--scale", SCALE]
     quantized = guided_quantization(args)
-    kept = ["--quant_mode", "linear", "--cali_data_path", out / "linear_w4a8" / "calibration_data.safetensors"]
     return Experiment(
         "latent",
         "A class-conditional latent model, 64 x 64",
@@ -106,8 +111,8 @@ def latent(args: argparse.Namespace) -> Experiment:
             FP: (out / "fp", []),
             "linear W4A8": (out / "linear_w4a8", quantized(4, "--quant_mode", "linear")),
             "Q-Diffusion W4A8": (out / "qdiff_w4a8", quantized(4, "--split", *learned)),
-            "linear W8A8": (out / "linear_w8a8", quantized(8, *kept)),
-            "Q-Diffusion W8A8": (out / "qdiff_w8a8", quantized(8, "--split", *learned)),
+            "closed form W4A8": (out / "gptq_w4a8", quantized(4, *solved)),
+            "closed form W8A8": (out / "gptq_w8a8", quantized(8, *solved)),
         },
         args.max_images,
         FEATURES / "reference_all.safetensors",
@@ -119,7 +124,7 @@ def text_to_image(args: argparse.Namespace) -> Experiment:
     """Return the comparison on the text-to-image model, with guidance; one column of images per prompt."""
     out, file = args.out / "text", args.text / "prompts.txt"
     prompts = read_prompts(file, "--text")
-    learned = learning(args, out / "linear_w4a8")
+    learned, solved = learning(args, out / "linear_w4a8"), solving(out / "linear_w4a8")
     model = ["--config", args.text / "config.yaml", "--ckpt", args.text / "model.safetensors", "--from-file", file]
     model += ["--precision", "full"]  # on a GPU too, as in the other parts
     sampling = ["--n_samples", len(prompts), "--n_iter", TURNS, "--scale", SCALE, "--ddim_steps", args.timesteps]
@@ -134,7 +139,8 @@ def text_to_image(args: argparse.Namespace) -> Experiment:
             FP: (out / "fp", []),
             "linear W4A8": (out / "linear_w4a8", quantized(4, *linear)),
             "Q-Diffusion W4A8": (out / "qdiff_w4a8", quantized(4, "--split", *learned)),
-            "Q-Diffusion W8A8": (out / "qdiff_w8a8", quantized(8, "--split", *learned)),
+            "closed form W4A8": (out / "gptq_w4a8", quantized(4, *solved)),
+            "closed form W8A8": (out / "gptq_w8a8", quantized(8, *solved)),
         },
         TURNS * len(prompts),
         FEATURES / "reference_all.safetensors",

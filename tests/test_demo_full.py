@@ -29,9 +29,9 @@ FILES = {
     "report.html",
 }
 RUNS = {
-    "pixel": ["fp", "linear", "qdiff", "qdiff_split"],
-    "latent": ["fp", "linear_w4a8", "qdiff_w4a8", "linear_w8a8", "qdiff_w8a8"],
-    "text": ["fp", "linear_w4a8", "qdiff_w4a8", "qdiff_w8a8"],
+    "pixel": ["fp", "linear", "qdiff", "gptq", "gptq_ends"],
+    "latent": ["fp", "linear_w4a8", "qdiff_w4a8", "gptq_w4a8", "gptq_w8a8"],
+    "text": ["fp", "linear_w4a8", "qdiff_w4a8", "gptq_w4a8", "gptq_w8a8"],
 }
 IMAGES = 3
 COUNTS = {"pixel": IMAGES, "latent": IMAGES, "text": 2 * 2}
@@ -112,7 +112,7 @@ def test_results_say_what_the_files_say(out, results):
         for run, result in zip(runs[1:], results[model][1:], strict=True):
             file = out / model / run / "quantized.safetensors"
             summary = read_checkpoint(file).summary
-            split = run == "qdiff_split" or (model != "pixel" and "qdiff" in run)
+            split = not run.startswith("linear")
             bits = 8 if "w8" in run else 4
             assert (summary.weight_bits, summary.activations.bits, summary.split) == (bits, 8, split)
             assert (result["size"], result["fp32_size"]) == (file.stat().st_size, summary.fp32_bytes)
@@ -122,7 +122,7 @@ def test_results_say_what_the_files_say(out, results):
 
 def test_more_bits_are_closer(results):
     error = {row["method"]: row["mae"] for row in results["latent"]}
-    assert error["linear W8A8"] < error["linear W4A8"]
+    assert error["closed form W8A8"] < error["closed form W4A8"]
 
 
 def test_the_commands_are_shown_and_share_seeds_and_data(out, results, printed):
