@@ -97,7 +97,11 @@ class Calibrate:
         file = folder / FILE
         weights = tensors_digest(pipeline.network.state_dict())
         policy = self._policy(pipeline)
-        provenance = {"settings": self.learning.to_dict(), "policy": policy.to_dict(), "weights": weights}
+        provenance: dict[str, object] = {
+            "settings": self.learning.to_dict(),
+            "policy": policy.to_dict(),
+            "weights": weights,
+        }
         if self.weights_from:
             provenance["cali_ckpt"] = file_digest(self.weights_from)
         if self.learning.closed_form:
