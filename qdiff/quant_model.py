@@ -216,18 +216,19 @@ class QuantModel(nn.Module):
 
         device = next(model.parameters()).device
         if not keep_weights:  # now, because loading them into finished layers would dequantize those again
-            weights = {f"{path}.weight" for path, module in model.named_modules() if type(module) in OPERATIONS}
-            others = [key for key in model.state_dict() if key not in weights]
+            layers = [path for path, module in model.named_modules() if type(module) in OPERATIONS]
+            replaced = {f"{path}.{name}" for path in layers for name in ("weight", "bias")}
+            others = [key for key in model.state_dict() if key not in replaced]
             model.load_state_dict({key: state[f"model.{key}"] for key in others}, strict=False)
 
         def restore(path: str, layer: nn.Module, split: tuple[int, ...] | None) -> QuantModule:
             prefix = f"model.{path}"
             quantizer = quantizer_from(state, f"{prefix}.weight_quantizer", policy.weight_for(prefix), split)
             restored = layer_type(layer, quantizer.to(device), state[f"{prefix}.codes"])
+            if restored.bias is not None:  # a new tensor, because another network may share that of the layer
+                restored.set_bias(state[f"{prefix}.bias"])
             if not keep_weights:
                 restored.forget_full_precision()
-            elif restored.bias is not None:
-                restored.set_bias(state[f"{prefix}.bias"])
             return restored
 
         quantized = cls(model, policy, adapter, make_layer=restore)

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from qdiff.adapters import adapter_for
 from qdiff.calibration.data import CalibrationSet
@@ -30,7 +29,7 @@ from qdiff.quant_model import QuantModel
 from qdiff.spectrum import Spectrum
 
 FILE = "quantized.safetensors"
-SPECTRUM_IMAGES = 1
+SPECTRUM_IMAGES = 2
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ class Calibrate:
         file = folder / FILE
         weights = tensors_digest(pipeline.network.state_dict())
         policy = self._policy(pipeline)
-        provenance: dict[str, Any] = {
+        provenance: dict[str, object] = {
             "settings": self.learning.to_dict(),
             "policy": policy.to_dict(),
             "weights": weights,

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,6 +21,7 @@ from diffusion.steps import Model
 from qdiff.calibration.data import CalibrationSet
 from qdiff.checkpoints.quantized_file import read_quantized
 from qdiff.errors import UserError
+from qdiff.files.digest import tensors_digest
 from qdiff.files.images import read_images
 from qdiff.phases import per_phase
 from qdiff.pipelines.pipeline import Pipeline
@@ -277,6 +279,49 @@ def test_a_resumed_call_with_phases_ends_in_the_same_file(pixel, in_two_phases, 
         qdiff.quantize(pixel, **{**arguments, "policy": phased(400)})
 
 
+CLOSED = {"weight_bits": 4, "method": "gptq", "spectrum_images": 1, "timesteps": 4, "samples": 2, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def closed(pixel, tmp_path_factory) -> tuple[Path, Pipeline]:
+    """A folder, and what was calibrated there in closed form, in two groups of steps."""
+    folder = tmp_path_factory.mktemp("closed")
+    return folder, qdiff.quantize(pixel, act_bits=8, split=True, act_groups=2, folder=folder, **CLOSED)
+
+
+def test_groups_of_steps_are_in_the_policy(closed):
+    _, pipe = closed
+    firsts = [first for first, _ in pipe.network.policy.act_phases]
+    assert len(firsts) == 1 and [t >= firsts[0] for t in pipe.timesteps] == [True, True, False, False]
+
+
+def test_a_resumed_call_in_closed_form_ends_in_the_same_file(pixel, closed, tmp_path):
+    folder, pipe = closed
+    kept, again = (folder / "quantized.safetensors").read_bytes(), tmp_path / "again"
+    shutil.copytree(folder, again)
+    for unit in ("quantized", "journal/solve-011", "journal/ranges", "sensitivity/sensitivity-0001"):
+        (again / f"{unit}.safetensors").unlink()
+    arguments = {"act_bits": 8, "split": True, "act_groups": 2, "folder": again, **CLOSED}
+    original = tensors_digest(pixel.network.state_dict())
+    resumed = qdiff.quantize(pixel, **arguments)
+    assert (again / "quantized.safetensors").read_bytes() == kept
+    assert torch.equal(resumed.sample(2).tensor, pipe.sample(2).tensor)
+    assert torch.equal(qdiff.quantize(pixel, **arguments).sample(2).tensor, pipe.sample(2).tensor), "it is loaded"
+    assert tensors_digest(pixel.network.state_dict()) == original, (
+        "the biases of the file are not those of the pipeline"
+    )
+    said = refusal(qdiff.UserError, lambda: qdiff.quantize(pixel, **{**arguments, "spectrum_images": 2}))
+    assert "was calibrated with other spectrum_images: give another folder" in said
+
+
+def test_a_pipeline_in_closed_form_is_saved_and_loaded(pixel, closed, tmp_path):
+    folder, pipe = closed
+    pipe.save(tmp_path / "q")
+    assert (tmp_path / "q").read_bytes() == (folder / "quantized.safetensors").read_bytes()
+    again = qdiff.load_pipeline(pixel.source, quantized=tmp_path / "q", steps=4, device="cpu")
+    assert torch.equal(again.sample(2).tensor, pipe.sample(2).tensor)
+
+
 @pytest.mark.parametrize(
     ("kind", "arguments", "said"),
     [
@@ -295,6 +340,10 @@ def test_a_resumed_call_with_phases_ends_in_the_same_file(pixel, in_two_phases, 
         (ValueError, {"timesteps": 0}, "timesteps must be at least 1, not 0"),
         (ValueError, {"samples": 0}, "samples must be at least 1, not 0"),
         (TypeError, {"samples": 1.5}, "samples must be a whole number, not 1.5"),
+        (ValueError, {"spectrum_images": -1}, "spectrum_images must be at least 0, not -1"),
+        (ValueError, {"act_bits": 8, "act_groups": 0}, "act_groups must be in 1..1, not 0"),
+        (ValueError, {"act_bits": 8, "act_groups": 5, "timesteps": 4}, "act_groups must be in 1..4, not 5"),
+        (ValueError, {"act_groups": 2, "timesteps": 4}, "groups of steps are for activations"),
         (ValueError, {"batch_size": 0}, "batch_size must be at least 1, not 0"),
         (ValueError, {"memory_bytes": -1}, "memory_bytes must be at least 0, not -1"),
         (TypeError, {"data": CalibrationSet((torch.ones(1, 3, 8, 8),))}, "data must be a str or a Path, not Calibr"),

@@ -297,3 +297,27 @@ def test_padding_other_than_zeros_is_refused():
     layer = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
     with pytest.raises(ValueError, match="circular"):
         QuantModule(layer, fit_quantizer(layer.weight, W4, None))
+
+
+@torch.no_grad()
+def test_a_corrected_bias_goes_with_the_integer_weights_alone():
+    layer, x = nn.Linear(4, 3), torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    expected = layer(x)
+    module = QuantModule(layer, UniformAffineQuantizer.fit(layer.weight, QuantSpec(4, per_channel=True)))
+    bias = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    for correction in (bias, 2 * bias):
+        module.set_bias(correction)
+        assert module.bias.dtype == torch.float32 and not module.bias.requires_grad
+        assert torch.equal(module(x), nn.functional.linear(x, module.quantized_weight(), correction.float()))
+        module.quantizing = False
+        assert torch.equal(module(x), expected), "also after the second correction"
+        module.quantizing = True
+    module.forget_full_precision()
+    assert module.fp_bias is None and torch.equal(module.bias, 2 * bias.float())
+
+
+def test_a_layer_without_bias_cannot_have_it_corrected():
+    layer = nn.Linear(4, 3, bias=False)
+    module = QuantModule(layer, UniformAffineQuantizer.fit(layer.weight, QuantSpec(4, per_channel=True)))
+    with pytest.raises(ValueError, match="a layer without bias cannot have it replaced"):
+        module.set_bias(torch.zeros(3))

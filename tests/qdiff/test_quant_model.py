@@ -239,6 +239,40 @@ def test_full_precision_ends_with_an_exception_too(make_ddim, ddim_inputs):
     assert torch.equal(run(quantized, ddim_inputs), before)
 
 
+@torch.no_grad()
+def test_unrounded_is_the_network_with_quantized_activations_alone(make_ddim, ddim_inputs):
+    policy = replace(W4, act=QuantSpec(8, range_search="minmax"))
+    model = QuantModel(make_ddim(), policy, ADAPTER)
+    with model.unrounded():
+        torch.testing.assert_close(model(*ddim_inputs), make_ddim()(*ddim_inputs), rtol=0, atol=0)
+        with model.observing(Observer):
+            model(*ddim_inputs)
+        found = model(*ddim_inputs)
+    rounded = model(*ddim_inputs)
+    with pytest.raises(ZeroDivisionError), model.unrounded():
+        assert torch.equal(model(*ddim_inputs), found)
+        _ = 1 / 0
+    assert torch.equal(model(*ddim_inputs), rounded) and not torch.equal(found, rounded)
+    layer = model.layers()["model.conv_in"]
+    with model.unrounded():
+        x = layer.act_quantizer(ddim_inputs[0])
+        assert torch.equal(layer(ddim_inputs[0]), layer.operation(x, layer.weight, layer.bias))
+
+
+@torch.no_grad()
+def test_corrected_biases_are_part_of_the_state_and_not_of_full_precision(make_ddim, ddim_inputs):
+    model = QuantModel(make_ddim(), W4, ADAPTER)
+    for layer in model.layers().values():
+        layer.set_bias(layer.bias + 0.1)
+    state = model.quantized_state()
+    assert state.keys() == QuantModel(make_ddim(), W4, ADAPTER).quantized_state().keys()
+    for keep in (False, True):
+        again = QuantModel.from_state(make_ddim(), W4, ADAPTER, state, keep_weights=keep)
+        assert torch.equal(again(*ddim_inputs), model(*ddim_inputs))
+    with again.full_precision():
+        assert torch.equal(again(*ddim_inputs), make_ddim()(*ddim_inputs))
+
+
 def test_without_its_weights_a_network_has_no_full_precision(make_ddim, ddim_inputs):
     quantized = calibrated(make_ddim(), ddim_inputs)
     before = run(quantized, ddim_inputs)

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from qdiff import ranges
 from qdiff.functional import code_bounds, fake_quantize
-from qdiff.ranges import MIN_DELTA, RANGE_SEARCH, affine, joined, range_mse, summarize
+from qdiff.ranges import MIN_DELTA, RANGE_SEARCH, affine, joined, range_mse, range_weighted, summarize
 from tests.qdiff.loops import BITS, F32, ROWS, WIDTH, gaussian, quantize_number
 
 
@@ -179,3 +179,28 @@ def test_joined_parts_are_thinned_again(count, monkeypatch):
     assert 15 < seen.values.shape[1] <= 50
     assert torch.equal(seen.high, x.amax(1)) and torch.equal(seen.low, x.amin(1))
     assert all(v in x[i] for i, row in enumerate(seen.values) for v in row)
+
+
+@given(ROWS, BITS, st.booleans(), st.integers(0, 99))
+def test_the_weighted_search_takes_the_least_weighted_square(rows, bits, symmetric, seed):
+    """Among ranges that shrink by 1 % of the one that contains zero, down to 41 %."""
+    drawn = torch.randint(0, 4, rows.shape[1:], generator=torch.Generator().manual_seed(seed))
+    weights = torch.tensor([0.0, 0.25, 1.0, 16.0])[drawn]
+    delta, zero_point = range_weighted(rows, weights, bits, symmetric)
+    lo, hi = code_bounds(bits, symmetric)
+    assert ((lo <= zero_point) & (zero_point <= hi)).all()
+
+    def error(row: torch.Tensor, d: torch.Tensor, z: torch.Tensor) -> float:
+        return ((fake_quantize(row, d, z, lo, hi) - row).double().square() * weights).sum().item()
+
+    for row, d, z in zip(rows, delta, zero_point):
+        low, high = row.amin().clamp(max=0), row.amax().clamp(min=0)
+        shrunk = (affine(low * (1 - i * 0.01), high * (1 - i * 0.01), bits, symmetric) for i in range(60))
+        scale = (row.double().square() * weights).sum().item()
+        assert error(row, d, z) <= min(error(row, *tried) for tried in shrunk) + 1e-5 * scale
+
+
+def test_values_without_weight_do_not_widen_the_range():
+    row = torch.tensor([[0.0, 1.0, 2.0, 3.0, 6.0]])
+    narrow, wide = (range_weighted(row, torch.tensor([1.0, 1, 1, 1, w]), 2, False)[0].item() for w in (0.0, 100.0))
+    assert narrow == pytest.approx(1.0) and wide > 1.9
