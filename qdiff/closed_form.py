@@ -38,8 +38,11 @@ def solve_layer(layer: QuantModule, moments: Moments, *, mismatch: bool) -> Laye
     inputs = weight.shape[1]
     channels = layer.fp_weight.shape[1]
     slices = tuple(size * inputs // channels for size in layer.split or (channels,))
+    hessian = moments.shrunk
+    # what the inputs lack, in the outputs; trusted as far as the moments are
+    missing = (1 - moments.shrinkage) * (moments.cross - moments.hessian @ weight) * mismatch
     found = [
-        _solve(w, moments.hessian[g], moments.cross[g], [_of_group(q, g, groups) for q in quantizers], slices, mismatch)
+        _solve(w, hessian[g], missing[g], [_of_group(q, g, groups) for q in quantizers], slices)
         for g, w in enumerate(weight)
     ]
     grids = [grid for _, grid in found]
@@ -57,14 +60,13 @@ def solve_layer(layer: QuantModule, moments: Moments, *, mismatch: bool) -> Laye
 def _solve(
     weight: Tensor,
     hessian: Tensor,
-    cross: Tensor,
+    missing: Tensor,
     quantizers: list[UniformAffineQuantizer],
     slices: tuple[int, ...],
-    mismatch: bool,
 ) -> tuple[Tensor, Grid]:
-    """Return codes less zero points, (K, O), and their grid, for a weight (K, O) and the moments of its inputs."""
-    damped_hessian, damping = damped(hessian)
-    target = fitted_target(weight, damped_hessian, cross, damping) if mismatch else weight
+    """Return codes less zero points, (K, O), and their grid, for a weight (K, O); arguments as of `fitted_target`."""
+    damped_hessian = damped(hessian)
+    target = fitted_target(weight, damped_hessian, missing)
     spec = quantizers[0].spec
     lo, hi = spec.bounds
     if spec.per_channel:

@@ -18,6 +18,7 @@ class Columns:
         shape: height and width of the positions of the layer's output, as an image.
         samples, positions: (m,), the columns of single positions.
         weights: (m,), of these.
+        count: N, samples of the batch.
         means: for a number of blocks along an edge, the weights, (N,), of the columns averaged over each block.
     """
 
@@ -25,6 +26,7 @@ class Columns:
     samples: Tensor
     positions: Tensor
     weights: Tensor
+    count: int
     means: dict[int, Tensor]
 
     def of(self, windows: Windows) -> Tensor:
@@ -36,6 +38,12 @@ class Columns:
         """Return the same columns on a device."""
         moved = {name: getattr(self, name).to(device) for name in ("samples", "positions", "weights")}
         return replace(self, **moved, means={blocks: w.to(device) for blocks, w in self.means.items()})
+
+    @property
+    def all_samples(self) -> Tensor:
+        """The samples of the columns that `of` returns, (n,)."""
+        every = torch.arange(self.count, device=self.samples.device)
+        return torch.cat([self.samples, *(every.repeat_interleave(blocks**2) for blocks in self.means)])
 
     @property
     def all_weights(self) -> Tensor:
@@ -83,4 +91,4 @@ def choose_columns(
     samples = torch.arange(len(drawn)).repeat_interleave(drawn)
     weights = (bands[0] * count / drawn)[samples]
     means = {blocks: band * count / blocks**2 for blocks, band in zip(GRIDS, bands) if blocks and band.any()}
-    return Columns(shape, samples, torch.cat(chosen), weights, means)
+    return Columns(shape, samples, torch.cat(chosen), weights, len(drawn), means)

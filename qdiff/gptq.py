@@ -54,11 +54,11 @@ class Grid:
         return steps * self.expanded(self.delta)
 
 
-def damped(hessian: Tensor) -> tuple[Tensor, float]:
-    """Return H + lambda I and lambda: 1 % of the mean of the diagonal, so that inputs that hardly vary do no harm."""
+def damped(hessian: Tensor) -> Tensor:
+    """Return H with 1 % of the mean of its diagonal added there, so that inputs that hardly vary do no harm."""
     mean = hessian.diagonal().mean().item()
     damping = DAMPING * mean if mean > 0 else 1.0
-    return hessian + damping * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device), damping
+    return hessian + damping * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
 
 
 def gptq(target: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
@@ -172,16 +172,15 @@ def rounded(target: Tensor, hessian: Tensor, grid: Grid, *, refit: bool) -> tupl
     return steps, grid
 
 
-def fitted_target(weight: Tensor, hessian: Tensor, cross: Tensor, damping: float) -> Tensor:
+def fitted_target(weight: Tensor, hessian: Tensor, missing: Tensor) -> Tensor:
     """Return the weights that turn the layer's inputs into the outputs that it has in full precision.
 
     Args:
         weight: W, (K, O).
-        hessian: H of the quantized network's inputs with `damping` on the diagonal, (K, K).
-        cross: moments of these inputs and the outputs in full precision, (K, O).
-        damping: >= 0; draws the result towards W.
+        hessian: damped moments H of the inputs x in the quantized network, (K, K).
+        missing: moments of x and of what W x lacks of the output in full precision, (K, O).
 
     Returns:
-        H^-1 (cross + damping W), (K, O): the ridge regression, as in Qronos (Zhang et al. 2025, arXiv 2505.11695).
+        W + H^-1 missing, (K, O): ridge regression that is drawn towards W (Zhang et al. 2025, Qronos, arXiv 2505.11695).
     """
-    return torch.cholesky_solve(cross + damping * weight, torch.linalg.cholesky(hessian))
+    return weight + torch.cholesky_solve(missing, torch.linalg.cholesky(hessian))

@@ -1,6 +1,9 @@
 """Second moments of a layer's inputs, weighted by what an error of its output does to the sampled image."""
 
+import torch
 from torch import Tensor
+
+from qdiff.shrinkage import Spread
 
 
 class Moments:
@@ -17,6 +20,7 @@ class Moments:
         cross: sum of w x y^T / sum of w, (G, K, O).
         power: sum of w |y|^2 / sum of w.
         mean_x, mean_y: (G, K), (G, O); zero unless `centred`.
+        shrinkage: share of the diagonal in `shrunk`, 0..1.
     """
 
     def __init__(self, groups: int, inputs: int, outputs: int, *, centred: bool, like: Tensor):
@@ -25,10 +29,11 @@ class Moments:
         self.first: tuple[Tensor, Tensor] | None = None  # means of the first batch, near which sums lose no digits
         self.sums = [like.new_zeros(groups, inputs, n) for n in (inputs, outputs)]
         self.squares = 0.0
+        self.spread = Spread(groups, inputs, like)
         self.means = [like.new_zeros(groups, 1, n) for n in (inputs, outputs)]
 
-    def add(self, x: Tensor, y: Tensor, w: Tensor) -> None:
-        """Add columns x, (G, n, K), outputs y, (G, n, O), and weights w >= 0, (n,)."""
+    def add(self, x: Tensor, y: Tensor, w: Tensor, units: Tensor) -> None:
+        """Add columns x, (G, n, K), outputs y, (G, n, O), weights w >= 0 and numbers of units, (n,); see `Spread`."""
         total = w.sum().item()
         w = w.to(x)[:, None]
         if self.first is None:
@@ -38,6 +43,7 @@ class Moments:
         weighted = x * w
         for sums, values in zip(self.sums, (x, y)):
             sums.baddbmm_(weighted.transpose(1, 2), values)
+        self.spread.add(x, w[:, 0], units)
         self.means[0] += weighted.sum(1, keepdim=True)
         self.means[1] += (y * w).sum(1, keepdim=True)
         self.squares += (y.square() * w).sum().item()
@@ -55,5 +61,12 @@ class Moments:
             cross -= shift_x.transpose(1, 2) @ shift_y
             self.power -= shift_y.square().sum().item()
         self.hessian, self.cross = hessian, cross
+        self.shrinkage = self.spread.shrinkage(hessian)
         self.mean_x, self.mean_y = ((a + b).squeeze(1) * self.centred for a, b in zip(self.first, (shift_x, shift_y)))
         return self
+
+    @property
+    def shrunk(self) -> Tensor:
+        """The Hessian as it is expected on data that these units do not hold, (G, K, K)."""
+        diagonal = torch.diag_embed(self.hessian.diagonal(dim1=1, dim2=2))
+        return torch.lerp(self.hessian, diagonal, self.shrinkage)

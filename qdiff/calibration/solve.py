@@ -106,7 +106,8 @@ class BlockSolver:
             (x,) = block_call(block.module, layer, captured.inputs[rows].to(weight.device, copy=True)).args
             x = x if layer.act_quantizer is None else layer.act_quantizer(x)
             windows = layer.operation.windows(x, tuple(weight.shape[2:]))
-            moments.add(_grouped(layer, columns.of(windows)), y, columns.all_weights)
+            units = moments.spread.units(windows.x)[columns.all_samples]
+            moments.add(_grouped(layer, columns.of(windows)), y, columns.all_weights, units)
         moments.finish()
         if not (math.isfinite(moments.power) and moments.hessian.isfinite().all()):
             path = next(path for path, other in block.layers.items() if other is layer)
