@@ -40,7 +40,8 @@ def solve_layer(layer: QuantModule, moments: Moments, *, mismatch: bool) -> Laye
     slices = tuple(size * inputs // channels for size in layer.split or (channels,))
     hessian = moments.shrunk
     # what the inputs lack, in the outputs; trusted as far as the moments are
-    missing = (1 - moments.shrinkage) * (moments.cross - moments.hessian @ weight) * mismatch
+    trust = (1 - moments.shrinkage)[:, None, None] * mismatch
+    missing = trust * (moments.cross - moments.hessian @ weight)
     found = [
         _solve(w, hessian[g], missing[g], [_of_group(q, g, groups) for q in quantizers], slices)
         for g, w in enumerate(weight)

@@ -181,6 +181,6 @@ def fitted_target(weight: Tensor, hessian: Tensor, missing: Tensor) -> Tensor:
         missing: moments of x and of what W x lacks of the output in full precision, (K, O).
 
     Returns:
-        W + H^-1 missing, (K, O): ridge regression that is drawn towards W (Zhang et al. 2025, Qronos, arXiv 2505.11695).
+        W + H^-1 missing, (K, O): ridge regression towards W (Zhang et al. 2025, Qronos, arXiv 2505.11695).
     """
     return weight + torch.cholesky_solve(missing, torch.linalg.cholesky(hessian))

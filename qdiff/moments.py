@@ -20,7 +20,7 @@ class Moments:
         cross: sum of w x y^T / sum of w, (G, K, O).
         power: sum of w |y|^2 / sum of w.
         mean_x, mean_y: (G, K), (G, O); zero unless `centred`.
-        shrinkage: share of the diagonal in `shrunk`, 0..1.
+        shrinkage: share of the diagonal in `shrunk`, 0..1, (G,).
     """
 
     def __init__(self, groups: int, inputs: int, outputs: int, *, centred: bool, like: Tensor):
@@ -61,7 +61,7 @@ class Moments:
             cross -= shift_x.transpose(1, 2) @ shift_y
             self.power -= shift_y.square().sum().item()
         self.hessian, self.cross = hessian, cross
-        self.shrinkage = self.spread.shrinkage(hessian)
+        self.shrinkage = self.spread.shrinkage(hessian, shift_x[:, 0] * self.centred)
         self.mean_x, self.mean_y = ((a + b).squeeze(1) * self.centred for a, b in zip(self.first, (shift_x, shift_y)))
         return self
 
@@ -69,4 +69,4 @@ class Moments:
     def shrunk(self) -> Tensor:
         """The Hessian as it is expected on data that these units do not hold, (G, K, K)."""
         diagonal = torch.diag_embed(self.hessian.diagonal(dim1=1, dim2=2))
-        return torch.lerp(self.hessian, diagonal, self.shrinkage)
+        return torch.lerp(self.hessian, diagonal, self.shrinkage[:, None, None])

@@ -23,6 +23,7 @@ class Spread:
         generator = torch.Generator().manual_seed(0)
         self.probes = torch.randn(inputs, PROBES, generator=generator).to(like)
         self.weights = like.new_zeros(UNITS)
+        self.sums = like.new_zeros(UNITS, groups, inputs)
         self.moments = like.new_zeros(UNITS, groups, PROBES, inputs)
         self.known: dict[str, int] = {}
 
@@ -38,17 +39,27 @@ class Spread:
         """Add columns x, (G, n, K), with weights w and numbers of units, (n,)."""
         seen = x @ self.probes * w[:, None]
         self.weights.index_add_(0, units, w)
+        self.sums.index_add_(0, units, (x * w[:, None]).transpose(0, 1))
         for i in range(PROBES):
             self.moments[:, :, i].index_add_(0, units, (x * seen[..., i, None]).transpose(0, 1))
 
-    def shrinkage(self, hessian: Tensor) -> float:
-        """Return the share, 0..1, of the diagonal in the estimate (1 - share) H + share diag(H) of least expected error.
+    def shrinkage(self, hessian: Tensor, mean: Tensor) -> Tensor:
+        """Return the share, 0..1, of the diagonal in the best estimate, (1 - share) H + share diag(H), by group, (G,).
 
         Args:
-            hessian: H, (G, K, K): the mean of x x^T over all units.
+            hessian: H, (G, K, K), the moments of x - mean over all units.
+            mean: of the columns that were added, or what else is taken off them, (G, K).
         """
         total = self.weights.sum()
-        moments, share = self.moments / total, (self.weights / total)[:, None, None, None]
-        noise = (moments - share * moments.sum(0)).square().sum() / PROBES
-        away = hessian.square().sum() - hessian.diagonal(dim1=1, dim2=2).square().sum()
-        return min(1.0, (noise / away).item()) if away > 0 else 1.0
+        share = (self.weights / total)[:, None, None, None]
+        moments = self._about(mean) / total
+        noise = (moments - share * moments.sum(0)).square().sum((0, 2, 3)) / PROBES
+        away = hessian.square().sum((1, 2)) - hessian.diagonal(dim1=1, dim2=2).square().sum(1)
+        return torch.where(away > 0, noise / away, 1.0).clamp(max=1.0)
+
+    def _about(self, mean: Tensor) -> Tensor:
+        """Return the sum of w (x - mean) (x - mean)^T probe of each unit, (units, G, probes, K)."""
+        on_mean = mean @ self.probes  # (G, probes)
+        on_sums = self.sums @ self.probes  # (units, G, probes)
+        rest = on_sums - self.weights[:, None, None] * on_mean
+        return self.moments - self.sums[:, :, None] * on_mean[..., None] - mean[:, None] * rest[..., None]

@@ -33,7 +33,7 @@ def expected(x: Tensor, y: Tensor, w: Tensor, centred: bool) -> dict[str, Tensor
 
 def moments(x: Tensor, y: Tensor, w: Tensor, centred: bool, sizes: tuple[int, ...]) -> Moments:
     found = Moments(GROUPS, INPUTS, OUTPUTS, centred=centred, like=x)
-    for part in zip(x.split(sizes, 1), y.split(sizes, 1), w.split(sizes)):
+    for part in zip(x.split(sizes, 1), y.split(sizes, 1), w.split(sizes), torch.arange(len(w)).split(sizes)):
         found.add(*part)
     return found.finish()
 
