@@ -32,16 +32,13 @@ def solve_layer(layer: QuantModule, moments: Moments, *, mismatch: bool) -> Laye
         mismatch: aim at these outputs, so that the weights make up for errors of the inputs too; else at the weights.
     """
     groups = layer.operation.groups
-    weight = _matrices(layer.fp_weight.detach(), groups)  # (G, K, O / G)
-    before = _matrices(layer.quantized_weight(), groups)
+    weight = matrices(layer.fp_weight.detach(), groups)  # (G, K, O / G)
+    before = matrices(layer.quantized_weight(), groups)
     quantizers = layer.weight_quantizer.quantizers()
     inputs = weight.shape[1]
     channels = layer.fp_weight.shape[1]
     slices = tuple(size * inputs // channels for size in layer.split or (channels,))
-    hessian = moments.shrunk
-    # what the inputs lack, in the outputs; trusted as far as the moments are
-    trust = (1 - moments.shrinkage)[:, None, None] * mismatch
-    missing = trust * (moments.cross - moments.hessian @ weight)
+    hessian, missing = moments.shrunk, moments.trust[:, None, None] * moments.missing * mismatch
     found = [
         _solve(w, hessian[g], missing[g], [_of_group(q, g, groups) for q in quantizers], slices)
         for g, w in enumerate(weight)
@@ -87,8 +84,8 @@ def _of_group(quantizer: UniformAffineQuantizer, group: int, groups: int) -> Uni
     return UniformAffineQuantizer(delta, zero_point, quantizer.spec)
 
 
-def _matrices(weight: Tensor, groups: int) -> Tensor:
-    """Return a layer's weight, (O, C, ...), as (G, K, O / G)."""
+def matrices(weight: Tensor, groups: int) -> Tensor:
+    """Return a layer's weight, (O, C, ...), as a matrix for each group, (G, K, O / G)."""
     return weight.flatten(1).unflatten(0, (groups, -1)).transpose(1, 2).contiguous()
 
 
@@ -111,5 +108,5 @@ def _set_quantizer(layer: QuantModule, grids: list[Grid]) -> None:
 
 def _error(weight: Tensor, moments: Moments) -> float:
     """Return E |y - Q x|^2 of a quantized weight Q, (G, K, O / G)."""
-    cross = (moments.cross * weight).sum()
-    return (moments.power - 2 * cross + (weight * (moments.hessian @ weight)).sum()).item()
+    cross = moments.missing + moments.hessian @ moments.matrix  # of x and y
+    return (moments.power - 2 * (cross * weight).sum() + (weight * (moments.hessian @ weight)).sum()).item()

@@ -8,23 +8,26 @@ PROBES = 4  # random vectors on which moments are compared
 
 
 class Spread:
-    """The spread of second moments x x^T over independent units of data, seen through random vectors.
+    """The spread of second moments over independent units of data, seen through random vectors.
 
     A unit is a sample, or all samples in which a layer has the same input: those of one timestep for the time
     embedding, those of one prompt for the text that is attended to. However many positions and samples they have, a
     few units say little about inputs that they do not hold.
 
     Args:
-        groups, inputs: G and K of the layer.
+        groups, inputs, outputs: G, K and O of the layer.
+        centred: whether means are taken off.
         like: gives device and dtype.
     """
 
-    def __init__(self, groups: int, inputs: int, like: Tensor):
+    def __init__(self, groups: int, inputs: int, outputs: int, *, centred: bool, like: Tensor):
+        self.centred = centred
         generator = torch.Generator().manual_seed(0)
-        self.probes = torch.randn(inputs, PROBES, generator=generator).to(like)
+        self.probes = [torch.randn(n, PROBES, generator=generator).to(like) for n in (inputs, outputs)]
         self.weights = like.new_zeros(UNITS)
         self.sums = like.new_zeros(UNITS, groups, inputs)
-        self.moments = like.new_zeros(UNITS, groups, PROBES, inputs)
+        self.seen = like.new_zeros(UNITS, groups, 2 * PROBES)
+        self.moments = like.new_zeros(UNITS, groups, 2 * PROBES, inputs)
         self.known: dict[str, int] = {}
 
     def units(self, x: Tensor) -> Tensor:
@@ -35,31 +38,32 @@ class Spread:
         found = [self.known.setdefault(f"{mark:.4e}", len(self.known)) for mark in marks.tolist()]
         return torch.tensor(found, device=x.device) % UNITS
 
-    def add(self, x: Tensor, w: Tensor, units: Tensor) -> None:
-        """Add columns x, (G, n, K), with weights w and numbers of units, (n,)."""
-        seen = x @ self.probes * w[:, None]
+    def add(self, x: Tensor, rest: Tensor, w: Tensor, units: Tensor) -> None:
+        """Add columns x, (G, n, K), and what goes with them, (G, n, O), with weights w and numbers of units, (n,)."""
+        seen = torch.cat([values @ probes for values, probes in zip((x, rest), self.probes)], -1) * w[:, None]
         self.weights.index_add_(0, units, w)
         self.sums.index_add_(0, units, (x * w[:, None]).transpose(0, 1))
-        for i in range(PROBES):
+        self.seen.index_add_(0, units, seen.transpose(0, 1))
+        for i in range(2 * PROBES):
             self.moments[:, :, i].index_add_(0, units, (x * seen[..., i, None]).transpose(0, 1))
 
-    def shrinkage(self, hessian: Tensor, mean: Tensor) -> Tensor:
-        """Return the share, 0..1, of the diagonal in the best estimate, (1 - share) H + share diag(H), by group, (G,).
+    def variances(self) -> tuple[Tensor, Tensor]:
+        """Return the squared errors to expect of the moments x x^T and x rest^T, summed over entries, (G,) each.
 
-        Args:
-            hessian: H, (G, K, K), the moments of x - mean over all units.
-            mean: of the columns that were added, or what else is taken off them, (G, K).
+        They are infinite where there is one unit.
         """
         total = self.weights.sum()
-        share = (self.weights / total)[:, None, None, None]
-        moments = self._about(mean) / total
-        noise = (moments - share * moments.sum(0)).square().sum((0, 2, 3)) / PROBES
-        away = hessian.square().sum((1, 2)) - hessian.diagonal(dim1=1, dim2=2).square().sum(1)
-        return torch.where(away > 0, noise / away, 1.0).clamp(max=1.0)
+        share = self.weights / total
+        moments = self._centred() / total
+        off = (moments - share[:, None, None, None] * moments.sum(0)).square().sum((0, 3)) / PROBES
+        off = torch.where(self.weights.count_nonzero() > 1, off / (1 - share.square().sum()), torch.inf)
+        return off[:, :PROBES].sum(1), off[:, PROBES:].sum(1)
 
-    def _about(self, mean: Tensor) -> Tensor:
-        """Return the sum of w (x - mean) (x - mean)^T probe of each unit, (units, G, probes, K)."""
-        on_mean = mean @ self.probes  # (G, probes)
-        on_sums = self.sums @ self.probes  # (units, G, probes)
-        rest = on_sums - self.weights[:, None, None] * on_mean
-        return self.moments - self.sums[:, :, None] * on_mean[..., None] - mean[:, None] * rest[..., None]
+    def _centred(self) -> Tensor:
+        """Return the moments of each unit about the means over all of them, (units, G, 2 probes, K)."""
+        if not self.centred:
+            return self.moments
+        total = self.weights.sum()
+        mean, mean_seen = self.sums.sum(0) / total, self.seen.sum(0) / total
+        rest = self.seen - self.weights[:, None, None] * mean_seen
+        return self.moments - self.sums[:, :, None] * mean_seen[..., None] - mean[:, None] * rest[..., None]

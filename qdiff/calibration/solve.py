@@ -10,7 +10,7 @@ from torch import Tensor
 from qdiff.block_recon import Captured, Outcome
 from qdiff.calibration.partial_forward import block_call
 from qdiff.calls import Call
-from qdiff.closed_form import solve_layer
+from qdiff.closed_form import matrices, solve_layer
 from qdiff.columns import Columns, choose_columns
 from qdiff.errors import UserError
 from qdiff.moments import Moments
@@ -98,8 +98,8 @@ class BlockSolver:
     def _moments(
         self, layer: QuantModule, block: QuantBlock, captured: Captured[Call], chosen: list[tuple[Columns, Tensor]]
     ) -> Moments:
-        weight, groups, phased = layer.fp_weight, layer.operation.groups, per_phase(block.module)
-        moments = Moments(groups, weight[0].numel(), len(weight) // groups, centred=layer.bias is not None, like=weight)
+        weight, phased = layer.fp_weight.detach(), per_phase(block.module)
+        moments = Moments(matrices(weight, layer.operation.groups), centred=layer.bias is not None)
         for (phase, rows), (columns, y) in zip(captured.batches(self.batch_size), chosen):
             set_phase(phased, phase)
             # a copy, because a block may change its input in place

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qdiff.closed_form import LayerError, solve_layer
+from qdiff.closed_form import LayerError, matrices, solve_layer
 from qdiff.moments import Moments
 from qdiff.policy import QuantSpec
 from qdiff.quant_layer import QuantModule, fit_quantizer
@@ -53,7 +53,7 @@ def moments_of(module: QuantModule, x: Tensor, y: Tensor) -> Moments:
         count = windows.shape[0] * windows.shape[1]
         every = windows.at(torch.arange(len(x)).repeat_interleave(count), torch.arange(count).repeat(len(x)))
         columns.append(every.unflatten(1, (groups, -1)).transpose(0, 1).flatten(2))
-    found = Moments(groups, weight[0].numel(), len(weight) // groups, centred=module.bias is not None, like=weight)
+    found = Moments(matrices(weight.detach(), groups), centred=module.bias is not None)
     n = columns[0].shape[1]
     found.add(*columns, torch.ones(n), torch.arange(n) % UNITS)
     return found.finish()
@@ -174,7 +174,7 @@ def _like(module: QuantModule) -> nn.Conv2d:
 def test_weights_make_up_for_a_known_distortion_of_the_inputs(name):
     """Inputs that a matrix and a shift have changed: W A^-1 and another bias give the same outputs."""
     spec = QuantSpec(8, per_channel=True, range_search="minmax")
-    x = drawn(name, 200)
+    x = drawn(name, 2000 if name == "linear" else 200)
     channels = x.shape[1]
     generator = torch.Generator().manual_seed(3)
     a = torch.eye(channels) + 0.4 * torch.randn(channels, channels, generator=generator) / channels**0.5
@@ -188,7 +188,7 @@ def test_weights_make_up_for_a_known_distortion_of_the_inputs(name):
         told = solve(module, distorted, y, mismatch)
         errors.append(error(module, distorted, y))
         assert told.solved == pytest.approx(errors[-1], rel=1e-2, abs=1e-5 * told.power)
-    assert errors[1] < 0.05 * errors[0] and errors[1] < 5e-3 * told.power
+    assert errors[1] < 0.02 * errors[0] and errors[1] < 2e-3 * told.power
     expected = torch.einsum("oi...,ij->oj...", module.fp_weight, torch.linalg.inv(a))
     off, without = ((w - expected).norm() for w in (module.quantized_weight(), module.fp_weight))
     assert off < 0.3 * without, "not all the way, because of the damping"

@@ -7,6 +7,7 @@ from torch import Tensor
 from qdiff.moments import Moments
 
 GROUPS, N, INPUTS, OUTPUTS = 2, 60, 5, 3
+WEIGHT = torch.randn(GROUPS, INPUTS, OUTPUTS, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 
 
 def drawn(seed: int, mean: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -24,7 +25,7 @@ def expected(x: Tensor, y: Tensor, w: Tensor, centred: bool) -> dict[str, Tensor
     x, y = x - mean_x[:, None], y - mean_y[:, None]
     return {
         "hessian": torch.einsum("gnk,gnl,n->gkl", x, x, share[:, 0]),
-        "cross": torch.einsum("gnk,gno,n->gko", x, y, share[:, 0]),
+        "missing": torch.einsum("gnk,gno,n->gko", x, y - x @ WEIGHT.to(x), share[:, 0]),
         "power": (y.square() * share).sum(),
         "mean_x": mean_x,
         "mean_y": mean_y,
@@ -32,7 +33,7 @@ def expected(x: Tensor, y: Tensor, w: Tensor, centred: bool) -> dict[str, Tensor
 
 
 def moments(x: Tensor, y: Tensor, w: Tensor, centred: bool, sizes: tuple[int, ...]) -> Moments:
-    found = Moments(GROUPS, INPUTS, OUTPUTS, centred=centred, like=x)
+    found = Moments(WEIGHT.to(x), centred=centred)
     for part in zip(x.split(sizes, 1), y.split(sizes, 1), w.split(sizes), torch.arange(len(w)).split(sizes)):
         found.add(*part)
     return found.finish()
