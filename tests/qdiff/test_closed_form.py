@@ -191,7 +191,7 @@ def test_weights_make_up_for_a_known_distortion_of_the_inputs(name):
     assert errors[1] < 0.02 * errors[0] and errors[1] < 2e-3 * told.power
     expected = torch.einsum("oi...,ij->oj...", module.fp_weight, torch.linalg.inv(a))
     off, without = ((w - expected).norm() for w in (module.quantized_weight(), module.fp_weight))
-    assert off < 0.3 * without, "not all the way, because of the damping"
+    assert off < 0.4 * without, "not all the way, because of damping and shrinkage"
 
 
 @torch.no_grad()
