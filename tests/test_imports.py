@@ -19,8 +19,8 @@ TREES = {p.relative_to(ROOT).as_posix(): ast.parse(p.read_text(encoding="utf-8")
 # Modules and folders of qdiff from the mathematics up to the command line: each imports itself and what stands on lines
 # above it, and never what stands beside it.
 FLOW = (
-    ("errors", "functional", "packing", "calls", "windows", "spectrum", "gptq", "shrinkage"),
-    ("ranges", "operations", "columns", "moments"),
+    ("errors", "functional", "packing", "calls", "windows", "spectrum"),
+    ("ranges", "operations"),
     ("policy",),
     ("quant_layer", "files"),
     ("observers", "adaptive_rounding", "phases", "adapters", "sampling"),

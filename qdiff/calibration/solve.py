@@ -10,10 +10,10 @@ from torch import Tensor
 from qdiff.block_recon import Captured, Outcome
 from qdiff.calibration.partial_forward import block_call
 from qdiff.calls import Call
-from qdiff.closed_form import matrices, solve_layer
-from qdiff.columns import Columns, choose_columns
+from qdiff.closed_form.columns import Columns, choose_columns
+from qdiff.closed_form.layer import matrices, solve_layer
+from qdiff.closed_form.moments import Moments
 from qdiff.errors import UserError
-from qdiff.moments import Moments
 from qdiff.phases import per_phase, set_phase
 from qdiff.quant_block import QuantBlock
 from qdiff.quant_layer import QuantModule

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from qdiff.gptq import SWEEPS, Grid, rounded
+from qdiff.closed_form.gptq import SWEEPS, Grid, rounded
+from qdiff.closed_form.shrinkage import PROBES, UNITS
 from qdiff.quant_layer import QuantModule
-from qdiff.shrinkage import PROBES, UNITS
 
 TOY = 256, 128  # inputs and outputs of the matrix that is rounded to measure the speed
 MATRIX = 1024  # size of the product that is measured

@@ -6,8 +6,8 @@ from torch import nn
 
 from qdiff.calibration.memory import peak_bytes
 from qdiff.calibration.solve_cost import SolveSpeed, solve_bytes
-from qdiff.closed_form import solve_layer
-from qdiff.moments import Moments
+from qdiff.closed_form.layer import solve_layer
+from qdiff.closed_form.moments import Moments
 from qdiff.policy import QuantSpec
 from qdiff.quant_layer import QuantModule, fit_quantizer
 

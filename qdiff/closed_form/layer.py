@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdiff.gptq import Grid, damped, fitted_target, rounded
-from qdiff.moments import Moments
+from qdiff.closed_form.gptq import Grid, damped, fitted_target, rounded
+from qdiff.closed_form.moments import Moments
 from qdiff.quant_layer import Quantizer, QuantModule, SplitQuantizer, UniformAffineQuantizer
 from qdiff.ranges import range_weighted
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qdiff.closed_form import LayerError, matrices, solve_layer
-from qdiff.moments import Moments
+from qdiff.closed_form.layer import LayerError, matrices, solve_layer
+from qdiff.closed_form.moments import Moments
+from qdiff.closed_form.shrinkage import UNITS
 from qdiff.policy import QuantSpec
 from qdiff.quant_layer import QuantModule, fit_quantizer
-from qdiff.shrinkage import UNITS
 
 W3 = QuantSpec(3, per_channel=True, range_search="minmax")
 LAYERS = {

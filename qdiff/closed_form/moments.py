@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qdiff.shrinkage import Spread
+from qdiff.closed_form.shrinkage import Spread
 
 
 class Moments:

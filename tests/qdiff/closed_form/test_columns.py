@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qdiff.columns import Columns, choose_columns, image_shape
+from qdiff.closed_form.columns import Columns, choose_columns, image_shape
 from qdiff.windows import Windows
 
 EVERYTHING = 1e9  # positions per unit of the weight

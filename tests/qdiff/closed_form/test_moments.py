@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdiff.moments import Moments
+from qdiff.closed_form.moments import Moments
 
 GROUPS, N, INPUTS, OUTPUTS = 2, 60, 5, 3
 WEIGHT = torch.randn(GROUPS, INPUTS, OUTPUTS, generator=torch.Generator().manual_seed(7), dtype=torch.float64)

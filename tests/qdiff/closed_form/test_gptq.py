@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdiff.gptq import Grid, damped, descend, fitted_target, gptq, refitted, rounded
+from qdiff.closed_form.gptq import Grid, damped, descend, fitted_target, gptq, refitted, rounded
 
 INPUTS, OUTPUTS = 70, 6  # more inputs than a block holds
 

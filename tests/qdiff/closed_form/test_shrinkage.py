@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdiff.shrinkage import PROBES, UNITS, Spread
+from qdiff.closed_form.shrinkage import PROBES, UNITS, Spread
 
 INPUTS = 24
 
@@ -30,7 +30,7 @@ def test_the_variances_are_those_of_all_moments(shift, monkeypatch):
 
     Where means are taken off, columns about another point give the same.
     """
-    monkeypatch.setattr("qdiff.shrinkage.PROBES", 4000)
+    monkeypatch.setattr("qdiff.closed_form.shrinkage.PROBES", 4000)
     x, y = drawn(6, 40), drawn(6, 40, seed=2)[..., :5] + 1
     w = torch.rand(6, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = spread_of(x + shift, y + shift, w, centred=True)
