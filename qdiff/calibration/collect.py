@@ -17,10 +17,14 @@ T = TypeVar("T")
 
 
 class SamplerStep(Protocol):
-    """The part of a sampler's step, yielded after each call of the network, that is used here."""
+    """The part of a sampler's step, yielded after each call of the network, that calibration uses."""
 
     @property
     def index(self) -> int: ...
+    @property
+    def t(self) -> float: ...
+    @property
+    def eps(self) -> Tensor: ...
     @property
     def x_prev(self) -> Tensor: ...
 

@@ -1,28 +1,17 @@
 """Measures the sensitivity spectrum: samples images again with an error in one prediction of the network."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qdiff.calibration.collect import SamplerStep
 from qdiff.files.journal import Journal
 from qdiff.spectrum import GRIDS, Spectrum
 
 ERROR = 0.02  # standard deviation of the error, in relation to the noise that the network predicts
 BASELINE = "baseline"
-
-
-class SamplerStep(Protocol):
-    """The part of a sampler's step that is used here."""
-
-    @property
-    def t(self) -> float: ...
-    @property
-    def eps(self) -> Tensor: ...
-    @property
-    def x_prev(self) -> Tensor: ...
 
 
 Correction = Callable[[int, float, Tensor], tuple[Tensor, float]]
