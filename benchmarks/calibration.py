@@ -52,10 +52,10 @@ def settings_of(method: str) -> dict[str, Any]:
     for word in words:
         if word.isdecimal():
             found |= {"iterations": int(word), "act_iterations": max(1, int(word) // 6)}
-        elif word == "uniform":
-            found["spectrum_images"] = 0
-        elif match := re.fullmatch(r"(groups|lr)=([\d.e-]+)", word):
-            found |= {"act_groups": int(match[2])} if match[1] == "groups" else {"lr": float(match[2])}
+        elif match := re.fullmatch(r"(groups|spectrum)=(\d+)", word):
+            found["act_groups" if match[1] == "groups" else "spectrum_images"] = int(match[2])
+        elif match := re.fullmatch(r"lr=([\d.e-]+)", word):
+            found["lr"] = float(match[1])
         elif set(word.split(",")) <= {"ends", "time"}:
             found["keep8"] = word.split(",")
         else:

@@ -56,8 +56,8 @@ def quantization(parser: Parser) -> None:
         "--quant_mode",
         default="qdiff",
         needs=PTQ,
-        help="qdiff: learn roundings and step sizes; gptq: weights in closed form, faster, errors weighted by what "
-        "they do to the image; linear: round to nearest, with min-max ranges",
+        help="qdiff: learn roundings and step sizes; gptq: find weights in closed form, without learning; "
+        "linear: round to nearest, with min-max ranges",
         **choice("qdiff", "gptq", "linear"),
     )
     add("--weight_bit", default=8, needs=PTQ, help="bits per weight", **number(int, 2, 8))
@@ -153,8 +153,9 @@ def calibration(parser: Parser) -> None:
     )
     add(
         "--cali_spectrum_n",
-        default=1,
-        help="images, with --quant_mode gptq, on which it is measured what errors do; 0 weighs all errors alike",
+        default=0,
+        help="images, with --quant_mode gptq, on which it is measured what errors do to the image, so that they are "
+        "weighted by it; 0 weighs all errors alike",
         **number(int, 0),
     )
     add(

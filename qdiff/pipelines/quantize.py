@@ -62,8 +62,8 @@ def quantize(
         softmax_bits: bits per attention weight (after the softmax), 2..16.
         split: quantize the two halves of shortcut layers separately (section 3.3).
         symmetric: activation ranges symmetric around zero.
-        method: "qdiff" learns roundings and step sizes; "gptq" finds weights in closed form, faster, with errors
-            weighted by what they do to the image; "linear" rounds to nearest, with ranges from the extremes.
+        method: "qdiff" learns roundings and step sizes; "gptq" finds weights in closed form, without
+            learning; "linear" rounds to nearest, with ranges from the extremes.
         iterations: per block, for roundings, >= 1; 20,000 in the paper.
         act_iterations: per block, for activation step sizes, >= 1; None takes a quarter of `iterations`, as in the
             paper.
@@ -74,7 +74,8 @@ def quantize(
             pipeline takes.
         samples: samples at each of these steps, >= 1; 256 in the paper.
         batch_size: samples per iteration, >= 1.
-        spectrum_images: images on which "gptq" measures the sensitivity spectrum; 0 weighs all errors alike.
+        spectrum_images: images on which "gptq" measures what errors do to the image (`qdiff.spectrum`), by which they
+            are weighted then; 0 weighs all errors alike.
         act_groups: groups of consecutive sampling steps with activation ranges of their own, >= 1 and at most
             `timesteps`.
         keep8: layers that have 8 bits, weights and activations: "ends", the first and the last one, "time", those of
