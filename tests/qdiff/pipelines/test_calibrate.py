@@ -230,7 +230,7 @@ def test_a_job_in_closed_form_is_measured_calibrated_and_loaded(idle, spectra, t
     assert spectra == [3] and options["spectrum"] == Spectrum((0.0,), (1.0,), (2.0,), (3.0,))
     provenance = read_quantized(made.file).provenance
     assert provenance["spectrum"] == options["spectrum"].to_dict() and provenance["spectrum_images"] == 3
-    assert provenance["settings"]["closed_form"] == {"columns": 8000} and provenance["settings"]["rounding"] is None
+    assert provenance["settings"]["closed_form"] == {"columns": 4000} and provenance["settings"]["rounding"] is None
     job(tmp_path, GPTQ + "3", collect=collect).run()
     assert (collect.calls, len(idle), spectra) == (1, 1, [3]), "what is finished is loaded"
     with pytest.raises(UserError, match=r"was calibrated with other spectrum_images: give another folder"):
