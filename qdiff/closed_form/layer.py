@@ -91,7 +91,8 @@ def matrices(weight: Tensor, groups: int) -> Tensor:
 
 def _weight(matrices: Tensor, like: Tensor) -> Tensor:
     """Return (G, K, O / G) in the shape of a layer's weight."""
-    return matrices.transpose(1, 2).reshape(like.shape)
+    # in the layout of a loaded file, so that both compute the same
+    return matrices.transpose(1, 2).reshape(like.shape).contiguous()
 
 
 def _set_quantizer(layer: QuantModule, grids: list[Grid]) -> None:
