@@ -96,7 +96,8 @@ def calibrate(
         if settings.rounding:
             job.learn("weights", blocks, LearnedRounding, settings.rounding)
         if model.sites():
-            job.find_ranges()
+            if not settings.closed_form:  # which needs them earlier
+                job.find_ranges()
             if settings.steps:
                 learned = {i: b for i, b in blocks.items() if any(site.step_is_learned for site in b.sites)}
                 job.learn("steps", learned, partial(LearnedSteps, p=settings.p), settings.steps)
