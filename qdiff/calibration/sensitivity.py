@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion.steps import Correction, uncorrected
 from qdiff.calibration.collect import SamplerStep
 from qdiff.files.journal import Journal
 from qdiff.spectrum import GRIDS, Spectrum
@@ -13,11 +14,9 @@ from qdiff.spectrum import GRIDS, Spectrum
 ERROR = 0.02  # standard deviation of the error, in relation to the noise that the network predicts
 BASELINE = "baseline"
 
-
-Correction = Callable[[int, float, Tensor], tuple[Tensor, float]]
 Trajectory = Callable[[Sequence[int], Correction, Sequence[Tensor]], Iterable[SamplerStep]]
 """`trajectory(images, correct, known)` samples images by their indices, which may repeat; `correct` changes each
-prediction, see `diffusion.steps.Correction`; `known` are the first predictions, (B, ...), which need no network."""
+prediction; `known` are the first predictions, (B, ...), which need no network."""
 
 
 def measured_calls(calls: int) -> list[int]:
@@ -73,7 +72,7 @@ def _baseline(
     if recorded:
         return recorded[0]
     eps, t = [], []
-    for step in trajectory(indices, lambda index, t, eps: (eps, 0.0), ()):
+    for step in trajectory(indices, uncorrected, ()):
         eps.append(step.eps.cpu())
         t.append(step.t)
         progress()
