@@ -39,11 +39,6 @@ class Grid:
         """Repeat (S, O) for the inputs of each slice, (K, O)."""
         return per_slice.repeat_interleave(torch.tensor(self.slices, device=per_slice.device), dim=0)
 
-    def nearest(self, weight: Tensor) -> Tensor:
-        """Return the codes less the zero points, integers in float dtype, of a (K, O) weight rounded to nearest."""
-        low, high = self.bounds
-        return (weight / self.expanded(self.delta)).round_().clamp_(low, high)
-
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest code less the zero point, each (K, O)."""

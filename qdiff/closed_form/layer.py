@@ -39,10 +39,7 @@ def solve_layer(layer: QuantModule, moments: Moments, *, mismatch: bool) -> Laye
     channels = layer.fp_weight.shape[1]
     slices = tuple(size * inputs // channels for size in layer.split or (channels,))
     hessian, missing = moments.shrunk, moments.trust[:, None, None] * moments.missing * mismatch
-    found = [
-        _solve(w, hessian[g], missing[g], [_of_group(q, g, groups) for q in quantizers], slices)
-        for g, w in enumerate(weight)
-    ]
+    found = [_solve(*group, quantizers, slices) for group in zip(weight, hessian, missing)]
     grids = [grid for _, grid in found]
     steps = torch.stack([steps for steps, _ in found])
     after = torch.stack([grid.values(s) for grid, s in zip(grids, steps)])
@@ -62,7 +59,13 @@ def _solve(
     quantizers: list[UniformAffineQuantizer],
     slices: tuple[int, ...],
 ) -> tuple[Tensor, Grid]:
-    """Return codes less zero points, (K, O), and their grid, for a weight (K, O); arguments as of `fitted_target`."""
+    """Return codes less zero points, (K, O), and their grid, for the weight of a group, (K, O).
+
+    Args:
+        weight, hessian, missing: as for `fitted_target`.
+        quantizers: of the slices; give the spec, and the range where all outputs share one.
+        slices: inputs of each.
+    """
     damped_hessian = damped(hessian)
     target = fitted_target(weight, damped_hessian, missing)
     spec = quantizers[0].spec
@@ -74,14 +77,6 @@ def _solve(
         ranges = [(q.delta.expand(weight.shape[1]), q.zero_point.expand(weight.shape[1])) for q in quantizers]
     delta, zero_point = (torch.stack(values) for values in zip(*ranges))
     return rounded(target, damped_hessian, Grid(delta, zero_point, slices, lo, hi), refit=spec.per_channel)
-
-
-def _of_group(quantizer: UniformAffineQuantizer, group: int, groups: int) -> UniformAffineQuantizer:
-    """Return the part of a quantizer for a group of a grouped layer's outputs."""
-    if not quantizer.spec.per_channel:
-        return quantizer
-    delta, zero_point = (x.chunk(groups)[group] for x in (quantizer.delta, quantizer.zero_point))
-    return UniformAffineQuantizer(delta, zero_point, quantizer.spec)
 
 
 def matrices(weight: Tensor, groups: int) -> Tensor:

@@ -30,6 +30,12 @@ def grid_for(target: Tensor, slices: tuple[int, ...] | None = None, bits: int = 
     return Grid(delta, zero_point, slices, 0, 2**bits - 1)
 
 
+def nearest_to(grid: Grid, weight: Tensor) -> Tensor:
+    """Codes less zero points, (K, O), of a weight rounded to nearest."""
+    low, high = grid.bounds
+    return (weight / grid.expanded(grid.delta)).round().clamp(low, high)
+
+
 def error(target: Tensor, hessian: Tensor, grid: Grid, steps: Tensor) -> Tensor:
     """Of each output, (O,)."""
     e = target - grid.values(steps)
@@ -63,8 +69,8 @@ def test_nearest_is_the_nearest_value_of_the_grid():
         s = int(j >= 30)
         values = (codes - grid.zero_point[s, o]) * grid.delta[s, o]
         best = (values - target[j, o]).abs().min()
-        assert (grid.values(grid.nearest(target))[j, o] - target[j, o]).abs() == pytest.approx(best.item())
-    assert on_grid(grid, grid.nearest(target))
+        assert (grid.values(nearest_to(grid, target))[j, o] - target[j, o]).abs() == pytest.approx(best.item())
+    assert on_grid(grid, nearest_to(grid, target))
 
 
 @pytest.mark.parametrize("slices", [None, (30, 40)])
@@ -74,18 +80,18 @@ def test_gptq_is_the_textbooks(inputs, slices):
     grid = grid_for(target, slices if inputs == INPUTS else None)
     steps = gptq(target, hessian, grid)
     assert torch.equal(steps, textbook(target, hessian, grid)) and on_grid(grid, steps)
-    assert error(target, hessian, grid, steps).sum() < error(target, hessian, grid, grid.nearest(target)).sum()
+    assert error(target, hessian, grid, steps).sum() < error(target, hessian, grid, nearest_to(grid, target)).sum()
 
 
 def test_without_correlation_all_round_to_nearest():
     target, hessian = problem(2)
     hessian, grid = hessian.diagonal().diag(), grid_for(target)
-    nearest = grid.nearest(target)
+    nearest = nearest_to(grid, target)
     assert torch.equal(gptq(target, hessian, grid), nearest)
     assert torch.equal(descend(target, hessian, grid, torch.zeros_like(nearest)), nearest)
 
 
-@pytest.mark.parametrize("start", [gptq, lambda target, hessian, grid: grid.nearest(target)])
+@pytest.mark.parametrize("start", [gptq, lambda target, hessian, grid: nearest_to(grid, target)])
 def test_descent_never_increases_the_error(start):
     target, hessian = problem(3)
     grid = grid_for(target, (30, 40))
@@ -100,7 +106,7 @@ def test_descent_never_increases_the_error(start):
 def test_descent_ends_where_no_single_code_can_be_better():
     target, hessian = problem(4)
     grid = grid_for(target, (30, 40))
-    steps = descend(target, hessian, grid, grid.nearest(target), sweeps=100)
+    steps = descend(target, hessian, grid, nearest_to(grid, target), sweeps=100)
     assert torch.equal(descend(target, hessian, grid, steps, sweeps=1), steps) and on_grid(grid, steps)
     least, low = error(target, hessian, grid, steps), grid.expanded(grid.lo - grid.zero_point)
     for j, code in product(range(0, INPUTS, 7), range(grid.lo, grid.hi + 1)):
@@ -113,7 +119,7 @@ def test_a_sweep_is_one_input_after_the_other():
     """Each the best of all codes, given those before it as they are now."""
     target, hessian = problem(5)
     grid = grid_for(target)
-    steps = expected = grid.nearest(target)
+    steps = expected = nearest_to(grid, target)
     expected = steps.clone()
     for j in range(INPUTS):
         candidates = []
@@ -128,7 +134,7 @@ def test_a_sweep_is_one_input_after_the_other():
 def test_no_step_size_is_better_than_the_refitted_one():
     target, hessian = problem(6)
     grid = grid_for(target)
-    steps = grid.nearest(target)
+    steps = nearest_to(grid, target)
     fitted = refitted(target, hessian, grid, steps)
     closed = (steps * (hessian @ target)).sum(0) / (steps * (hessian @ steps)).sum(0)
     torch.testing.assert_close(fitted.delta[0], closed)
@@ -143,7 +149,7 @@ def test_no_step_size_is_better_than_the_refitted_one():
 def test_slices_are_refitted_one_after_the_other():
     target, hessian = problem(7)
     grid = grid_for(target, (30, 40))
-    steps = grid.nearest(target)
+    steps = nearest_to(grid, target)
     delta = grid.delta.clone()
     for i, rows in enumerate((slice(0, 30), slice(30, 70))):
         others = grid.expanded(delta) * steps
@@ -158,7 +164,7 @@ def test_a_step_size_far_from_the_old_one_is_not_taken():
     """Nor is one that codes of zero alone leave undetermined."""
     target, hessian = problem(8)
     grid = grid_for(target)
-    steps = grid.nearest(target)
+    steps = nearest_to(grid, target)
     steps[:, 0] = 0
     steps[:, 1] *= -1  # best with a negative step
     fitted = refitted(target, hessian, Grid(grid.delta * 3, grid.zero_point, grid.slices, 0, 7), steps)
@@ -183,7 +189,7 @@ def test_each_part_of_rounding_lowers_the_error(refit):
 def test_values_on_the_grid_are_found_exactly():
     target, hessian = problem(10)
     grid = grid_for(target, (30, 40))
-    codes = grid.nearest(target)
+    codes = nearest_to(grid, target)
     steps, found = rounded(grid.values(codes), hessian, grid, refit=True)
     assert torch.equal(steps, codes)
     torch.testing.assert_close(found.delta, grid.delta)

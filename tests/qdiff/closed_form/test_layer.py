@@ -203,3 +203,18 @@ def test_inputs_that_never_change_leave_an_exact_output(mismatch, value):
     told = solve(module, x, y, mismatch)
     torch.testing.assert_close(module(x), y, atol=1e-5, rtol=1e-5)
     assert told.power < 1e-8 and told.solved < 1e-8
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_solved_layer_computes_what_a_loaded_one_does(name):
+    """To the last bit, so its weight has the same layout in memory."""
+    module, x = quantized(LAYERS[name]()), drawn(name)
+    solve(module, x, full_precision(module, x))
+    loaded = quantized(LAYERS[name]())
+    if module.bias is not None:
+        loaded.set_bias(module.bias)
+    loaded.weight_quantizer = module.weight_quantizer
+    loaded.set_codes(module.codes.clone().contiguous())
+    assert module.quantized_weight().stride() == loaded.quantized_weight().stride()
+    assert torch.equal(module(x), loaded(x))
