@@ -1,6 +1,5 @@
 """The whole job: weights block by block, activation ranges, step sizes block by block; a journal makes it resumable."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qdiff.block_recon import Outcome, Schedule, block_reconstruction
+from qdiff.calibration.act_ranges import find_ranges
 from qdiff.calibration.capture import Store, capture, capture_inputs
 from qdiff.calibration.data import CalibrationSet
 from qdiff.calibration.measure import make_plan
@@ -19,11 +19,9 @@ from qdiff.calibration.prefix_cache import PrefixCache
 from qdiff.calibration.settings import CalibrationSettings, ClosedForm
 from qdiff.calibration.solve import BlockSolver, SolvedBlock
 from qdiff.calls import Call
-from qdiff.errors import UserError
 from qdiff.files.journal import Journal, temporary_journal
 from qdiff.objectives import LearnedRounding, LearnedSteps, Objective
-from qdiff.observers import Observer, RunningObserver
-from qdiff.quant_block import ActSite, QuantBlock
+from qdiff.quant_block import QuantBlock
 from qdiff.quant_model import QuantModel
 from qdiff.spectrum import Spectrum
 
@@ -86,18 +84,18 @@ def calibrate(
     with nullcontext(journal) if journal else temporary_journal() as records:
         if memory is None:
             memory = _default_memory(model, data, settings)
-        job = _Job(model, data, parts, settings, records, memory, reporter or Reporter())
+        job = _Job(model, data, settings, records, memory, reporter or Reporter())
         blocks = dict(enumerate(model.blocks()))
         if settings.closed_form:
             if model.sites():
                 with model.unrounded():
-                    job.find_ranges()
+                    find_ranges(model, parts, settings, records)
             job.solve(blocks, settings.closed_form, spectrum)
         if settings.rounding:
             job.learn("weights", blocks, LearnedRounding, settings.rounding)
         if model.sites():
             if not settings.closed_form:  # which needs them earlier
-                job.find_ranges()
+                find_ranges(model, parts, settings, records)
             if settings.steps:
                 learned = {i: b for i, b in blocks.items() if any(site.step_is_learned for site in b.sites)}
                 job.learn("steps", learned, partial(LearnedSteps, p=settings.p), settings.steps)
@@ -114,7 +112,6 @@ def _default_memory(model: QuantModel, data: CalibrationSet, settings: Calibrati
 class _Job:
     model: QuantModel
     data: CalibrationSet
-    phases: list[CalibrationSet]  # the same samples by phase
     settings: CalibrationSettings
     journal: Journal
     memory: int
@@ -138,7 +135,7 @@ class _Job:
 
         def solve(unit: str, block: QuantBlock, _: SolvedBlock) -> Outcome:
             captured = capture_inputs(cache, block.module, self._store(cache))
-            return solver.solve(block, captured, self._generator(unit))
+            return solver.solve(block, captured, self.settings.generator(unit))
 
         self._work("solve", {i: blocks[i] for i in order}, SolvedBlock, solve, cache)
 
@@ -150,7 +147,7 @@ class _Job:
 
         def learn(unit: str, block: QuantBlock, objective: Objective) -> Outcome:
             captured = capture(cache, block.module, self._store(cache))
-            generator, size = self._generator(unit), self.settings.batch_size
+            generator, size = self.settings.generator(unit), self.settings.batch_size
             return block_reconstruction(block, captured, objective, schedule, size, generator, self.reporter.advance)
 
         self._work(stage, blocks, make, learn, cache)
@@ -189,45 +186,6 @@ class _Job:
         """Return the timestep of each sample, (N,)."""
         t = torch.as_tensor(data.call(self.model.adapter.timestep))
         return t.flatten().expand(len(data))
-
-    def find_ranges(self) -> None:
-        """Find the range of every activation, in the order of the network."""
-        sites, device = self.model.sites(), next(self.model.parameters()).device
-        found = self.journal.read("ranges")
-        if found:
-            for site in sites:
-                site.restore(found[0], device)
-            return
-        s = self.settings
-        running = [site for site in sites if s.running_stat and (site.is_softmax or not s.rs_sm_only)]
-        if len(running) < len(sites):
-            self._observe(sites, Observer, s.range_samples, s.range_samples)
-        # In random order, because running averages would otherwise forget all but the last timesteps.
-        self._observe(running, RunningObserver, len(self.data), s.batch_size)
-        state = self.model.state_dict()
-        names = tuple(f"{site.path}.{site.name}." for site in sites)
-        self.journal.write("ranges", {key: x for key, x in state.items() if key.startswith(names)})
-
-    def _observe(self, sites: list[ActSite], observer: type[Observer], samples: int, batch_size: int) -> None:
-        """Find the ranges of these activations with an observer, on that many samples of each phase."""
-        if not sites:
-            return
-        device = next(self.model.parameters()).device
-        try:
-            with self.model.observing(observer, sites):
-                for phase in self.phases:
-                    for inputs in phase.drawn(samples, self._generator("ranges"), batch_size):
-                        inputs.to(device)(self.model)
-        except ValueError as error:
-            raise UserError(
-                f"cannot find the ranges of the activations ({error}): check the weights and --cali_data_path for "
-                "values that overflow"
-            ) from error
-
-    def _generator(self, unit: str) -> torch.Generator:
-        """Return the generator of a unit: each has its own stream, so a resumed job draws the same numbers."""
-        digest = hashlib.sha256(f"{self.settings.seed}/{unit}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def image_of(call: Call) -> tuple[int, int]:

@@ -1,7 +1,10 @@
 """Settings of a calibration."""
 
+import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
 
 from qdiff.block_recon import Schedule
 
@@ -53,6 +56,11 @@ class CalibrationSettings:
     def changes_blocks(self) -> bool:
         """Whether anything is solved or learned block by block."""
         return bool(self.closed_form or self.rounding or self.steps)
+
+    def generator(self, unit: str) -> torch.Generator:
+        """Return the CPU generator of a unit: each has its own stream, so a resumed job draws the same numbers."""
+        digest = hashlib.sha256(f"{self.seed}/{unit}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values; what is not used and came later is absent, so that older records stay valid."""

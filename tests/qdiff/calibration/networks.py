@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from qdiff.adapters import adapter_for, adapter_of
+from qdiff.adapters import Adapter, adapter_for, adapter_of
 from qdiff.calibration.data import CalibrationSet
 from qdiff.observers import Observer
 from qdiff.policy import QuantPolicy, QuantSpec
@@ -41,3 +41,14 @@ def toy(network: nn.Module) -> QuantModel:
     """The network with its layers as blocks."""
     adapter = replace(adapter_of("ddim"), blocks=(), products={}, splits=lambda model: {})
     return QuantModel(network, POLICY, adapter).eval()
+
+
+def toy_adapter(family: str = "toy") -> Adapter:
+    return Adapter(family, nn.Sequential, (), {}, (), lambda model: {})
+
+
+def linear_toy(policy: QuantPolicy, scale: float = 1.0) -> QuantModel:
+    first, second = nn.Linear(4, 6), nn.Linear(6, 2)
+    for i, parameter in enumerate([*first.parameters(), *second.parameters()]):
+        parameter.data = scale * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+    return QuantModel(nn.Sequential(first, nn.Tanh(), second), policy, toy_adapter())

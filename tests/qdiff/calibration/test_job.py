@@ -2,7 +2,6 @@ import copy
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -13,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qdiff.adapters import Adapter, adapter_for
+from qdiff.adapters import adapter_for
 from qdiff.block_recon import Outcome, Schedule
 from qdiff.calibration import job as calibration_job
 from qdiff.calibration.capture import capture
@@ -26,6 +25,7 @@ from qdiff.errors import UserError
 from qdiff.files.journal import Journal
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
+from tests.qdiff.calibration.networks import linear_toy, toy_adapter
 from tests.tiny import tiny_network
 
 W4 = QuantSpec(4, per_channel=True, range_search="minmax")
@@ -238,82 +238,23 @@ def test_the_seed_counts_and_the_global_one_does_not(job, tmp_path):
     assert same == job.records()["weights-005"] != other
 
 
-# On a toy
-
-
-def toy_adapter(family: str = "toy") -> Adapter:
-    return Adapter(family, nn.Sequential, (), {}, (), lambda model: {})
-
-
-def toy(policy: QuantPolicy, scale: float = 1.0) -> QuantModel:
-    first, second = nn.Linear(4, 6), nn.Linear(6, 2)
-    for i, parameter in enumerate([*first.parameters(), *second.parameters()]):
-        parameter.data = scale * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
-    return QuantModel(nn.Sequential(first, nn.Tanh(), second), policy, toy_adapter())
-
-
-def seen_by(model: nn.Module, run: Callable[[], None]) -> list[Tensor]:
-    batches = []
-    handle = model.register_forward_pre_hook(lambda module, args: batches.append(args[0].clone()))
-    run()
-    handle.remove()
-    return batches
-
-
-def ranges_only(**changed) -> CalibrationSettings:
-    return CalibrationSettings(4, None, None, **changed)
-
-
-def first_range(model: QuantModel) -> tuple[float, float]:
-    quantizer = model.sites()[0].quantizer
-    low = -quantizer.zero_point * quantizer.delta
-    return low.item(), (low + 255 * quantizer.delta).item()
-
-
-def test_running_averages_follow_all_data_in_random_order(tmp_path):
-    model = toy(POLICY)
-    x = torch.linspace(1, -1, 200)[:, None] * torch.tensor([9.0, -5.0, 2.0, 1.0])  # as if grouped by timestep
-    data = CalibrationSet((x,))
-    batches = seen_by(
-        model, lambda: calibrate(model, data, ranges_only(running_stat=True), Journal(tmp_path, {}), memory=0)
-    )
-    assert [len(b) for b in batches] == [4] * 50
-    together = torch.cat(batches)
-    assert not torch.equal(together, x)
-    assert torch.equal(together.sort(0).values, x.sort(0).values)
-    low, high = batches[0].min().item(), batches[0].max().item()
-    for batch in batches:
-        low, high = 0.95 * low + 0.05 * batch.min().item(), 0.95 * high + 0.05 * batch.max().item()
-    assert first_range(model) == pytest.approx((low, high), rel=0.01)
-    assert min(-low, high) > 2
-
-
-def test_ranges_are_searched_on_a_part_of_the_data(tmp_path):
-    model = toy(POLICY)
-    data = CalibrationSet((torch.randn(300, 4, generator=torch.Generator().manual_seed(0)),))
-    batches = seen_by(model, lambda: calibrate(model, data, ranges_only(), Journal(tmp_path, {}), memory=0))
-    assert [len(b) for b in batches] == [256]
-    assert first_range(model) == pytest.approx((batches[0].min().item(), batches[0].max().item()), rel=0.01)
-    with torch.no_grad():
-        h = model.model[0](batches[0]).tanh()
-    delta = model.sites()[1].quantizer.delta
-    assert delta.item() == pytest.approx((h.max() - h.min()).item() / 255), "on inputs that are quantized already"
-
-
 def test_running_averages_of_the_softmax_alone(job, tmp_path):
     """All other ranges are those of the search."""
     deltas = []
     for name, flags in (("search", {}), ("softmax", {"running_stat": True, "rs_sm_only": True})):
         model = copy.deepcopy(job.fresh)
-        calibrate(model, job.data, ranges_only(**flags), Journal(tmp_path / name, {}), memory=0)
+        calibrate(model, job.data, CalibrationSettings(4, None, None, **flags), Journal(tmp_path / name, {}), memory=0)
         deltas.append({site: [q.delta for q in site.quantizer.quantizers()] for site in model.sites()})
     searched, averaged = deltas
     sites = [(site, a != b) for (site, a), b in zip(searched.items(), averaged.values(), strict=True)]
     assert all(changed == site.is_softmax for site, changed in sites) and any(changed for _, changed in sites)
 
 
+# On a toy
+
+
 def test_without_rounding_the_weights_stay(tmp_path):
-    model = toy(POLICY)
+    model = linear_toy(POLICY)
     codes = [layer.codes.clone() for layer in model.layers().values()]
     data = CalibrationSet((torch.randn(20, 4),))
     calibrate(model, data, CalibrationSettings(4, None, Schedule(3, 1e-3)), Journal(tmp_path, {}), memory=0)
@@ -323,7 +264,7 @@ def test_without_rounding_the_weights_stay(tmp_path):
 
 
 def test_without_activations_only_rounding_is_learned(tmp_path):
-    model = toy(QuantPolicy(W4))
+    model = linear_toy(QuantPolicy(W4))
     data = CalibrationSet((torch.randn(20, 4),))
     settings = CalibrationSettings(4, Schedule(3, 1e-2), Schedule(3, 1e-2))
     calibrate(model, data, settings, Journal(tmp_path, {}), memory=0)
@@ -331,7 +272,7 @@ def test_without_activations_only_rounding_is_learned(tmp_path):
 
 
 def test_blocks_whose_steps_are_not_learned_are_left_out(tmp_path):
-    model = toy(QuantPolicy(W4, QuantSpec(16, range_search="minmax")))
+    model = linear_toy(QuantPolicy(W4, QuantSpec(16, range_search="minmax")))
     data = CalibrationSet((torch.randn(20, 4),))
     calibrate(model, data, CalibrationSettings(4, None, Schedule(3, 1e-2)), Journal(tmp_path, {}), memory=0)
     assert [path.stem for path in tmp_path.glob("*.safetensors")] == ["ranges"]
@@ -339,7 +280,7 @@ def test_blocks_whose_steps_are_not_learned_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("p", [2.0, 3.0])
 def test_the_exponent_of_the_steps_is_that_of_the_settings(p, tmp_path):
-    model, told = toy(POLICY), Told()
+    model, told = linear_toy(POLICY), Told()
     x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     settings = CalibrationSettings(4, None, Schedule(1, 1e-9), p=p)
     calibrate(model, CalibrationSet((x,)), settings, Journal(tmp_path, {}), memory=0, reporter=told)
@@ -388,20 +329,8 @@ def test_the_outputs_that_are_kept_and_what_is_captured_share_the_memory(tmp_pat
     assert shares == [(4 * 4 * row, 6 * 2 * row + 1)] * 5
 
 
-@pytest.mark.parametrize("search", ["minmax", "mse"])
-@pytest.mark.parametrize("running", [False, True])
-def test_activations_that_overflow_are_one_line(running, search, tmp_path):
-    model = toy(QuantPolicy(W4, QuantSpec(8, range_search=search)), scale=1e30)
-    model.model[1] = nn.Identity()
-    data = CalibrationSet((torch.full((8, 4), 1e30),))
-    with pytest.raises(UserError, match=r"ranges of the activations .*--cali_data_path") as caught:
-        calibrate(model, data, ranges_only(running_stat=running), Journal(tmp_path, {}), memory=0)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "ranges.safetensors").exists()
-
-
 def test_a_loss_that_is_not_finite_names_the_block_and_leaves_no_record(tmp_path):
-    model = toy(POLICY, scale=1e30)
+    model = linear_toy(POLICY, scale=1e30)
     data = CalibrationSet((torch.full((8, 4), 1e30),))
     with pytest.raises(UserError, match=r"model\.0: the loss is (inf|nan)"):
         calibrate(model, data, SETTINGS, Journal(tmp_path, {}), memory=0)
@@ -413,7 +342,7 @@ def test_two_jobs_of_the_same_numbers(tmp_path):
     files = []
     for name in ("a", "b"):
         np.random.seed(len(files))
-        model = toy(POLICY)
+        model = linear_toy(POLICY)
         data = CalibrationSet((torch.randn(20, 4, generator=torch.Generator().manual_seed(0)),))
         calibrate(model, data, SETTINGS, Journal(tmp_path / name, {}), memory=0)
         files.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
@@ -425,12 +354,12 @@ def test_a_notebook_needs_neither_journal_nor_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     data = CalibrationSet((torch.randn(20, 4, generator=torch.Generator().manual_seed(0)),))
-    plain, journaled = toy(POLICY), toy(POLICY)
+    plain, journaled = linear_toy(POLICY), linear_toy(POLICY)
     calibrate(plain, data, SETTINGS)
     calibrate(journaled, data, SETTINGS, Journal(tmp_path / "journal", {}), memory=0)
     assert saved(plain, tmp_path) == saved(journaled, tmp_path)
     with pytest.raises(UserError, match="the loss is"):
-        calibrate(toy(POLICY, scale=1e30), CalibrationSet((torch.full((8, 4), 1e30),)), SETTINGS)
+        calibrate(linear_toy(POLICY, scale=1e30), CalibrationSet((torch.full((8, 4), 1e30),)), SETTINGS)
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
@@ -449,4 +378,4 @@ def test_the_default_memory_is_that_of_a_plan(tmp_path, monkeypatch):
     calibrate(model, CHAIN_DATA, WEIGHTS_ONLY)
     assert set(budgets) == {plan.budget} and 0 < plan.budget < 10**6 / 2
     monkeypatch.setattr(calibration_job, "make_plan", None)
-    calibrate(toy(POLICY), CalibrationSet((torch.randn(8, 4),)), ranges_only())
+    calibrate(linear_toy(POLICY), CalibrationSet((torch.randn(8, 4),)), CalibrationSettings(4, None, None))
