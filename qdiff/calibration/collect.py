@@ -40,7 +40,9 @@ def collect(
     progress: Callable[[int], object] = lambda images: None,
     rows: int = 1,
 ) -> CalibrationSet:
-    """Sample `cali_n` images and keep the network's arguments at `cali_st` of the steps (Q-Diffusion, section 3.2).
+    """Sample `cali_n` images and keep the network's arguments at `cali_st` steps of each (Q-Diffusion, section 3.2).
+
+    Together the images have samples of all steps, see `kept_steps`.
 
     Args:
         network: called once per step, with positional and keyword arguments. Tensors (N, ...) are kept, in float32
@@ -55,21 +57,20 @@ def collect(
             of each.
 
     Returns:
-        cali_st * cali_n * rows samples, grouped by step, then by row, whatever the batch size.
+        cali_st * cali_n * rows samples, grouped by the number of the kept step, then by row, whatever the batch size.
 
     Raises:
         ValueError: calls differ in more than their samples, or a tensor has no row per sample.
     """
-    kept = kept_steps(steps, cali_st)
-    whole: dict[str, Tensor] = {}  # (steps, rows, images, ...)
+    whole: dict[str, Tensor] = {}  # (cali_st, rows, images, ...)
     constants: dict[str, Any] | None = None
-    for start in range(0, cali_n, batch_size):
-        images = range(start, min(start + batch_size, cali_n))
-        unit = f"images-{images.start:06d}-{images.stop:06d}"
+    for images in _batches(cali_n, batch_size):
+        kept = torch.tensor([kept_steps(steps, cali_st, image, cali_n) for image in images])
+        unit = f"images-{images.start:06d}-{images.stop:06d}-of-{cali_n:06d}"
         found = journal.read(unit)
         if found:
             batch, info = found
-            progress(len(images) * (kept[-1] + 1))
+            progress(len(images) * (int(kept.max()) + 1))
         else:
             batch, info = _inputs_at(kept, network, trajectory(images), lambda: progress(len(images)))  # noqa: B023
             journal.write(unit, batch, info)
@@ -84,17 +85,33 @@ def collect(
     return CalibrationSet.from_named(named, constants or {})
 
 
+def collecting_calls(steps: int, cali_st: int, cali_n: int, batch_size: int) -> int:
+    """Return the network calls, of one image each, that `collect` takes; arguments as there."""
+    return sum(
+        len(images) * (kept_steps(steps, cali_st, images[-1], cali_n)[-1] + 1)
+        for images in _batches(cali_n, batch_size)
+    )
+
+
+def _batches(images: int, size: int) -> list[range]:
+    return [range(start, min(start + size, images)) for start in range(0, images, size)]
+
+
 def _inputs_at(
-    kept: list[int], network: nn.Module, steps: Iterable[SamplerStep], progress: Callable[[], object]
+    kept: Tensor, network: nn.Module, steps: Iterable[SamplerStep], progress: Callable[[], object]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the arguments of the network at some of the steps.
 
+    Args:
+        kept: the steps of each image, (images, cali_st).
+        network, steps, progress: see `collect`.
+
     Returns:
-        Tensors `input_0`, `input_y`, ..., each (steps, N, ...), float32 where floating; and, where there are any,
+        Tensors `input_0`, `input_y`, ..., each (cali_st, N, ...), float32 where floating; and, where there are any,
         other arguments by name as `constants`.
     """
     given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
-    found: list[dict[str, Tensor]] = []
+    found: dict[str, Tensor] = {}
     constants: dict[str, Any] | None = None
 
     def note(module, args, kwargs):
@@ -103,17 +120,22 @@ def _inputs_at(
 
     hook = network.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        for step in islice(steps, kept[-1] + 1):
-            if step.index in kept:
+        for step in islice(steps, int(kept.max()) + 1):
+            image, place = (kept == step.index).nonzero(as_tuple=True)
+            if len(image):
                 tensors, others = _batch(*given)
-                found.append({name: _stored(x) for name, x in tensors.items()})
                 constants = _agreed(constants, others)
-                _agreed(found[0].keys(), tensors.keys())
+                _agreed({*(found or tensors)}, {*tensors})
+                for name, x in tensors.items():
+                    of_images = _stored(x).unflatten(0, (-1, len(kept)))  # (rows, images, ...)
+                    if name not in found:
+                        found[name] = of_images.new_empty(kept.shape[1], *of_images.shape)
+                    found[name][place, :, image] = of_images[:, image].transpose(0, 1)
             progress()
     finally:
         hook.remove()
-    stacked = {f"{PREFIX}{name}": torch.stack([xs[name] for xs in found]) for name in found[0]}
-    return stacked, {"constants": constants} if constants else {}
+    flat = {f"{PREFIX}{name}": x.flatten(1, 2) for name, x in found.items()}
+    return flat, {"constants": constants} if constants else {}
 
 
 def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

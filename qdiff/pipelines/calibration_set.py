@@ -8,9 +8,8 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusion.checks import whole
-from qdiff.calibration.collect import collect
+from qdiff.calibration.collect import collect, collecting_calls
 from qdiff.calibration.data import CalibrationSet, read_calibration_data
-from qdiff.calibration.kept_steps import kept_steps
 from qdiff.calls import Call
 from qdiff.errors import UserError
 from qdiff.files.journal import Journal
@@ -72,7 +71,7 @@ def calibration_set(
 
 
 def _collected(pipeline: Pipeline, settings: DataSettings, journal: Journal, progress: bool | None) -> CalibrationSet:
-    total = settings.samples * (kept_steps(pipeline.nfe, settings.timesteps)[-1] + 1)
+    total = collecting_calls(pipeline.nfe, settings.timesteps, settings.samples, pipeline.batch_size)
     hidden = None if progress is None else not progress
     with tqdm(total=total, unit="step", desc="collecting calibration data", disable=hidden) as bar:
         return collect(

@@ -1,3 +1,4 @@
+from itertools import chain
 from typing import NamedTuple
 
 import pytest
@@ -8,7 +9,7 @@ from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from qdiff.adapters import adapter_for
 from qdiff.block_recon import Schedule
-from qdiff.calibration.collect import collect
+from qdiff.calibration.collect import collect, collecting_calls
 from qdiff.calibration.data import read_calibration_data
 from qdiff.calibration.job import calibrate
 from qdiff.calibration.memory import peak_bytes
@@ -52,14 +53,17 @@ def test_collect_keeps_what_the_network_was_given(batch_size, tmp_path):
 
     data = collect(NETWORK, trajectory, 7, 3, 5, batch_size, Journal(tmp_path, {}), progress.append)
     xs, ts = data.inputs
-    expected = [(image, step) for step in (0, 2, 4) for image in range(5)]
+    kept = [(0, 2, 4), (0, 2, 5), (0, 3, 5), (1, 3, 6), (1, 4, 6)]  # 0, 7/3 and 14/3, and 7/15 later for each image
+    expected = [(image, steps[i]) for i in range(3) for image, steps in enumerate(kept)]
     assert torch.equal(xs, torch.stack([value(*e) for e in expected]))
     assert ts.tolist() == [10 * (6 - step) for _, step in expected]
     assert (xs.dtype, ts.dtype) == (torch.float32, torch.int64)
     assert [i for batch in asked for i in batch] == list(range(5))
     assert {len(batch) for batch in asked[:-1]} <= {batch_size}
-    assert max(went) == 4, "nothing is sampled behind the last step that is kept"
-    assert sum(progress) == 5 * 5
+    last = [max(steps[-1] for steps in kept[start : start + batch_size]) for start in range(0, 5, batch_size)]
+    assert went == [*chain(*(range(step + 1) for step in last))], "nothing is sampled behind the last kept step"
+    assert sum(progress) == collecting_calls(7, 3, 5, batch_size)
+    assert sum(progress) == sum(len(batch) * (step + 1) for batch, step in zip(asked, last))
     assert not NETWORK._forward_pre_hooks
 
 
@@ -171,7 +175,7 @@ def test_keyword_arguments_are_collected(batch_size, tmp_path):
 
     for _ in range(2):
         data = collect(NETWORK, trajectory, 4, 2, 3, batch_size, Journal(tmp_path, {}))
-        assert data.keywords["y"].tolist() == [10 * image + step for step in (0, 2) for image in range(3)]
+        assert data.keywords["y"].tolist() == [0, 10, 21, 2, 12, 23], "10 image + step"
         assert torch.equal(data.keywords["added"]["ids"][0], data.keywords["y"] + 1)
         assert torch.equal(data.keywords["added"]["text"], data.inputs[0])
         assert data.keywords["mask"] is None and data.keywords["scale"] == 0.5

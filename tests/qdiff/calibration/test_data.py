@@ -1,4 +1,6 @@
 import os
+from collections import Counter
+from itertools import chain
 
 import pytest
 import torch
@@ -55,6 +57,21 @@ def test_kept_steps_are_uniform_over_the_whole_trajectory(steps, data):
     assert max(gaps) - min(gaps) <= 1
     if steps % cali_st == 0:
         assert gaps == {steps // cali_st}
+
+
+@given(st.integers(1, 100), st.data())
+def test_the_images_together_are_at_all_steps_equally_often(steps, data):
+    cali_st, rounds = data.draw(st.integers(1, steps)), data.draw(st.integers(1, 3))
+    images = rounds * steps
+    kept = [kept_steps(steps, cali_st, image, images) for image in range(images)]
+    assert kept[0] == kept_steps(steps, cali_st)
+    assert all(len({*of_image}) == cali_st and max(of_image) < steps for of_image in kept)
+    assert Counter(chain(*kept)) == dict.fromkeys(range(steps), rounds * cali_st)
+
+
+def test_a_few_images_are_at_all_steps():
+    kept = [kept_steps(200, 20, image, 10) for image in range(10)]
+    assert sorted(chain(*kept)) == [*range(200)]
 
 
 def test_more_timesteps_than_steps():
