@@ -35,7 +35,7 @@ class QuantSpec:
         bits: 2..16.
         symmetric: zero point 0, codes -2^(bits - 1)..2^(bits - 1) - 1; otherwise 0..2^bits - 1.
         per_channel: one step size per output channel (dimension 0) instead of one for the tensor.
-        range_search: `mse`, `minmax`, or the published code's `max` and `max_scale` (see `qdiff.ranges`).
+        range_search: `mse`, `minmax`, `margin`, or the published code's `max` and `max_scale` (see `qdiff.ranges`).
         always_zero: the low end of the range is zero (attention after its softmax).
 
     Raises:

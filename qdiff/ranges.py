@@ -13,6 +13,8 @@ SEARCH_VALUES = 2**16  # values per row that the error of a candidate is average
 MSE_CANDIDATES = 80  # shrunk ranges that the error search tries, 1 % apart
 WEIGHTED_CANDIDATES = 60  # likewise of the weighted search
 
+MARGIN = 1.2  # by which `margin` widens the extremes
+
 Range = tuple[Tensor, Tensor]  # delta, zero_point, each (rows,)
 
 
@@ -71,6 +73,17 @@ def range_minmax(summary: RowSummary, bits: int, symmetric: bool, always_zero: b
     low, high, _ = summary
     low = torch.zeros_like(low) if always_zero else low.clamp(max=0)
     return affine(low, high.clamp(min=0), bits, symmetric)
+
+
+def range_margin(summary: RowSummary, bits: int, symmetric: bool, always_zero: bool) -> Range:
+    """Take the range of `minmax` and 20 % more at both ends, because other data exceed the extremes of these.
+
+    The largest activations matter most, so at 8 bits clipping them costs more than coarser steps. Attention after its
+    softmax, `always_zero`, has no margin.
+    """
+    low, high, values = summary
+    margin = 1.0 if always_zero else MARGIN
+    return range_minmax(RowSummary(low * margin, high * margin, values), bits, symmetric, always_zero)
 
 
 def range_max(summary: RowSummary, bits: int, symmetric: bool, always_zero: bool) -> Range:
@@ -156,6 +169,7 @@ def _least_error(
 RANGE_SEARCH: dict[str, Callable[[RowSummary, int, bool, bool], Range]] = {
     "mse": range_mse,
     "minmax": range_minmax,
+    "margin": range_margin,
     "max": range_max,
     "max_scale": range_max_scale,
 }

@@ -49,6 +49,13 @@ class Spectrum:
         """Return the spectrum that weighs all pixels at all timesteps alike."""
         return cls((0.0,), (1.0,), (1.0,), (1.0,))
 
+    def softened(self) -> "Spectrum":
+        """Return the spectrum with the square roots of its values, for fits to few samples.
+
+        S^2 leaves a fifth of the samples, those of the first steps, to decide alone; of the others, errors may grow.
+        """
+        return Spectrum(self.timesteps, *(tuple(x**0.5 for x in s) for s in (self.pixel, self.grid, self.whole)))
+
     def bands(self, t: Tensor) -> Tensor:
         """Return the weights of the squared error's parts, (3, N): of all of it, of its grid's and of its image's mean.
 

@@ -36,8 +36,8 @@ def second_argument(*args: Any, **kwargs: Any) -> Any:
     found = [*args[1:2], *(kwargs[name] for name in TIMESTEP if name in kwargs)]
     if not found:
         raise ValueError(
-            f"a network with phases is called without a second argument and without {', '.join(TIMESTEP)}: tell which "
-            "argument the timestep is with Adapter(timestep=...)"
+            "the timestep is needed, but the network is called without a second argument and without "
+            f"{', '.join(TIMESTEP)}: tell which argument it is with Adapter(timestep=...)"
         )
     return found[0]
 

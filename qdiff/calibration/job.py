@@ -126,7 +126,7 @@ class _Job:
         specs = [spec for site in self.model.sites() for spec in site.specs]
         solver = BlockSolver(
             self.model,
-            (spectrum or Spectrum.uniform()).bands(t),
+            (spectrum.softened() if spectrum else Spectrum.uniform()).bands(t),
             image_of(self.data.call),
             settings.columns,
             mismatch=all(spec.bits >= MISMATCH_BITS for spec in specs),

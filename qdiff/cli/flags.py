@@ -142,8 +142,18 @@ def calibration(parser: Parser) -> None:
         metavar="FILE",
         help="calibration data (default: collect them from the model's own sampling, keep them in the run's folder)",
     )
-    add("--cali_st", default=1, help="number of sampling steps at which data are collected", **number(int, 1))
-    add("--cali_n", default=1024, help="samples collected at each of these steps", **number(int, 1))
+    add(
+        "--cali_st",
+        default=1,
+        help="samples that each image gives, at steps spread over its sampling",
+        **number(int, 1),
+    )
+    add(
+        "--cali_n",
+        default=1024,
+        help="images of which data are collected; together they are at all steps",
+        **number(int, 1),
+    )
     add("--cali_batch_size", default=32, help="samples per iteration", **number(int, 1))
     add("--cali_iters", default=20000, help="iterations per block, rounding of weights", **number(int, 1))
     add(
@@ -153,7 +163,7 @@ def calibration(parser: Parser) -> None:
     )
     add(
         "--cali_spectrum_n",
-        default=0,
+        default=1,
         help="images, with --quant_mode gptq, on which it is measured what errors do to the image, so that they are "
         "weighted by it; 0 weighs all errors alike",
         **number(int, 0),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 BLOCK = 64  # inputs after which the rest of the matrix is updated, in one product
 DAMPING = 0.01  # of the mean of H's diagonal, which is added to it
-SWEEPS = 1  # of coordinate descent, before and after the step sizes are refitted
+SWEEPS = 1  # of coordinate descent
 FACTORS = 0.5, 2.0  # a refitted step size is accepted within these multiples of the old one
 
 
@@ -151,7 +151,7 @@ def refitted(target: Tensor, hessian: Tensor, grid: Grid, steps: Tensor) -> Grid
 
 
 def rounded(target: Tensor, hessian: Tensor, grid: Grid, *, refit: bool) -> tuple[Tensor, Grid]:
-    """Round a target, (K, O), to the grid: `gptq`, `descend`, and once more with step sizes that fit the result.
+    """Round a target, (K, O), to the grid: `gptq`, then `descend` with step sizes that fit its result.
 
     Args:
         target, hessian, grid: as for `gptq`.
@@ -160,11 +160,10 @@ def rounded(target: Tensor, hessian: Tensor, grid: Grid, *, refit: bool) -> tupl
     Returns:
         codes less zero points, (K, O), and their grid.
     """
-    steps = descend(target, hessian, grid, gptq(target, hessian, grid))
+    steps = gptq(target, hessian, grid)
     if refit:
         grid = refitted(target, hessian, grid, steps)
-        steps = descend(target, hessian, grid, steps)
-    return steps, grid
+    return descend(target, hessian, grid, steps), grid
 
 
 def fitted_target(weight: Tensor, hessian: Tensor, missing: Tensor) -> Tensor:

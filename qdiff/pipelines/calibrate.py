@@ -29,7 +29,7 @@ from qdiff.quant_model import QuantModel
 from qdiff.spectrum import Spectrum
 
 FILE = "quantized.safetensors"
-SPECTRUM_IMAGES = 0
+SPECTRUM_IMAGES = 1
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,9 @@ class DataSettings:
     """The source of calibration data.
 
     Args:
-        timesteps: number of sampling steps, spread over the trajectory, at which the network's inputs are kept; >= 1.
-        samples: number of images, each of which gives one sample at each of these steps; >= 1.
+        timesteps: number of sampling steps of each image, spread over its trajectory, at which the network's inputs are
+            kept; >= 1.
+        samples: number of images, each at steps of its own, see `kept_steps`; >= 1.
         path: file of calibration data; None collects them.
 
     Raises:

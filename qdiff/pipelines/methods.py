@@ -9,7 +9,7 @@ from qdiff.calibration.settings import CalibrationSettings, ClosedForm
 from qdiff.policy import QuantPolicy, QuantSpec
 
 # method -> search for the ranges of activations
-METHODS: Mapping[str, str] = {"qdiff": "mse", "gptq": "minmax", "linear": "minmax"}
+METHODS: Mapping[str, str] = {"qdiff": "mse", "gptq": "margin", "linear": "minmax"}
 
 
 def uniform_policy(

@@ -70,9 +70,9 @@ def quantize(
         lr: learning rate of roundings, 1e-8..1; None takes 20 / `iterations`, limited to 0.001..0.06: the paper's 1e-3
             for its 20,000 iterations, more for fewer.
         act_lr: learning rate of activation step sizes, 1e-8..1.
-        timesteps: number of sampling steps at which calibration data are collected, >= 1; at most as many as the
-            pipeline takes.
-        samples: samples at each of these steps, >= 1; 256 in the paper.
+        timesteps: number of sampling steps of each image at which calibration data are collected, >= 1; at most as many
+            as the pipeline takes.
+        samples: images, >= 1, each at steps of its own, together at all; 256 in the paper.
         batch_size: samples per iteration, >= 1.
         spectrum_images: images on which "gptq" measures what errors do to the image (`qdiff.spectrum`), by which they
             are weighted then; 0 weighs all errors alike.

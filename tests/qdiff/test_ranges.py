@@ -53,6 +53,19 @@ def test_a_tensor_of_zeros_gets_the_smallest_step(search, symmetric):
 
 
 @given(ROWS, BITS, st.booleans())
+def test_margin_is_minmax_of_values_that_are_larger(rows, bits, symmetric):
+    found = RANGE_SEARCH["margin"](summarize(rows), bits, symmetric, False)
+    expected = RANGE_SEARCH["minmax"](summarize(1.2 * rows), bits, symmetric, False)
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=1e-5, atol=0)
+    assert torch.equal(found[1], expected[1])
+
+
+def test_attention_weights_have_no_margin():
+    row = summarize(torch.tensor([[0.0, 0.5, 0.25]]))
+    assert RANGE_SEARCH["margin"](row, 8, False, True) == RANGE_SEARCH["minmax"](row, 8, False, True)
+
+
+@given(ROWS, BITS, st.booleans())
 def test_minmax_leaves_zero_exact_and_errs_by_half_a_step_at_most(rows, bits, symmetric):
     delta, zero_point = RANGE_SEARCH["minmax"](summarize(rows), bits, symmetric, False)
     lo, hi = code_bounds(bits, symmetric)

@@ -51,6 +51,13 @@ def test_the_uniform_spectrum_weighs_all_alike():
     torch.testing.assert_close(bands, torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]))
 
 
+def test_a_softened_spectrum_weighs_by_the_first_power():
+    soft = SPECTRUM.softened()
+    assert soft.timesteps == SPECTRUM.timesteps
+    bands = soft.bands(torch.tensor([900.0]))[:, 0]
+    torch.testing.assert_close(bands, torch.tensor([0.4, 3.2 - 0.4, 12.8 - 3.2]))
+
+
 def test_json_gives_the_same_spectrum_back():
     assert Spectrum.from_dict(json.loads(json.dumps(SPECTRUM.to_dict()))) == SPECTRUM
     assert SPECTRUM.to_dict()["timesteps"] == [0.0, 100.0, 900.0]

@@ -81,8 +81,8 @@ def test_flags_of_the_closed_form_reach_the_calibration():
     found = quantization_of(flags(words))
     assert (found.act_groups, found.keep8, found.spectrum_images) == (3, ("time", "ends"), 5)
     default = quantization_of(flags("--quant_mode gptq"))
-    assert (default.act_groups, default.keep8, default.spectrum_images) == (1, (), 0)
-    assert found.policy.act.range_search == "minmax"
+    assert (default.act_groups, default.keep8, default.spectrum_images) == (1, (), 1)
+    assert found.policy.act.range_search == "margin"
 
 
 def test_other_settings():

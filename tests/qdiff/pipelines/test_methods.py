@@ -21,7 +21,7 @@ def test_what_a_method_learns(method):
     assert EXPECTED[method].changes_blocks == (method != "linear")
 
 
-@pytest.mark.parametrize(("method", "search"), [("qdiff", "mse"), ("gptq", "minmax"), ("linear", "minmax")])
+@pytest.mark.parametrize(("method", "search"), [("qdiff", "mse"), ("gptq", "margin"), ("linear", "minmax")])
 def test_how_a_method_searches_ranges(method, search):
     weight = QuantSpec(4, per_channel=True, range_search="minmax")
     assert uniform_policy(method, 4) == QuantPolicy(weight)
