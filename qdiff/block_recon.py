@@ -18,7 +18,7 @@ from qdiff.calls import Call, Samples
 from qdiff.errors import UserError
 from qdiff.functional import lp_loss
 from qdiff.objectives import Objective
-from qdiff.parallel import Alone, Parallel
+from qdiff.parallel import ALONE, Parallel
 from qdiff.phases import per_phase, set_phase
 from qdiff.quant_block import QuantBlock
 
@@ -114,9 +114,7 @@ def _channels(x: Tensor) -> Tensor:
     return x if x.ndim > 1 else x[:, None]
 
 
-def block_loss(
-    block: nn.Module, captured: Captured, p: float, batch_size: int, parallel: Parallel = Alone()
-) -> float:
+def block_loss(block: nn.Module, captured: Captured, p: float, batch_size: int, parallel: Parallel = ALONE) -> float:
     """Return the mean over all captured samples of the loss that reconstruction minimises, without regulariser."""
     device, phased = next(block.parameters()).device, per_phase(block)
     total = 0.0
@@ -137,7 +135,7 @@ def block_reconstruction(
     batch_size: int,
     generator: torch.Generator,
     progress: Callable[[int], None] = lambda iterations: None,
-    parallel: Parallel = Alone(),
+    parallel: Parallel = ALONE,
 ) -> Outcome:
     """Learn, and keep the result if it has a lower loss over the whole calibration set than the state before.
 

@@ -1,7 +1,7 @@
 """How processes share the learning of a block: each computes on its part of every batch, and gradients are averaged.
 
-All processes draw the same samples and hold the same variables, so the result is that of one process, up to the order of
-floating-point sums.
+All processes draw the same samples and hold the same variables, so the result is that of one process, up to the order
+of floating-point sums.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,6 +52,9 @@ class Alone:
 
     def journal(self, journal: Journal) -> Journal:
         return journal
+
+
+ALONE = Alone()
 
 
 class Shared:

@@ -21,7 +21,7 @@ from qdiff.calibration.solve import BlockSolver, SolvedBlock
 from qdiff.calls import Call
 from qdiff.files.journal import Journal, temporary_journal
 from qdiff.objectives import LearnedRounding, LearnedSteps, Objective
-from qdiff.parallel import Alone, Parallel
+from qdiff.parallel import ALONE, Parallel
 from qdiff.quant_block import QuantBlock
 from qdiff.quant_model import QuantModel
 from qdiff.spectrum import Spectrum
@@ -61,7 +61,7 @@ def calibrate(
     spectrum: Spectrum | None = None,
     memory: int | None = None,
     reporter: Reporter | None = None,
-    parallel: Parallel = Alone(),
+    parallel: Parallel = ALONE,
 ) -> None:
     """Calibrate `model` in place.
 

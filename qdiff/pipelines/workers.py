@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -38,8 +39,8 @@ def check_devices(devices: int, settings: CalibrationSettings, device: torch.dev
         device: of the network; GPUs are counted from it.
 
     Raises:
-        UserError: nothing is learned, the batch cannot be divided evenly, there are fewer GPUs, a package is missing, or
-            this is a prompt or notebook, whose code other processes cannot import.
+        UserError: nothing is learned, the batch cannot be divided evenly, there are fewer GPUs, this is a prompt or
+            notebook, from which processes cannot start, or a package is missing.
     """
     if devices == 1:
         return
@@ -95,11 +96,7 @@ def calibrate_shared(
     job = _Job(model.cpu(), data, settings, journal, memory)  # its GPU has room for the first process now
     try:
         with _written(job) as file, _port_of_its_own(), _Listener(reporter) as listener:
-            fabric.launch(_work, file, listener.events)
-    except multiprocessing.ProcessRaisedException:
-        if listener.errors:
-            raise listener.errors[0] from None
-        raise
+            fabric.launch(partial(_work, file=file, events=listener.events))
     except multiprocessing.ProcessExitedException as e:
         raise UserError(
             f"--cali_devices {devices}: {e}; follow the messages above, or if there are none lower --cali_memory"
@@ -175,11 +172,10 @@ class _Sender(Reporter):
 
 
 class _Listener:
-    """Passes on, inside, the progress that processes send, and keeps their errors.
+    """Passes on, inside, the progress that processes send. At the end it raises their first error, the cause of others.
 
     Attributes:
-        events: where to send them.
-        errors: in the order in which they came, so that the first one is the cause.
+        events: where to send progress and errors.
     """
 
     def __init__(self, reporter: Reporter):
@@ -192,14 +188,19 @@ class _Listener:
         self.thread.start()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self.events.put(None)
         self.thread.join()
+        if self.errors and kind in (None, multiprocessing.ProcessRaisedException):
+            raise self.errors[0] from None
 
     def _listen(self) -> None:
         for event in iter(self.events.get, None):
             if isinstance(event, Exception):
                 self.errors.append(event)
-            else:
-                name, *values = event
+                continue
+            name, *values = event
+            try:
                 getattr(self.reporter, name)(*values)
+            except Exception as error:  # the processes must not wait for a reader that is gone
+                self.errors.append(error)
