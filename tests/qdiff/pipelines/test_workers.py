@@ -42,7 +42,7 @@ def test_two_processes_do_what_one_does(tmp_path):
     shared.write(unit, *alone.read(unit))
     calibrate_shared(2, models[1], data, SETTINGS, shared, memory=10**9, reporter=told[1])
     calibrate(models[1], data, SETTINGS, shared, memory=0, reporter=told[2])
-    assert told[1].started == told[0].started and told[1].iterations == [0] + told[0].iterations[1:]
+    assert told[1].started == told[0].started and told[1].iterations == [0, *told[0].iterations[1:]]
     assert told[1].resumed == [True] + [False] * 35 and told[2].resumed == [True] * 36
     assert told[1].outcomes == told[2].outcomes
     for outcome, expected in zip(told[1].outcomes, told[0].outcomes, strict=True):
