@@ -193,8 +193,8 @@ class Plan:
         if self.processes == 1:
             return []
         return [
-            f"{self.processes} processes share the learning. Activations and outputs below are those of each one, and "
-            "the time is that of a single one"
+            f"{self.processes} processes share the learning; each takes what is said below of activations, computing and "
+            "outputs, and the time is that of a single one"
         ]
 
     def _sensitivity_line(self) -> list[str]:
