@@ -18,6 +18,7 @@ from qdiff.calls import Call, Samples
 from qdiff.errors import UserError
 from qdiff.functional import lp_loss
 from qdiff.objectives import Objective
+from qdiff.parallel import ALONE, Parallel
 from qdiff.phases import per_phase, set_phase
 from qdiff.quant_block import QuantBlock
 
@@ -113,17 +114,17 @@ def _channels(x: Tensor) -> Tensor:
     return x if x.ndim > 1 else x[:, None]
 
 
-def block_loss(block: nn.Module, captured: Captured, p: float, batch_size: int) -> float:
+def block_loss(block: nn.Module, captured: Captured, p: float, batch_size: int, parallel: Parallel = ALONE) -> float:
     """Return the mean over all captured samples of the loss that reconstruction minimises, without regulariser."""
     device, phased = next(block.parameters()).device, per_phase(block)
     total = 0.0
     with torch.no_grad():
-        for phase, rows in captured.batches(batch_size):
+        for phase, rows in parallel.share(list(captured.batches(batch_size))):
             set_phase(phased, phase)
             inputs, target = captured.inputs[rows], captured.target[rows]
             output = inputs.to(device, copy=True)(block)  # a copy, because a block may change its input in place
             total += output_loss(output, target.to(device), p).item() * len(target)
-    return total / len(captured)
+    return parallel.total(total) / len(captured)
 
 
 def block_reconstruction(
@@ -134,6 +135,7 @@ def block_reconstruction(
     batch_size: int,
     generator: torch.Generator,
     progress: Callable[[int], None] = lambda iterations: None,
+    parallel: Parallel = ALONE,
 ) -> Outcome:
     """Learn, and keep the result if it has a lower loss over the whole calibration set than the state before.
 
@@ -145,6 +147,7 @@ def block_reconstruction(
         batch_size: samples per iteration.
         generator: CPU generator that draws the batches.
         progress: called with the number of iterations done since its last call.
+        parallel: divides every batch among processes, which must divide `batch_size` evenly.
 
     Returns:
         Losses before and after.
@@ -154,13 +157,15 @@ def block_reconstruction(
     """
     module = block.module.eval()
     device, phased = next(module.parameters()).device, per_phase(module)
-    before = block_loss(module, captured, objective.p, batch_size)
+    before = block_loss(module, captured, objective.p, batch_size, parallel)
     _require_finite(before, block.path, "before learning")
     with objective:
         learned = objective.parameters()
+        parallel.agree(learned)
         adam = torch.optim.Adam(learned, lr=schedule.lr, fused=True)
         for i in range(schedule.iterations):
             phase, chosen = captured.drawn(batch_size, generator)
+            chosen = parallel.share(chosen)
             set_phase(phased, phase)
             output = captured.inputs[chosen].to(device)(module)
             error = output_loss(output, captured.target[chosen].to(device), objective.p)
@@ -168,14 +173,15 @@ def block_reconstruction(
             if loss.requires_grad:  # not in a phase of 16 bits, whose step sizes are not learned
                 adam.zero_grad(set_to_none=True)
                 loss.backward(inputs=learned)  # not of biases and norms, which require gradients too
+                parallel.average([x.grad for x in learned if x.grad is not None])
                 adam.param_groups[0]["lr"] = schedule.lr * objective.rate(i, schedule.iterations)
                 adam.step()
                 objective.after_step()
             if (i + 1) % CHECK_EVERY == 0 or i + 1 == schedule.iterations:
-                _require_finite(loss.item(), block.path, f"at iteration {i + 1}")
+                _require_finite(parallel.total(loss.item()), block.path, f"at iteration {i + 1}")
                 progress((i % CHECK_EVERY) + 1)
         objective.harden()
-        after = block_loss(module, captured, objective.p, batch_size)
+        after = block_loss(module, captured, objective.p, batch_size, parallel)
         _require_finite(after, block.path, "after learning")
         outcome = Outcome(before, after)
         if outcome.improved:

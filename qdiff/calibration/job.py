@@ -21,6 +21,7 @@ from qdiff.calibration.solve import BlockSolver, SolvedBlock
 from qdiff.calls import Call
 from qdiff.files.journal import Journal, temporary_journal
 from qdiff.objectives import LearnedRounding, LearnedSteps, Objective
+from qdiff.parallel import ALONE, Parallel
 from qdiff.quant_block import QuantBlock
 from qdiff.quant_model import QuantModel
 from qdiff.spectrum import Spectrum
@@ -60,6 +61,7 @@ def calibrate(
     spectrum: Spectrum | None = None,
     memory: int | None = None,
     reporter: Reporter | None = None,
+    parallel: Parallel = ALONE,
 ) -> None:
     """Calibrate `model` in place.
 
@@ -73,6 +75,8 @@ def calibrate(
         memory: bytes for the tensors captured of one block and the outputs of finished blocks; what exceeds them goes
             to files beside the journal. By default half of the memory that computing leaves free.
         reporter: is told of the progress.
+        parallel: divides the learning among processes, each of which makes the same call; they must divide the batch
+            size evenly. What is not learned, each computes for itself.
 
     Raises:
         UserError: a loss, or in closed form an input or output of a layer, is not finite, or a phase has no samples.
@@ -81,10 +85,11 @@ def calibrate(
     """
     model.eval()
     parts = by_phase(model, data) if model.sites() else []  # first, because learning takes long
-    with nullcontext(journal) if journal else temporary_journal() as records:
+    with nullcontext(journal) if journal else temporary_journal() as given:
+        records = parallel.journal(given)
         if memory is None:
             memory = _default_memory(model, data, settings)
-        job = _Job(model, data, settings, records, memory, reporter or Reporter())
+        job = _Job(model, data, settings, records, memory, reporter or Reporter(), parallel)
         blocks = dict(enumerate(model.blocks()))
         if settings.closed_form:
             if model.sites():
@@ -116,6 +121,7 @@ class _Job:
     journal: Journal
     memory: int
     reporter: Reporter
+    parallel: Parallel
 
     def solve(self, blocks: Mapping[int, QuantBlock], settings: ClosedForm, spectrum: Spectrum | None) -> None:
         """Quantize weights in closed form, block by block in the order in which the network calls them."""
@@ -148,7 +154,9 @@ class _Job:
         def learn(unit: str, block: QuantBlock, objective: Objective) -> Outcome:
             captured = capture(cache, block.module, self._store(cache))
             generator, size = self.settings.generator(unit), self.settings.batch_size
-            return block_reconstruction(block, captured, objective, schedule, size, generator, self.reporter.advance)
+            return block_reconstruction(
+                block, captured, objective, schedule, size, generator, self.reporter.advance, self.parallel
+            )
 
         self._work(stage, blocks, make, learn, cache)
 

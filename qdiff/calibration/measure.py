@@ -89,6 +89,7 @@ def make_plan(
     memory: int | None,
     *,
     data_in_memory: bool = True,
+    processes: int = 1,
 ) -> Plan:
     """Measure a forward on a batch, block by block, and the memory of a forward and of each block's iteration.
 
@@ -97,8 +98,9 @@ def make_plan(
         batch: arguments of the network as in calibration, on its device.
         samples: size of the calibration set.
         settings: of the calibration.
-        memory: bytes for captured activations; None for half of the memory that computing leaves free.
+        memory: bytes for captured activations of all processes; None for half of the memory that computing leaves free.
         data_in_memory: whether the calibration set is in memory already; if not, its bytes are set aside.
+        processes: that share the learning, each with its part of a batch.
     """
     blocks = model.blocks()
     nodes = trace_blocks(model, [block.module for block in blocks], batch[:1])
@@ -116,7 +118,7 @@ def make_plan(
             weights=sum(layer.codes.numel() for layer in block.layers.values()),
             sites=sum(site.step_is_learned for site in block.sites),
             sample_bytes=node_of[block.module].captured_bytes,
-            iteration_bytes=_iteration_bytes(block, node_of[block.module], settings),
+            iteration_bytes=_iteration_bytes(block, node_of[block.module], settings, processes),
             seconds=seconds[block.path],
             prefix_seconds=prefixes[block.path][0],
             cached_prefix_seconds=prefixes[block.path][1],
@@ -125,10 +127,11 @@ def make_plan(
         for block in blocks
     ]
     data_bytes = samples * batch.sample_bytes
-    plan = Plan(plans, samples, settings, forward_bytes, data_bytes=data_bytes)
+    plan = Plan(plans, samples, settings, forward_bytes, data_bytes=data_bytes, processes=processes)
     if memory is None:
-        computing = 0 if batch.tensors[0].is_cuda else plan.working_bytes
+        computing = 0 if batch.tensors[0].is_cuda else processes * plan.working_bytes
         memory = default_budget(computing + (0 if data_in_memory else data_bytes))
+    memory //= processes
     cached = cached_samples(nodes, samples, settings.batch_size, memory)
     return replace(plan, budget=memory, cached_samples=cached, cached_bytes=cached * cache_bytes_per_sample(nodes))
 
@@ -165,15 +168,15 @@ def _solve_cost(
     }
 
 
-def _iteration_bytes(block: QuantBlock, node: BlockNode, settings: CalibrationSettings) -> int:
-    """Return the peak bytes of an iteration, of the larger of the two stages."""
-    found = [0]
+def _iteration_bytes(block: QuantBlock, node: BlockNode, settings: CalibrationSettings, processes: int) -> int:
+    """Return the peak bytes of an iteration in one of so many processes, of the larger of the two stages."""
+    found, size = [0], settings.batch_size // processes
     if settings.rounding:
-        found.append(_learning_peak(block, LearnedRounding(block), node, settings.batch_size))
+        found.append(_learning_peak(block, LearnedRounding(block), node, size))
     if settings.steps:
         with _some_quantizer(block.sites):
             if any(site.step_is_learned for site in block.sites):
-                found.append(_learning_peak(block, LearnedSteps(block), node, settings.batch_size))
+                found.append(_learning_peak(block, LearnedSteps(block), node, size))
     return max(found)
 
 

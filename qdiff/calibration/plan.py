@@ -60,6 +60,8 @@ class Plan:
         cached_bytes: peak bytes of these outputs.
         data_bytes: bytes of the calibration set, which is in memory before the calibration starts.
         sensitivity_calls: network calls, of one image each, that measuring the sensitivity spectrum takes before.
+        processes: that share the learning. Each captures all samples for itself: bytes and budget are those of one, and
+            so are times, as if it learned alone.
     """
 
     blocks: list[BlockPlan]
@@ -71,6 +73,7 @@ class Plan:
     cached_bytes: int = 0
     data_bytes: int = 0
     sensitivity_calls: int = 0
+    processes: int = 1
 
     @property
     def captured_bytes(self) -> int:
@@ -148,17 +151,19 @@ class Plan:
         Raises:
             UserError: too little memory or disk, with the flag to change.
         """
-        free, needed = psutil.virtual_memory().available, self.in_memory_bytes + self.cached_bytes
+        free, working = psutil.virtual_memory().available, self.processes * self.working_bytes
+        needed = self.processes * (self.in_memory_bytes + self.cached_bytes)
+        fewer = f", or --cali_devices {self.processes}" if self.processes > 1 else ""
         if free_on_gpu is None:
-            needed += self.working_bytes
+            needed += working
         else:
             _require(self.working_bytes, free_on_gpu, "GPU memory", BATCH)
-        _require(needed, free, "memory", BATCH if self.working_bytes > free else "lower --cali_memory, or --cali_n")
-        disk = shutil.disk_usage(folder).free
-        if self.on_disk_bytes > disk:
+        _require(needed, free, "memory", (BATCH if working > free else "lower --cali_memory, or --cali_n") + fewer)
+        disk, on_disk = shutil.disk_usage(folder).free, self.processes * self.on_disk_bytes
+        if on_disk > disk:
             raise UserError(
-                f"captured activations need {self.on_disk_bytes / GIB:.1f} GiB on the disk of {folder}, "
-                f"{disk / GIB:.1f} are free: raise --cali_memory, or lower --cali_n"
+                f"captured activations need {on_disk / GIB:.1f} GiB on the disk of {folder}, "
+                f"{disk / GIB:.1f} are free: raise --cali_memory, or lower --cali_n{fewer}"
             )
 
     def table(self) -> str:
@@ -173,6 +178,7 @@ class Plan:
             [
                 *rows,
                 f"{len(self.blocks)} blocks, {self.samples} calibration samples",
+                *self._processes_line(),
                 f"memory for calibration data: {self.data_bytes / GIB:.2f} GiB",
                 f"memory for captured activations: {self.in_memory_bytes / GIB:.2f} GiB, "
                 f"on disk up to {self.on_disk_bytes / GIB:.2f} GiB; for computing {self.working_bytes / GIB:.2f} GiB",
@@ -182,6 +188,14 @@ class Plan:
                 f"estimated time: {format_duration(self.seconds)}",
             ]
         )
+
+    def _processes_line(self) -> list[str]:
+        if self.processes == 1:
+            return []
+        return [
+            f"{self.processes} processes share the learning; each takes what is said below of activations, computing "
+            "and outputs, and the time is that of a single one"
+        ]
 
     def _sensitivity_line(self) -> list[str]:
         if not self.sensitivity_calls:

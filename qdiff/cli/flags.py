@@ -174,6 +174,13 @@ def calibration(parser: Parser) -> None:
         "blocks (default: half of the memory that computing leaves free)",
         **number(float, 0.01, 65536),
     )
+    add(
+        "--cali_devices",
+        default=1,
+        help="GPUs, from --device on, or CPU processes, that share the learning of blocks (--quant_mode qdiff); each "
+        "captures all data itself, within its part of --cali_memory",
+        **number(int, 1),
+    )
     add_act = partial(add, needs=ACTIVATIONS)
     add_act("--cali_iters_a", default=5000, help="iterations per block, activation step sizes", **number(int, 1))
     add_act("--cali_lr", default=4e-4, help="learning rate, activation step sizes", **number(float, 1e-8, 1))

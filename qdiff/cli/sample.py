@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Flags that do not change the images, so that a run can be resumed with other values
 FILES = ("cali_ckpt", "cali_data_path")
-FREE = (*FILES, "device", "verbose", "dry_run", "cali_memory", "low_memory", "logdir", "cond")
+FREE = (*FILES, "device", "verbose", "dry_run", "cali_memory", "cali_devices", "low_memory", "logdir", "cond")
 
 
 def policy_of(args: Namespace) -> "QuantPolicy":
@@ -76,6 +76,7 @@ def quantization_of(args: Namespace) -> "Quantization | None":
         a.cali_spectrum_n,
         a.act_groups,
         tuple(a.keep8),
+        a.cali_devices,
     )
 
 

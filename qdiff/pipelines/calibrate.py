@@ -24,6 +24,7 @@ from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.progress import CalibrationBar
 from qdiff.pipelines.quantization import LoadQuantized
 from qdiff.pipelines.spectrum import spectrum_of
+from qdiff.pipelines.workers import calibrate_shared, check_devices
 from qdiff.policy import QuantPolicy
 from qdiff.quant_model import QuantModel
 from qdiff.spectrum import Spectrum
@@ -48,6 +49,7 @@ class Calibrate:
             errors alike.
         act_groups: groups of consecutive sampling steps with activation ranges of their own.
         keep8: names of `Adapter.sensitive` layers that have 8 bits.
+        devices: GPUs, or processes on the CPU, that share the learning; the result does not depend on them.
     """
 
     policy: QuantPolicy
@@ -58,6 +60,7 @@ class Calibrate:
     spectrum_images: int = SPECTRUM_IMAGES
     act_groups: int = 1
     keep8: tuple[str, ...] = ()
+    devices: int = 1
 
     needs_weights = True
 
@@ -67,7 +70,12 @@ class Calibrate:
         return self.data.path is None
 
     def check(self, pipeline: Pipeline) -> None:
-        """Raise UserError for more calibration timesteps than sampling steps, or more groups of steps than either."""
+        """Raise UserError for settings that do not fit.
+
+        These are more calibration timesteps than sampling steps, more groups of steps than either, and devices that
+        cannot share the learning.
+        """
+        check_devices(self.devices, self.learning, pipeline.device)
         if self.collects:
             kept_steps(pipeline.nfe, self.data.timesteps)
         most = min(self.data.timesteps, len(set(pipeline.timesteps))) if self.act_groups > 1 else 1
@@ -81,7 +89,8 @@ class Calibrate:
             return None
         example = pipeline.example(batch_size)
         samples = self._samples(pipeline)
-        plan = make_plan(model, example, samples, self.learning, self.memory_bytes, data_in_memory=False)
+        memory, processes = self.memory_bytes, self.devices
+        plan = make_plan(model, example, samples, self.learning, memory, data_in_memory=False, processes=processes)
         return replace(plan, sensitivity_calls=self._sensitivity_calls(pipeline))
 
     def describe(self, pipeline: Pipeline, plan: Plan | None) -> Sequence[str]:
@@ -165,11 +174,14 @@ class Calibrate:
     ) -> None:
         journal = Journal(folder / "journal", job)
         example = pipeline.example(self.learning.batch_size)
-        plan = make_plan(model, example, len(data), self.learning, self.memory_bytes)
+        plan = make_plan(model, example, len(data), self.learning, self.memory_bytes, processes=self.devices)
         log.info("plan\n%s", plan.table())
         plan.check(folder, free_memory(pipeline.device))
         with CalibrationBar(plan, progress if plan.units else False) as bar:
-            calibrate(model, data, self.learning, journal, spectrum=spectrum, memory=plan.budget, reporter=bar)
+            if self.devices > 1:
+                calibrate_shared(self.devices, model, data, self.learning, journal, memory=plan.budget, reporter=bar)
+            reporter = bar if self.devices == 1 else None  # else it has seen all, and only results are taken here
+            calibrate(model, data, self.learning, journal, spectrum=spectrum, memory=plan.budget, reporter=reporter)
 
 
 def _check_same(file: Path, stored: Mapping[str, object], wanted: Mapping[str, object]) -> None:

@@ -49,6 +49,7 @@ def quantize(
     folder: str | Path | None = None,
     memory_bytes: int | None = None,
     policy: QuantPolicy | None = None,
+    devices: int = 1,
     progress: bool = False,
 ) -> AnyPipeline:
     """Quantize the network of a pipeline (Q-Diffusion, Li et al. 2023) and return the pipeline that samples with it.
@@ -85,13 +86,16 @@ def quantize(
         memory_bytes: budget for captured activations, >= 0; None takes half of the memory that computing leaves free.
         policy: how each layer is quantized, and in which phases of sampling, instead of `weight_bits`, `act_bits`,
             `softmax_bits`, `split` and `symmetric`. Each phase needs at least one of the `timesteps`.
+        devices: GPUs, from the pipeline's on, or processes on a CPU, that share every batch of "qdiff", >= 1; they must
+            divide `batch_size` evenly. More than one needs a script that calls this under `if __name__ == "__main__"`,
+            because each process imports it. The result is the same, up to the order of sums.
         progress: show progress bars.
 
     Raises:
         TypeError: an argument has another type.
         ValueError: an argument is outside its range, the pipeline is quantized, or a rule of `policy` matches nothing.
-        UserError: too little memory or disk, data that do not fit, a folder of another calibration, or a loss that is
-            not finite.
+        UserError: too little memory or disk, data that do not fit, a folder of another calibration, a loss that is
+            not finite, or `devices` that cannot share the work.
     """
     if not isinstance(pipeline, Pipeline):
         raise TypeError(f"pipeline must be one that qdiff.load_pipeline returned, not {type(pipeline).__name__}")
@@ -129,7 +133,9 @@ def quantize(
         spectrum_images=whole("spectrum_images", spectrum_images, 0),
         act_groups=whole("act_groups", act_groups, 1, timesteps),
         keep8=_known_layers(pipeline, keep8),
+        devices=whole("devices", devices, 1),
     )
+    job.check(pipeline)
     unquantized = pipeline.with_network(share_parameters(pipeline.network))
     kept = None if folder is None else as_path("folder", folder)
     with tempfile.TemporaryDirectory() if kept is None else nullcontext(kept) as name:

@@ -23,9 +23,11 @@ from qdiff.calibration.settings import CalibrationSettings
 from qdiff.checkpoints.load import save_quantized
 from qdiff.errors import UserError
 from qdiff.files.journal import Journal
+from qdiff.parallel import Shared
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
 from tests.qdiff.calibration.networks import linear_toy, toy_adapter
+from tests.qdiff.ranks import in_ranks
 from tests.tiny import tiny_network
 
 W4 = QuantSpec(4, per_channel=True, range_search="minmax")
@@ -222,6 +224,34 @@ def test_memory_changes_no_number(job, tmp_path):
         present = go_on(job, done, folder, more=2, memory=memory)
         assert len(present) == done + 2
         assert all((folder / f"{u}.safetensors").read_bytes() == job.records()[u] for u in present)
+
+
+@pytest.mark.parametrize("done", [16, 30])
+def test_processes_go_on_where_one_stopped(job, done, tmp_path, monkeypatch):
+    """Only the first one sees the records and writes more; they learn what one process learns."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    for unit in UNITS[:done]:
+        shutil.copy(job.folder / f"{unit}.safetensors", folders[0])
+
+    def learn(rank: int) -> tuple[QuantModel, Told]:
+        model, told, device = copy.deepcopy(job.fresh), Told(), torch.device("cpu")
+        journal = Journal(folders[rank], {})
+        calibrate(model, job.data, SETTINGS, journal, memory=10**9, reporter=told, parallel=Shared(device))
+        return model, told
+
+    (first, told), (second, other) = in_ranks(2, learn, monkeypatch)
+    assert told.resumed == other.resumed == [unit in UNITS[:done] for unit in UNITS if unit != "ranges"]
+    assert told.outcomes == other.outcomes
+    assert saved(first, folders[0]) == saved(second, folders[1])
+    assert [path.name for path in folders[1].iterdir() if path.suffix == ".safetensors"] == []
+    for outcome, expected in zip(told.outcomes, job.told.outcomes, strict=True):
+        assert outcome.before == pytest.approx(expected.before, rel=1e-4)
+        assert outcome.after == pytest.approx(expected.after, rel=1e-4)
+    pairs = zip(first.layers().values(), job.model.layers().values(), strict=True)
+    same = torch.cat([(x.codes == y.codes).flatten() for x, y in pairs])
+    assert same.float().mean() > 0.99
 
 
 def test_dropout_is_off_although_the_network_was_training(job, tmp_path):

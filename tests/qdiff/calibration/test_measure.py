@@ -110,6 +110,19 @@ def test_without_a_budget_what_is_captured_and_kept_fits_beside_the_computing(tm
         make_plan(network(), ONE, 100, settings, None).check(tmp_path, None)
 
 
+def test_processes_divide_memory_and_batches(monkeypatch):
+    """Each takes what one takes for half of the batch, and has half of the budget."""
+    settings, half = (CalibrationSettings(size, Schedule(1, 1e-3), None) for size in (4, 2))
+    two = make_plan(network(), ONE, 100, settings, 10**6, processes=2)
+    assert (two.processes, two.budget) == (2, 10**6 // 2)
+    assert two.cached_samples == make_plan(network(), ONE, 100, settings, 10**6 // 2).cached_samples
+    one = make_plan(network(), ONE, 100, half, 10**6)
+    assert [b.iteration_bytes for b in two.blocks] == [b.iteration_bytes for b in one.blocks]
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
+    two = make_plan(network(), ONE, 100, settings, None, processes=2)
+    assert two.budget == (10**9 - 2 * two.working_bytes) // 2 // 2
+
+
 def test_memory_of_a_network():
     """What is estimated from one sample is what a forward of all of them takes."""
     settings = CalibrationSettings(6, None, None, range_samples=11)

@@ -67,6 +67,28 @@ def test_what_is_kept_takes_memory(machine, tmp_path):
         kept.check(tmp_path, None)
 
 
+def test_processes_take_memory_and_disk_each(machine, tmp_path):
+    """On GPUs, each has that of one; times and the figures of one process stay as they are."""
+    one = replace(plan(BOTH, 0, 10_000), cached_bytes=1000)
+    three = replace(one, processes=3)
+    assert three.captured_bytes == one.captured_bytes and three.seconds == one.seconds
+    machine(3 * 133_000, 0)
+    three.check(tmp_path, None)
+    machine(3 * 133_000 - 1, 0)
+    with pytest.raises(UserError, match="lower --cali_memory, or --cali_n, or --cali_devices 3"):
+        three.check(tmp_path, None)
+    machine(3 * 11_000, 0)
+    three.check(tmp_path, 122_000)
+    with pytest.raises(UserError, match="GPU memory"):
+        three.check(tmp_path, 121_999)
+    machine(10**9, 3 * 10_000)
+    replace(three, budget=0).check(tmp_path, None)
+    machine(10**9, 3 * 10_000 - 1)
+    with pytest.raises(UserError, match="raise --cali_memory, or lower --cali_n, or --cali_devices 3"):
+        replace(three, budget=0).check(tmp_path, None)
+    assert "3 processes share the learning" in three.table() and "processes" not in one.table()
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """Sets the free bytes of memory and disk."""

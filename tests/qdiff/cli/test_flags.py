@@ -36,7 +36,7 @@ PUBLISHED = """
 ADDED = (
     "--ckpt --device auto --dry_run --batch_size --cali_lr_w --cali_memory --cali_range_n 256 "
     "--dpm_order 3 --dpm_method singlestep --a_min_max --rs_sm_only --low_memory "
-    "--act_groups 1 --keep8 --cali_spectrum_n 1"
+    "--act_groups 1 --keep8 --cali_spectrum_n 1 --cali_devices 1"
 )
 WITHOUT_VALUE = {"cali_ckpt", "cali_data_path", "ckpt", "batch_size", "cali_lr_w", "cali_memory"}
 
@@ -196,7 +196,14 @@ def lacking(flag: str, what: str) -> str:
     [
         *("--quant_act", "--weight_bit 8", "--quant_mode qdiff", "--split"),
         *("--cali_st 1", "--cali_n 9", "--cali_batch_size 9", "--cali_data_path d.pt"),
-        *("--cali_iters 9", "--cali_lr_w 1e-3", "--cali_memory 1", "--cali_spectrum_n 2", "--keep8 ends"),
+        *(
+            "--cali_iters 9",
+            "--cali_lr_w 1e-3",
+            "--cali_memory 1",
+            "--cali_spectrum_n 2",
+            "--cali_devices 2",
+            "--keep8 ends",
+        ),
     ],
 )
 def test_quantization_flags_need_ptq_even_with_their_default_value(words):

@@ -100,6 +100,12 @@ def test_how_the_flags_quantize():
     assert quantization_of(flags("--quant_act --resume_w --cali_ckpt f")).weights_from == Path("f")
 
 
+def test_devices_reach_the_calibration_and_no_record():
+    assert (quantization_of(flags("")).devices, quantization_of(flags("--cali_devices 4")).devices) == (1, 4)
+    record = record_of(flags("--cali_devices 4"), ())
+    assert "cali_devices" not in record.flags and record.free["cali_devices"] == 4
+
+
 def test_a_file_that_is_taken_as_it_is():
     resume = "--resume --cali_ckpt f --weight_bit 4"
     assert quantization_of(flags(resume)) == LoadQuantized(Path("f"), 4)

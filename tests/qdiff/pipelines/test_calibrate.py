@@ -160,6 +160,41 @@ def test_an_interrupted_job_goes_on_with_its_data(interrupted, idle):
     assert (collect.calls, len(idle)) == (0, 1)
 
 
+@pytest.fixture
+def shared(monkeypatch):
+    """Calibration in several processes, which also learns nothing."""
+    calls = []
+    monkeypatch.setattr(calibrate, "calibrate_shared", lambda *args, **options: calls.append((args, options)))
+    return calls
+
+
+def test_a_job_goes_on_with_more_devices(interrupted, idle, shared):
+    """Its record is the same; this process takes the results from their journal, and reports none a second time."""
+    record = (interrupted / "journal" / "job.json").read_bytes()
+    made = job(interrupted, "--cali_devices 2")
+    made.run()
+    (((devices, model, data, settings, journal), options),) = shared
+    ((given, given_options),) = idle
+    assert devices == 2 and given == (model, data, settings, journal)
+    assert (journal.folder / "job.json").read_bytes() == record
+    assert options["memory"] == given_options["memory"] == 2**29, "each process has its part of --cali_memory"
+    assert options["reporter"] is not None and given_options["reporter"] is None
+    alone = job(interrupted)
+    assert alone.run() is not None and len(shared) == 1, "the file is that of one device"
+
+
+def test_one_device_needs_no_other_process(idle, shared, tmp_path):
+    job(tmp_path, "--cali_devices 1").run()
+    assert (len(idle), shared) == (1, []) and idle[0][1]["reporter"] is not None
+
+
+@pytest.mark.parametrize("mode", ["gptq", "linear"])
+def test_what_does_not_learn_has_nothing_to_share(mode):
+    quantization = quantization_of(flags(SMALL + f"--quant_mode {mode} --cali_devices 2"))
+    with pytest.raises(UserError, match="--cali_devices 2: only --quant_mode qdiff learns"):
+        quantization.check(Model(tiny_network()))
+
+
 def other_weights() -> nn.Module:
     model = tiny_network()
     model.conv_in.bias.data[3] += 1e-6
