@@ -4,7 +4,6 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -58,11 +57,6 @@ def quantization(args: argparse.Namespace, weight_bit: int, *words, cali_n: int 
     return ["--ptq", "--weight_bit", weight_bit, "--quant_act", "--act_bit", 8, *data, *words]
 
 
-def guided_quantization(args: argparse.Namespace) -> Callable[..., list]:
-    """Return `quantization` with half as many samples, because guidance gives two per image."""
-    return partial(quantization, args, cali_n=max(1, args.cali_n // 2))
-
-
 def learning(args: argparse.Namespace, data: Path) -> list:
     """Return the arguments of a run that learns from data that another one collected."""
     schedule = ["--cali_iters", args.cali_iters, "--cali_lr_w", LR_W, "--cali_iters_a", args.cali_iters_a]
@@ -101,7 +95,7 @@ def latent(args: argparse.Namespace) -> Experiment:
     out = args.out / "latent"
     learned, solved = learning(args, out / "linear_w4a8"), solving(out / "linear_w4a8")
     sampling = ["-r", args.latent, "--seed", 41, "-c", args.timesteps, "-e", 1, "--batch_size", 9, "--scale", SCALE]
-    quantized = guided_quantization(args)
+    quantized = partial(quantization, args, cali_n=max(1, args.cali_n // 2))  # an image gives two samples
     return Experiment(
         "latent",
         "A class-conditional latent model, 64 x 64",
@@ -125,10 +119,10 @@ def text_to_image(args: argparse.Namespace) -> Experiment:
     out, file = args.out / "text", args.text / "prompts.txt"
     prompts = read_prompts(file, "--text")
     learned, solved = learning(args, out / "linear_w4a8"), solving(out / "linear_w4a8")
+    quantized = partial(quantization, args)  # twice the samples, because few prompts say little about others
     model = ["--config", args.text / "config.yaml", "--ckpt", args.text / "model.safetensors", "--from-file", file]
     model += ["--precision", "full"]  # on a GPU too, as in the other parts
     sampling = ["--n_samples", len(prompts), "--n_iter", TURNS, "--scale", SCALE, "--ddim_steps", args.timesteps]
-    quantized = guided_quantization(args)
     linear = ["--quant_mode", "linear", "--cali_prompts", args.text / "cali_prompts.txt"]
     return Experiment(
         "text",

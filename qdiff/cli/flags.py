@@ -81,6 +81,7 @@ def quantization(parser: Parser) -> None:
         "--act_groups",
         default=1,
         needs=ACTIVATIONS,
+        excludes=("--resume",),
         help="groups of consecutive sampling steps, each with activation ranges of its own; at most --cali_st",
         **number(int, 1),
     )

@@ -240,6 +240,10 @@ def test_activation_flags_need_quantized_activations(words):
         (PTQ + "--resume_w --cali_ckpt w", lacking("--resume_w", "--quant_act")),
         (PTQ + "--cali_ckpt w", lacking("--cali_ckpt", "--resume or --resume_w")),
         (
+            ACT + "--act_groups 2 --cali_st 2 --resume --cali_ckpt w",
+            "--act_groups and --resume exclude each other: leave one of them out",
+        ),
+        (
             PTQ + "--keep8 ends --resume --cali_ckpt w",
             "--keep8 and --resume exclude each other: leave one of them out",
         ),
