@@ -55,7 +55,7 @@ def test_activations_per_channel_are_refused():
 
 
 def test_an_unknown_range_search_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="mse, minmax, max, max_scale, not 'kl'"):
+    with pytest.raises(ValueError, match="mse, minmax, margin, max, max_scale, not 'kl'"):
         QuantSpec(8, range_search="kl")
 
 

@@ -112,7 +112,6 @@ def test_every_flag_has_its_documented_default_and_there_is_no_other():
         PTQ + "--cali_st 1000",
         ACT + "--quant_mode gptq --act_groups 4 --cali_st 4 --keep8 ends,time --cali_spectrum_n 0",
         PTQ + "--quant_mode gptq --keep8 time",
-        ACT + "--quant_mode gptq --resume --cali_ckpt w --act_groups 4",
     ],
 )
 def test_accepted(line):
