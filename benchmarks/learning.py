@@ -23,12 +23,13 @@ from diffusion.steps import Step
 from qdiff.adapters import adapter_for
 from qdiff.block_recon import Outcome
 from qdiff.calibration.job import Reporter
+from qdiff.calibration.kept_steps import kept_steps
 from qdiff.evaluation.metrics import psnr
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.quantize import share_parameters
 
 POLICY = qdiff.QuantPolicy(qdiff.QuantSpec(4, per_channel=True, range_search="minmax"), qdiff.QuantSpec(8), split=True)
-SAMPLES = 4  # at every second sampling step
+SAMPLES = 4  # images, each at every second sampling step
 NAMES = ("loss", "turned", "eps", "PSNR", "s")
 
 
@@ -44,10 +45,11 @@ class Losses(Reporter):
 
 
 def calibration_data(pipe: Pipeline, seed: int) -> qdiff.CalibrationSet:
-    """Return the inputs of every second step of `SAMPLES` images that belong to a seed."""
-    steps = list(pipe.calibration_steps(range(SAMPLES * seed, SAMPLES * (seed + 1))))[::2]
-    t = torch.tensor([step.t for step in steps]).repeat_interleave(SAMPLES)
-    return qdiff.CalibrationSet((torch.cat([step.x_t for step in steps]), t))
+    """Return the inputs of every second step of `SAMPLES` images that belong to a seed, from the first or second."""
+    steps = list(pipe.calibration_steps(range(SAMPLES * seed, SAMPLES * (seed + 1))))
+    kept = [(i, k) for i in range(SAMPLES) for k in kept_steps(len(steps), len(steps) // 2, i, SAMPLES)]
+    t = torch.tensor([steps[k].t for _, k in kept])
+    return qdiff.CalibrationSet((torch.stack([steps[k].x_t[i] for i, k in kept]), t))
 
 
 def measure(pipe: Pipeline, steps: Sequence[Step], schedule: qdiff.Schedule | None, seed: int) -> tuple[float, ...]:
