@@ -26,8 +26,6 @@ from qdiff.quant_block import QuantBlock
 from qdiff.quant_model import QuantModel
 from qdiff.spectrum import Spectrum
 
-MISMATCH_BITS = 8  # of all activations, at least, so that weights can make up for the errors of their inputs
-
 
 class Result(Protocol):
     """What a stage finds for a block, as the journal keeps it."""
@@ -129,14 +127,12 @@ class _Job:
         called = [node.module for node in cache.nodes]
         order = sorted(blocks, key=lambda i: called.index(blocks[i].module))
         t = torch.cat([self._timesteps(part) for part in cache.parts]) if spectrum else torch.zeros(len(self.data))
-        specs = [spec for site in self.model.sites() for spec in site.specs]
         solver = BlockSolver(
             self.model,
             (spectrum.softened() if spectrum else Spectrum.uniform()).bands(t),
             image_of(self.data.call),
             settings.columns,
-            mismatch=all(spec.bits >= MISMATCH_BITS for spec in specs),
-            batch_size=self.settings.batch_size,
+            self.settings.batch_size,
         )
 
         def solve(unit: str, block: QuantBlock, _: SolvedBlock) -> Outcome:

@@ -19,6 +19,7 @@ from qdiff.quant_block import QuantBlock
 from qdiff.quant_layer import QuantModule
 from qdiff.quant_model import QuantModel
 
+FINE_BITS = 8  # from which on the rounding of weights or activations is a small error
 SOLVED = ("codes", "bias", "weight_quantizer.")  # what is chosen of a layer, by the names of its state dict
 
 
@@ -31,7 +32,6 @@ class BlockSolver:
         bands: (3, N), weights of the errors of each sample; see `Spectrum.bands`.
         image: height and width of the network's input.
         columns: single positions of each layer's output that its moments are taken from.
-        mismatch: see `solve_layer`.
         batch_size: samples per forward.
     """
 
@@ -39,7 +39,6 @@ class BlockSolver:
     bands: Tensor
     image: tuple[int, int]
     columns: int
-    mismatch: bool
     batch_size: int
 
     def solve(self, block: QuantBlock, captured: Captured[Call], generator: torch.Generator) -> Outcome:
@@ -58,8 +57,9 @@ class BlockSolver:
             ValueError: the block does not call each of its layers once.
         """
         chosen = self._chosen(block, captured, generator)
+        mismatch = aims_at_outputs(self.model)
         errors = [
-            solve_layer(layer, self._moments(layer, block, captured, columns), mismatch=self.mismatch)
+            solve_layer(layer, self._moments(layer, block, captured, columns), mismatch=mismatch)
             for layer, columns in chosen.items()
         ]
         power = sum(error.power for error in errors) or 1.0  # 0 if the outputs are the same at all columns
@@ -116,6 +116,16 @@ class BlockSolver:
                 "overflow"
             )
         return moments
+
+
+def aims_at_outputs(model: QuantModel) -> bool:
+    """Return whether weights make up for the errors of their inputs, see `solve_layer`.
+
+    They can for what coarse weights before them do. Rounded activations err like noise, for which a fit to noisy inputs
+    only makes weights too small; where they are coarse, or nothing else errs, weights keep their own values as aim.
+    """
+    acts = [spec.bits for site in model.sites() for spec in site.specs]
+    return model.policy.weight.bits < FINE_BITS <= min(acts, default=FINE_BITS)
 
 
 def _grouped(layer: QuantModule, columns: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from qdiff.block_recon import Outcome
 from qdiff.calibration.data import CalibrationSet
 from qdiff.calibration.job import calibrate
 from qdiff.calibration.settings import CalibrationSettings, ClosedForm
-from qdiff.calibration.solve import SolvedBlock
+from qdiff.calibration.solve import SolvedBlock, aims_at_outputs
 from qdiff.checkpoints.load import load_quantized, load_rounding
 from qdiff.errors import UserError
 from qdiff.files.journal import Journal
@@ -72,6 +72,15 @@ def job(tmp_path_factory) -> Job:
     model, folder = fresh(), tmp_path_factory.mktemp("journal")
     told = solved(model, folder)
     return Job(model, folder, told, saved(model, tmp_path_factory.mktemp("file")))
+
+
+@pytest.mark.parametrize(
+    ("weight", "act", "aims"),
+    [(4, 8, True), (4, None, True), (7, 16, True), (8, 8, False), (4, 6, False), (8, None, False)],
+)
+def test_weights_make_up_only_for_what_coarse_weights_do(weight, act, aims):
+    policy = QuantPolicy(replace(W4, bits=weight), act and QuantSpec(act))
+    assert aims_at_outputs(fresh(policy)) is aims
 
 
 @torch.no_grad()
