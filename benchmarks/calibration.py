@@ -56,6 +56,8 @@ def settings_of(method: str) -> dict[str, Any]:
             found["act_groups" if match[1] == "groups" else "spectrum_images"] = int(match[2])
         elif match := re.fullmatch(r"lr=([\d.e-]+)", word):
             found["lr"] = float(match[1])
+        elif word == "bias":
+            found["correct_bias"] = True
         elif set(word.split(",")) <= {"ends", "time"}:
             found["keep8"] = word.split(",")
         else:
@@ -120,7 +122,7 @@ def main() -> None:
     """Measure every method on every model and print a row of each, each calibration in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["pixel", "latent", "text"], choices=list(MODELS))
-    parser.add_argument("--methods", nargs="+", default=["linear", "qdiff 60", "gptq", "gptq ends"])
+    parser.add_argument("--methods", nargs="+", default=["linear", "qdiff 60", "qdiff 60 bias", "gptq"])
     parser.add_argument("--bits", nargs="+", default=["W4A8"], help="such as W4A8 W8A8")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--timesteps", type=int, default=10, help="at which calibration data are taken")

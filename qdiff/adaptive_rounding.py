@@ -12,7 +12,7 @@ REGULARIZER_WEIGHT = 0.01
 BETA_START, BETA_END = 20.0, 2.0
 WARMUP = 0.2  # fraction of the iterations without regulariser
 ITERATIONS, RATE = 20_000, 1e-3  # of Q-Diffusion
-HIGHEST_RATE = 6e-2  # beyond it, the losses of short schedules rise again
+HIGHEST_RATE = 1e-2  # beyond it, the losses of blocks still fall, but images move away
 
 
 def rectified_sigmoid(alpha: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The whole job: weights block by block, activation ranges, step sizes block by block; a journal makes it resumable."""
+"""The whole job: weights block by block, activation ranges, step sizes, biases; a journal makes it resumable."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qdiff.block_recon import Outcome, Schedule, block_reconstruction
 from qdiff.calibration.act_ranges import find_ranges
+from qdiff.calibration.biases import BiasCorrector, CorrectedBiases
 from qdiff.calibration.capture import Store, capture, capture_inputs
 from qdiff.calibration.data import CalibrationSet
 from qdiff.calibration.measure import make_plan
@@ -69,7 +70,8 @@ def calibrate(
         settings: what to learn and for how long.
         journal: record of finished blocks, which are not learned again. Without one, what a resumed job would need is
             kept in a temporary folder and removed at the end.
-        spectrum: weighs errors, in closed form, by what they do to the sampled image; None weighs all alike.
+        spectrum: weighs errors by what they do to the sampled image, in closed form and where biases are corrected;
+            None weighs all alike.
         memory: bytes for the tensors captured of one block and the outputs of finished blocks; what exceeds them goes
             to files beside the journal. By default half of the memory that computing leaves free.
         reporter: is told of the progress.
@@ -102,6 +104,8 @@ def calibrate(
             if settings.steps:
                 learned = {i: b for i, b in blocks.items() if any(site.step_is_learned for site in b.sites)}
                 job.learn("steps", learned, partial(LearnedSteps, p=settings.p), settings.steps)
+        if settings.correct_bias:
+            job.correct(blocks, spectrum)
 
 
 def _default_memory(model: QuantModel, data: CalibrationSet, settings: CalibrationSettings) -> int:
@@ -124,12 +128,9 @@ class _Job:
     def solve(self, blocks: Mapping[int, QuantBlock], settings: ClosedForm, spectrum: Spectrum | None) -> None:
         """Quantize weights in closed form, block by block in the order in which the network calls them."""
         cache = self._cache(blocks)
-        called = [node.module for node in cache.nodes]
-        order = sorted(blocks, key=lambda i: called.index(blocks[i].module))
-        t = torch.cat([self._timesteps(part) for part in cache.parts]) if spectrum else torch.zeros(len(self.data))
         solver = BlockSolver(
             self.model,
-            (spectrum.softened() if spectrum else Spectrum.uniform()).bands(t),
+            self._bands(cache, spectrum),
             image_of(self.data.call),
             settings.columns,
             self.settings.batch_size,
@@ -139,7 +140,18 @@ class _Job:
             captured = capture_inputs(cache, block.module, self._store(cache))
             return solver.solve(block, captured, self.settings.generator(unit))
 
-        self._work("solve", {i: blocks[i] for i in order}, SolvedBlock, solve, cache)
+        self._work("solve", _as_called(blocks, cache), SolvedBlock, solve, cache)
+
+    def correct(self, blocks: Mapping[int, QuantBlock], spectrum: Spectrum | None) -> None:
+        """Correct the biases of the blocks, in the order in which the network calls them."""
+        cache = self._cache(blocks)
+        # of an error that is the same at all pixels, whose weights are those of all parts together
+        corrector = BiasCorrector(self.model, self._bands(cache, spectrum).sum(0), self.settings.batch_size)
+
+        def correct(unit: str, block: QuantBlock, _: CorrectedBiases) -> Outcome:
+            return corrector.correct(block, capture_inputs(cache, block.module, self._store(cache)))
+
+        self._work("biases", _as_called(blocks, cache), CorrectedBiases, correct, cache)
 
     def learn(
         self, stage: str, blocks: Mapping[int, QuantBlock], make: Callable[[QuantBlock], Objective], schedule: Schedule
@@ -186,10 +198,22 @@ class _Job:
     def _store(self, cache: PrefixCache) -> Store:
         return Store(self.memory - cache.max_bytes, self.journal.folder)
 
+    def _bands(self, cache: PrefixCache, spectrum: Spectrum | None) -> Tensor:
+        """Return the weights of the samples' errors, (3, N), see `Spectrum.bands`."""
+        if spectrum is None:
+            return Spectrum.uniform().bands(torch.zeros(len(self.data)))
+        return spectrum.softened().bands(torch.cat([self._timesteps(part) for part in cache.parts]))
+
     def _timesteps(self, data: CalibrationSet) -> Tensor:
         """Return the timestep of each sample, (N,)."""
         t = torch.as_tensor(data.call(self.model.adapter.timestep))
         return t.flatten().expand(len(data))
+
+
+def _as_called(blocks: Mapping[int, QuantBlock], cache: PrefixCache) -> dict[int, QuantBlock]:
+    """Return the blocks in the order in which the network calls them."""
+    called = [node.module for node in cache.nodes]
+    return {i: blocks[i] for i in sorted(blocks, key=lambda i: called.index(blocks[i].module))}
 
 
 def image_of(call: Call) -> tuple[int, int]:

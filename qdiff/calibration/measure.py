@@ -122,6 +122,7 @@ def make_plan(
             seconds=seconds[block.path],
             prefix_seconds=prefixes[block.path][0],
             cached_prefix_seconds=prefixes[block.path][1],
+            layers=len(block.layers),
             **_solve_cost(block, samples, settings, speed),
         )
         for block in blocks
@@ -162,7 +163,6 @@ def _solve_cost(
     layers, means = list(block.layers.values()), sum(blocks**2 for blocks in GRIDS if blocks)
     columns = settings.closed_form.columns
     return {
-        "layers": len(layers),
         "solve_seconds": speed.seconds(layers, columns + samples * means),
         "solve_bytes": solve_bytes(layers, columns + settings.batch_size * means),
     }

@@ -102,8 +102,8 @@ class Plan:
         return max(self.forward_bytes, self.learning_bytes + max(b.iteration_bytes for b in self.blocks), solving)
 
     def iterations(self, stage: str) -> int:
-        """Return the iterations per block of a stage, "solve" (which has one), "weights" or "steps"."""
-        if stage == "solve":
+        """Return the iterations per block of a stage: "weights" or "steps", or one of "solve" and "biases"."""
+        if stage in ("solve", "biases"):
             return 1
         schedule = self.settings.rounding if stage == "weights" else self.settings.steps
         return schedule.iterations if schedule else 0
@@ -112,7 +112,7 @@ class Plan:
         """Return the estimated time of one block in a stage: two forwards up to it, then its own work.
 
         The quantized and the FP network each run up to the block once. To solve, the block runs once in full precision,
-        and up to each of its layers.
+        and up to each of its layers; to correct biases, three times and once for each layer.
         """
         size, block = self.settings.batch_size, self.blocks[index]
         whole, cached = -(-(self.samples - self.cached_samples) // size), -(-self.cached_samples // size)
@@ -120,6 +120,8 @@ class Plan:
         if stage == "solve":
             forwards = 1 + (block.layers + 1) / 2
             return capture + (whole + cached) * forwards * block.seconds + block.solve_seconds
+        if stage == "biases":
+            return capture + (whole + cached) * (3 + block.layers) * block.seconds
         return capture + (1 + BACKWARD) * self.iterations(stage) * block.seconds
 
     @property
@@ -128,7 +130,8 @@ class Plan:
         solve = [("solve", i) for i in range(len(self.blocks))] if self.settings.closed_form else []
         weights = [("weights", i) for i in range(len(self.blocks))] if self.settings.rounding else []
         steps = [("steps", i) for i, b in enumerate(self.blocks) if b.sites] if self.settings.steps else []
-        return solve + weights + steps
+        biases = [("biases", i) for i in range(len(self.blocks))] if self.settings.correct_bias else []
+        return solve + weights + steps + biases
 
     @property
     def seconds(self) -> float:

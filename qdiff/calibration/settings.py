@@ -35,6 +35,7 @@ class CalibrationSettings:
         rs_sm_only: with `running_stat`, only for attention after its softmax.
         seed: seeds every draw.
         closed_form: how weights are quantized in closed form, before any rounding is learned; None does not.
+        correct_bias: correct the biases of layers at the end, see `qdiff.calibration.biases`.
     """
 
     batch_size: int
@@ -46,6 +47,7 @@ class CalibrationSettings:
     rs_sm_only: bool = False
     seed: int = 0
     closed_form: ClosedForm | None = None
+    correct_bias: bool = False
 
     def forward_samples(self, act: bool) -> int:
         """Return the samples in the largest forward; `act` says whether activations are quantized."""
@@ -54,8 +56,13 @@ class CalibrationSettings:
 
     @property
     def changes_blocks(self) -> bool:
-        """Whether anything is solved or learned block by block."""
-        return bool(self.closed_form or self.rounding or self.steps)
+        """Whether anything is solved, learned or corrected block by block."""
+        return bool(self.closed_form or self.rounding or self.steps or self.correct_bias)
+
+    @property
+    def weighs_errors(self) -> bool:
+        """Whether a sensitivity spectrum weighs errors."""
+        return bool(self.closed_form or self.correct_bias)
 
     def generator(self, unit: str) -> torch.Generator:
         """Return the CPU generator of a unit: each has its own stream, so a resumed job draws the same numbers."""
@@ -64,5 +71,5 @@ class CalibrationSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values; what is not used and came later is absent, so that older records stay valid."""
-        described = asdict(self)
-        return described if self.closed_form else {k: v for k, v in described.items() if k != "closed_form"}
+        later = {"closed_form", "correct_bias"}
+        return {key: value for key, value in asdict(self).items() if value or key not in later}

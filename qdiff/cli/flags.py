@@ -159,14 +159,21 @@ def calibration(parser: Parser) -> None:
     add("--cali_iters", default=20000, help="iterations per block, rounding of weights", **number(int, 1))
     add(
         "--cali_lr_w",
-        help="learning rate, rounding of weights (default: 20 / cali_iters, at least 0.001 and at most 0.06)",
+        help="learning rate, rounding of weights (default: 20 / cali_iters, at least 0.001 and at most 0.01)",
         **number(float, 1e-8, 1),
+    )
+    add(
+        "--correct_bias",
+        action="store_true",
+        excludes=("--resume",),
+        help="at the end, correct biases so that each layer's output has its mean in full precision; worth most after "
+        "few iterations",
     )
     add(
         "--cali_spectrum_n",
         default=1,
-        help="images, with --quant_mode gptq, on which it is measured what errors do to the image, so that they are "
-        "weighted by it; 0 weighs all errors alike",
+        help="images, with --quant_mode gptq or --correct_bias, on which it is measured what errors do to the image, "
+        "so that they are weighted by it; 0 weighs all errors alike",
         **number(int, 0),
     )
     add(

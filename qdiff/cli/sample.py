@@ -48,6 +48,7 @@ def learning_of(args: Namespace) -> "CalibrationSettings":
         running_stat=args.running_stat,
         rs_sm_only=args.rs_sm_only,
         seed=args.seed,
+        correct_bias=args.correct_bias,
     )
     return replace(settings, rounding=None, closed_form=None) if args.resume_w else settings
 

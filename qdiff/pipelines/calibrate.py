@@ -45,8 +45,8 @@ class Calibrate:
         data: source of the calibration data.
         memory_bytes: budget for captured activations; None takes half of the memory that computing leaves free.
         weights_from: quantized file whose rounding is kept, so that only activations are calibrated.
-        spectrum_images: images on which the sensitivity spectrum is measured, for weights in closed form; 0 weighs all
-            errors alike.
+        spectrum_images: images on which the sensitivity spectrum is measured, where it is needed; 0 weighs all errors
+            alike.
         act_groups: groups of consecutive sampling steps with activation ranges of their own.
         keep8: names of `Adapter.sensitive` layers that have 8 bits.
         devices: GPUs, or processes on the CPU, that share the learning; the result does not depend on them.
@@ -113,7 +113,7 @@ class Calibrate:
         }
         if self.weights_from:
             provenance["cali_ckpt"] = file_digest(self.weights_from)
-        if self.learning.closed_form:
+        if self.learning.weighs_errors:
             provenance["spectrum_images"] = self.spectrum_images
         if file.exists():
             log.info("calibrated before: %s", file)
@@ -143,12 +143,12 @@ class Calibrate:
 
     def _samples(self, pipeline: Pipeline) -> int:
         """Return the size of the calibration set; 0 if none is needed."""
-        needed = self.learning.rounding or self.learning.closed_form or self.policy.act
+        needed = self.learning.changes_blocks or self.policy.act
         return self.data.timesteps * self.data.samples * pipeline.cfg_copies if needed else 0
 
     def _sensitivity_calls(self, pipeline: Pipeline) -> int:
         """Return the network calls, of one image each, that measuring the spectrum takes; 0 if none is needed."""
-        return self.spectrum_images * perturbed_calls(pipeline.nfe) if self.learning.closed_form else 0
+        return self.spectrum_images * perturbed_calls(pipeline.nfe) if self.learning.weighs_errors else 0
 
     def _policy(self, pipeline: Pipeline) -> QuantPolicy:
         """Return the policy, with groups of steps and layers of 8 bits."""
@@ -179,7 +179,8 @@ class Calibrate:
         plan.check(folder, free_memory(pipeline.device))
         with CalibrationBar(plan, progress if plan.units else False) as bar:
             if self.devices > 1:
-                calibrate_shared(self.devices, model, data, self.learning, journal, memory=plan.budget, reporter=bar)
+                learned = replace(self.learning, correct_bias=False)  # which is not shared
+                calibrate_shared(self.devices, model, data, learned, journal, memory=plan.budget, reporter=bar)
             reporter = bar if self.devices == 1 else None  # else it has seen all, and only results are taken here
             calibrate(model, data, self.learning, journal, spectrum=spectrum, memory=plan.budget, reporter=reporter)
 

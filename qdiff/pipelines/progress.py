@@ -57,7 +57,7 @@ class CalibrationBar(Reporter):
             self.resumed += self.cost
             self.bar.initial = self.resumed  # set, not added to: a hidden bar has no such attribute
         self.bar.update(self.done - self.bar.n)
-        kept = "" if outcome.improved or stage == "solve" else ", kept as it was"
+        kept = "" if outcome.improved or stage in ("solve", "biases") else ", kept as it was"
         self.bar.set_postfix_str(f"{block} loss {outcome.before:.4g} -> {outcome.after:.4g}{kept}")
         log.info(
             "%s %s: loss %.6g -> %.6g%s%s",

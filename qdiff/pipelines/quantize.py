@@ -43,6 +43,7 @@ def quantize(
     samples: int = 8,
     batch_size: int = 32,
     spectrum_images: int = SPECTRUM_IMAGES,
+    correct_bias: bool = False,
     act_groups: int = 1,
     keep8: Sequence[str] = (),
     data: str | Path | None = None,
@@ -68,15 +69,17 @@ def quantize(
         iterations: per block, for roundings, >= 1; 20,000 in the paper.
         act_iterations: per block, for activation step sizes, >= 1; None takes a quarter of `iterations`, as in the
             paper.
-        lr: learning rate of roundings, 1e-8..1; None takes 20 / `iterations`, limited to 0.001..0.06: the paper's 1e-3
+        lr: learning rate of roundings, 1e-8..1; None takes 20 / `iterations`, limited to 0.001..0.01: the paper's 1e-3
             for its 20,000 iterations, more for fewer.
         act_lr: learning rate of activation step sizes, 1e-8..1.
         timesteps: number of sampling steps of each image at which calibration data are collected, >= 1; at most as many
             as the pipeline takes.
         samples: images, >= 1, each at steps of its own, together at all; 256 in the paper.
         batch_size: samples per iteration, >= 1.
-        spectrum_images: images on which "gptq" measures what errors do to the image (`qdiff.spectrum`), by which they
-            are weighted then; 0 weighs all errors alike.
+        spectrum_images: images on which "gptq" and `correct_bias` measure what errors do to the image
+            (`qdiff.spectrum`), by which they are weighted then; 0 weighs all errors alike.
+        correct_bias: at the end, correct biases so that each layer's output has its mean in full precision (Nagel et
+            al. 2019). Not in the paper; worth most after few `iterations`.
         act_groups: groups of consecutive sampling steps with activation ranges of their own, >= 1 and at most
             `timesteps`.
         keep8: layers that have 8 bits, weights and activations: "ends", the first and the last one, "time", those of
@@ -121,6 +124,7 @@ def quantize(
         rounding,
         Schedule(act_iterations, act_lr) if policy.act else None,
         seed=pipeline.sampling.seed,
+        correct_bias=correct_bias,
     )
     timesteps = min(whole("timesteps", timesteps, 1), pipeline.nfe)
     source = DataSettings(timesteps, samples, None if data is None else as_path("data", data))

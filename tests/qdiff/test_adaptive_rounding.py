@@ -126,8 +126,8 @@ def test_the_exponent_falls_from_20_to_2_after_a_fifth_of_the_iterations():
 
 def test_the_rate_is_the_papers_at_its_iterations_and_grows_as_they_get_fewer():
     assert rate_for(20_000) == rate_for(40_000) == 1e-3
-    assert [rate_for(n) for n in (1, 60, 333)] == [6e-2] * 3
-    assert [n * rate_for(n) for n in (334, 1000, 5000)] == pytest.approx([20] * 3)
+    assert [rate_for(n) for n in (1, 60, 2000)] == [1e-2] * 3
+    assert [n * rate_for(n) for n in (2001, 5000, 10_000)] == pytest.approx([20] * 3)
 
 
 def test_a_split_quantizer_gives_split_rounding():

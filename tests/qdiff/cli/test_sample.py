@@ -45,7 +45,7 @@ W, A = Schedule(20000, 1e-3), Schedule(5000, 4e-4)
     [
         ("", W, None),
         ("--quant_act", W, A),
-        ("--cali_iters 1000", Schedule(1000, 2e-2), None),
+        ("--cali_iters 4000", Schedule(4000, 5e-3), None),
         (
             "--quant_act --cali_iters 7 --cali_lr_w 0.5 --cali_iters_a 9 --cali_lr 0.25",
             Schedule(7, 0.5),

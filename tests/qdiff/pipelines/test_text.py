@@ -356,7 +356,7 @@ def test_published_defaults():
     published |= dict.fromkeys(f"{off} cond running_stat verbose".split(), False)
     without = ("from_file", "cali_ckpt", "cali_data_path", "H", "W", "C", "f")  # the four are the model's
     added = {"device": "auto", "cali_devices": 1, "cali_range_n": 256, "keep8": ()}
-    added |= dict.fromkeys(("a_sym", "a_min_max", "dpm", "dry_run", "low_memory", "watermark"), False)
+    added |= dict.fromkeys(("a_sym", "a_min_max", "correct_bias", "dpm", "dry_run", "low_memory", "watermark"), False)
     added |= dict.fromkeys(("act_groups", "cali_spectrum_n"), 1)
     added |= dict.fromkeys(("cali_lr_w", "cali_memory", "cali_prompts", "clip_path"))
     assert vars(args) == {"prompt": "a"} | published | dict.fromkeys(without) | added

@@ -1,0 +1,104 @@
+"""Corrects the biases of quantized layers, so that what they return has the mean that it has in full precision.
+
+Nagel et al. 2019 (arXiv 1906.04721, section 4.2). Rounded weights shift the mean of a layer's output. A block's squared
+error hardly sees a shift, but sampling adds that of eps up over its steps, as an error of the image's colours.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qdiff.block_recon import Captured, Outcome
+from qdiff.calls import Call
+from qdiff.phases import per_phase, set_phase
+from qdiff.quant_block import QuantBlock
+from qdiff.quant_layer import QuantModule
+from qdiff.quant_model import QuantModel
+
+
+@dataclass(frozen=True)
+class BiasCorrector:
+    """Corrects the biases of blocks.
+
+    Args:
+        model: with its quantized weights and, if any, activations.
+        weights: of each sample in the means, (N,), >= 0.
+        batch_size: samples per forward.
+    """
+
+    model: QuantModel
+    weights: Tensor
+    batch_size: int
+
+    @torch.no_grad()
+    def correct(self, block: QuantBlock, captured: Captured[Call]) -> Outcome:
+        """Correct the biases of a block's layers, each on the inputs that it gets from those corrected before it.
+
+        Args:
+            block: whose layers are each called once.
+            captured: its arguments for N samples, in the quantized network and, as target, in full precision.
+
+        Returns:
+            the squared errors of the means in relation to the means, before and after.
+        """
+        with self.model.full_precision():
+            wanted = self._means(block, captured, captured.target)
+        power = sum(mean.square().sum().item() for mean in wanted.values()) or 1.0
+        before = self._error(block, captured, wanted)
+        for layer, mean in wanted.items():  # in the order in which they are called
+            if layer.bias is not None:
+                layer.set_bias(layer.bias + mean - self._means(block, captured, captured.inputs)[layer])
+        return Outcome(before / power, self._error(block, captured, wanted) / power)
+
+    def _error(self, block: QuantBlock, captured: Captured[Call], wanted: Mapping[QuantModule, Tensor]) -> float:
+        found = self._means(block, captured, captured.inputs)
+        return sum((found[layer] - mean).square().sum().item() for layer, mean in wanted.items())
+
+    def _means(self, block: QuantBlock, captured: Captured[Call], calls: Call) -> dict[QuantModule, Tensor]:
+        """Return the weighted mean of what each layer returns in so many calls of its block, (O,)."""
+        phased, shares = per_phase(block.module), self.weights / self.weights.sum()
+        found: dict[QuantModule, Tensor] = {}
+        for phase, rows in captured.batches(self.batch_size):
+            set_phase(phased, phase)
+            call = calls[rows].to(next(block.module.parameters()).device, copy=True)  # a block may change its input
+            for layer, y in _outputs(block, call).items():
+                mean = layer.operation.positions(y).x.flatten(2).mean(2)
+                found[layer] = found.get(layer, 0) + (shares[rows].to(mean) @ mean)
+        return found
+
+
+def _outputs(block: QuantBlock, call: Call) -> dict[QuantModule, Tensor]:
+    """Return what each layer of a block returns in a call of it, in the order in which they are called."""
+    found: dict[QuantModule, Tensor] = {}
+    hooks = [
+        layer.register_forward_hook(lambda layer, args, y: found.update({layer: y})) for layer in block.layers.values()
+    ]
+    try:
+        call(block.module)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+@dataclass(frozen=True)
+class CorrectedBiases:
+    """The biases of a block, for the journal.
+
+    Args:
+        block: the block.
+    """
+
+    block: QuantBlock
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the biases by name."""
+        biases = ((path, layer.bias) for path, layer in self.block.layers.items())
+        return {f"{path}.bias": bias.detach() for path, bias in biases if bias is not None}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Set what `state` returned."""
+        for name, bias in state.items():
+            self.block.layers[name.removesuffix(".bias")].set_bias(bias)
