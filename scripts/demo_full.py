@@ -17,7 +17,7 @@ from qdiff.files.version import environment
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
 FEATURES = ROOT / "models/features/emoji32"
 TITLE = "Diffusion models in 4 and 8 bits"
-LR_W = 4e-3  # four times the default, because there are few iterations; higher rates shift the colours
+CORRECTED = "Q-Diffusion W4A8, biases corrected"
 ETA = 0.5  # noise between steps corrects errors of a briefly trained network
 SCALE = 3
 CATEGORIES = 9
@@ -59,8 +59,13 @@ def quantization(args: argparse.Namespace, weight_bit: int, *words, cali_n: int 
 
 def learning(args: argparse.Namespace, data: Path) -> list:
     """Return the arguments of a run that learns from data that another one collected."""
-    schedule = ["--cali_iters", args.cali_iters, "--cali_lr_w", LR_W, "--cali_iters_a", args.cali_iters_a]
+    schedule = ["--cali_iters", args.cali_iters, "--cali_iters_a", args.cali_iters_a]
     return ["--cali_data_path", data / "calibration_data.safetensors", *schedule]
+
+
+def correcting(rounding: Path) -> list:
+    """Return further arguments of such a run: it takes the rounding that another one learned and corrects biases."""
+    return ["--resume_w", "--cali_ckpt", rounding / "quantized.safetensors", "--correct_bias"]
 
 
 def solving(data: Path) -> list:
@@ -82,8 +87,8 @@ def pixel_space(args: argparse.Namespace) -> Experiment:
             FP: (out / "fp", []),
             "linear W4A8": (out / "linear", quantization(args, 4, "--quant_mode", "linear")),
             "Q-Diffusion W4A8": (out / "qdiff", quantization(args, 4, "--split", *learned)),
+            CORRECTED: (out / "biases", quantization(args, 4, "--split", *learned, *correcting(out / "qdiff"))),
             "closed form W4A8": (out / "gptq", quantization(args, 4, *solved)),
-            "closed form W4A8, ends W8A8": (out / "gptq_ends", quantization(args, 4, *solved, "--keep8", "ends")),
         },
         args.max_images,
         FEATURES / "reference.safetensors",
@@ -105,6 +110,7 @@ def latent(args: argparse.Namespace) -> Experiment:
             FP: (out / "fp", []),
             "linear W4A8": (out / "linear_w4a8", quantized(4, "--quant_mode", "linear")),
             "Q-Diffusion W4A8": (out / "qdiff_w4a8", quantized(4, "--split", *learned)),
+            CORRECTED: (out / "biases_w4a8", quantized(4, "--split", *learned, *correcting(out / "qdiff_w4a8"))),
             "closed form W4A8": (out / "gptq_w4a8", quantized(4, *solved)),
             "closed form W8A8": (out / "gptq_w8a8", quantized(8, *solved)),
         },
@@ -133,6 +139,7 @@ def text_to_image(args: argparse.Namespace) -> Experiment:
             FP: (out / "fp", []),
             "linear W4A8": (out / "linear_w4a8", quantized(4, *linear)),
             "Q-Diffusion W4A8": (out / "qdiff_w4a8", quantized(4, "--split", *learned)),
+            CORRECTED: (out / "biases_w4a8", quantized(4, "--split", *learned, *correcting(out / "qdiff_w4a8"))),
             "closed form W4A8": (out / "gptq_w4a8", quantized(4, *solved)),
             "closed form W8A8": (out / "gptq_w8a8", quantized(8, *solved)),
         },
