@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ LEARNED = {"split": True, "iterations": 40, "act_iterations": 8}
 METHODS: dict[str, dict[str, Any]] = {
     "linear W4A8": {"method": "linear"},
     "Q-Diffusion W4A8": LEARNED,
-    "Q-Diffusion W4A8, biases corrected": LEARNED | {"correct_bias": True},
+    "Q-Diffusion W4A8 + biases": LEARNED | {"correct_bias": True},
     "closed form W4A8": {"method": "gptq", "split": True},
 }
 
@@ -60,7 +61,7 @@ def quantized(pipe: "Pipeline", args: argparse.Namespace) -> Iterator[tuple[str,
 
 def folder(args: argparse.Namespace, name: str) -> Path:
     """Return the folder of a method."""
-    return args.out / name.lower().replace(",", "").replace(" ", "_")
+    return args.out / re.sub(r"[^a-z0-9-]+", "_", name.lower())
 
 
 def compare(args: argparse.Namespace) -> "Section":
