@@ -160,7 +160,7 @@ def test_saving_and_loading(pixel, quantized, tmp_path):
     quantized.save(tmp_path / "w4a8.safetensors")
     file = read_quantized(tmp_path / "w4a8.safetensors")
     assert (file.policy.weight.bits, file.policy.act.bits, file.policy.split) == (4, 8, True)
-    assert file.provenance["settings"]["rounding"] == {"iterations": 4, "lr": 6e-2}
+    assert file.provenance["settings"]["rounding"] == {"iterations": 4, "lr": 1e-2}
     assert file.provenance["settings"]["steps"] == {"iterations": 1, "lr": 4e-4}
     again = qdiff.load_pipeline(pixel.source, quantized=tmp_path / "w4a8.safetensors", steps=4, device="cpu")
     assert torch.equal(again.sample(2).tensor, quantized.sample(2).tensor)
