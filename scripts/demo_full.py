@@ -17,7 +17,7 @@ from qdiff.files.version import environment
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
 FEATURES = ROOT / "models/features/emoji32"
 TITLE = "Diffusion models in 4 and 8 bits"
-CORRECTED = "Q-Diffusion W4A8 + biases"  # corrected
+CORRECTED = "Q-Diffusion W4A8 + biases"
 ETA = 0.5  # noise between steps corrects errors of a briefly trained network
 SCALE = 3
 CATEGORIES = 9

@@ -46,15 +46,13 @@ class BiasCorrector:
         with self.model.full_precision():
             wanted = self._means(block, captured, captured.target)
         power = sum(mean.square().sum().item() for mean in wanted.values()) or 1.0
-        before = self._error(block, captured, wanted)
+        found = self._means(block, captured, captured.inputs)
+        before = _distance(found, wanted)
         for layer, mean in wanted.items():  # in the order in which they are called
             if layer.bias is not None:
-                layer.set_bias(layer.bias + mean - self._means(block, captured, captured.inputs)[layer])
-        return Outcome(before / power, self._error(block, captured, wanted) / power)
-
-    def _error(self, block: QuantBlock, captured: Captured[Call], wanted: Mapping[QuantModule, Tensor]) -> float:
-        found = self._means(block, captured, captured.inputs)
-        return sum((found[layer] - mean).square().sum().item() for layer, mean in wanted.items())
+                layer.set_bias(layer.bias + mean - found[layer])
+                found = self._means(block, captured, captured.inputs)
+        return Outcome(before / power, _distance(found, wanted) / power)
 
     def _means(self, block: QuantBlock, captured: Captured[Call], calls: Call) -> dict[QuantModule, Tensor]:
         """Return the weighted mean of what each layer returns in so many calls of its block, (O,)."""
@@ -67,6 +65,10 @@ class BiasCorrector:
                 mean = layer.operation.positions(y).x.flatten(2).mean(2)
                 found[layer] = found.get(layer, 0) + (shares[rows].to(mean) @ mean)
         return found
+
+
+def _distance(found: Mapping[QuantModule, Tensor], wanted: Mapping[QuantModule, Tensor]) -> float:
+    return sum((found[layer] - mean).square().sum().item() for layer, mean in wanted.items())
 
 
 def _outputs(block: QuantBlock, call: Call) -> dict[QuantModule, Tensor]:

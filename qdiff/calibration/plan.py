@@ -112,7 +112,7 @@ class Plan:
         """Return the estimated time of one block in a stage: two forwards up to it, then its own work.
 
         The quantized and the FP network each run up to the block once. To solve, the block runs once in full precision,
-        and up to each of its layers; to correct biases, three times and once for each layer.
+        and up to each of its layers; to correct biases, twice and once for each layer.
         """
         size, block = self.settings.batch_size, self.blocks[index]
         whole, cached = -(-(self.samples - self.cached_samples) // size), -(-self.cached_samples // size)
@@ -121,7 +121,7 @@ class Plan:
             forwards = 1 + (block.layers + 1) / 2
             return capture + (whole + cached) * forwards * block.seconds + block.solve_seconds
         if stage == "biases":
-            return capture + (whole + cached) * (3 + block.layers) * block.seconds
+            return capture + (whole + cached) * (2 + block.layers) * block.seconds
         return capture + (1 + BACKWARD) * self.iterations(stage) * block.seconds
 
     @property
