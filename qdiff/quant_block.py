@@ -1,5 +1,6 @@
 """Quantized attention products, the sites of activations, and the blocks that are reconstructed together."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qdiff.adapters import ProductKind
+from qdiff.calls import Call
 from qdiff.observers import Observer
 from qdiff.phases import ActQuantizer, PerPhase, PhaseQuantizer, phase_names
 from qdiff.policy import QuantSpec
@@ -130,3 +132,34 @@ class QuantBlock:
     module: nn.Module
     layers: dict[str, QuantModule]
     sites: list[ActSite]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.module.parameters()).device
+
+    def run(self, call: Call, after: Callable[[QuantModule, Tensor, Tensor], None]) -> None:
+        """Call the block, and `after` with each layer, its input and its output, in the order of the calls.
+
+        Args:
+            call: arguments of the block, on any device.
+            after: must not change the tensors.
+
+        Raises:
+            ValueError: the block does not call each of its layers once.
+        """
+        calls: Counter[QuantModule] = Counter()
+
+        def hook(layer: QuantModule, args: tuple[Tensor], output: Tensor) -> None:
+            calls[layer] += 1
+            after(layer, *args, output)
+
+        handles = [layer.register_forward_hook(hook) for layer in self.layers.values()]
+        try:
+            call.to(self.device, copy=True)(self.module)  # a copy, because a block may change its input in place
+        finally:
+            for handle in handles:
+                handle.remove()
+        for path, layer in self.layers.items():
+            if calls[layer] != 1:
+                raise ValueError(f"{path} is called {calls[layer]} times by its block: it must be called once")

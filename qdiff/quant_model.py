@@ -127,7 +127,7 @@ class QuantModel(nn.Module):
     @contextmanager
     def full_precision(self) -> Iterator[None]:
         """Switch all quantizers off inside the context. Raises ValueError if the FP weights were given up."""
-        if any(layer.weight is None for layer in self.layers().values()):
+        if any(isinstance(m, QuantModule) and m.weight is None for m in self._leaves):
             raise ValueError("this model holds integer weights only; full precision needs the original checkpoint")
         before = [m.quantizing for m in self._leaves]
         try:

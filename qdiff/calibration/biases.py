@@ -37,11 +37,14 @@ class BiasCorrector:
         """Correct the biases of a block's layers, each on the inputs that it gets from those corrected before it.
 
         Args:
-            block: whose layers are each called once.
+            block: the block.
             captured: its arguments for N samples, in the quantized network and, as target, in full precision.
 
         Returns:
             the squared errors of the means in relation to the means, before and after.
+
+        Raises:
+            ValueError: the block does not call each of its layers once.
         """
         with self.model.full_precision():
             wanted = self._means(block, captured, captured.target)
@@ -58,31 +61,19 @@ class BiasCorrector:
         """Return the weighted mean of what each layer returns in so many calls of its block, (O,)."""
         phased, shares = per_phase(block.module), self.weights / self.weights.sum()
         found: dict[QuantModule, Tensor] = {}
+
+        def add(layer: QuantModule, x: Tensor, y: Tensor) -> None:
+            mean = layer.operation.positions(y).x.flatten(2).mean(2)
+            found[layer] = found.get(layer, 0) + shares[rows].to(mean) @ mean
+
         for phase, rows in captured.batches(self.batch_size):
             set_phase(phased, phase)
-            call = calls[rows].to(next(block.module.parameters()).device, copy=True)  # a block may change its input
-            for layer, y in _outputs(block, call).items():
-                mean = layer.operation.positions(y).x.flatten(2).mean(2)
-                found[layer] = found.get(layer, 0) + (shares[rows].to(mean) @ mean)
+            block.run(calls[rows], add)
         return found
 
 
 def _distance(found: Mapping[QuantModule, Tensor], wanted: Mapping[QuantModule, Tensor]) -> float:
     return sum((found[layer] - mean).square().sum().item() for layer, mean in wanted.items())
-
-
-def _outputs(block: QuantBlock, call: Call) -> dict[QuantModule, Tensor]:
-    """Return what each layer of a block returns in a call of it, in the order in which they are called."""
-    found: dict[QuantModule, Tensor] = {}
-    hooks = [
-        layer.register_forward_hook(lambda layer, args, y: found.update({layer: y})) for layer in block.layers.values()
-    ]
-    try:
-        call(block.module)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
 
 
 @dataclass(frozen=True)

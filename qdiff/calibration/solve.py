@@ -73,25 +73,16 @@ class BlockSolver:
         share = self.columns / self.bands[0].sum().item()
         chosen: dict[QuantModule, list[tuple[Columns, Tensor]]] = {}
 
-        def choose(layer: QuantModule, args: tuple[Tensor], output: Tensor) -> None:
+        def choose(layer: QuantModule, x: Tensor, output: Tensor) -> None:
             y = layer.operation.positions(output)
-            x = layer.operation.windows(*args, tuple(layer.fp_weight.shape[2:])).x
-            image = self.image if x.shape[2:] == y.shape else y.shape  # a kernel along a row of tokens sees it as a row
+            seen = layer.operation.windows(x, tuple(layer.fp_weight.shape[2:])).x.shape[2:]
+            image = self.image if seen == y.shape else y.shape  # a kernel along a row of tokens sees it as a row
             columns = choose_columns(self.bands[:, rows], share, y.shape, image, generator).to(output.device)
             chosen.setdefault(layer, []).append((columns, _grouped(layer, columns.of(y))))
 
-        hooks = [layer.register_forward_hook(choose) for layer in block.layers.values()]
-        try:
-            with self.model.full_precision():
-                for _, rows in captured.batches(self.batch_size):
-                    captured.target[rows].to(_device(block), copy=True)(block.module)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        batches = len(list(captured.batches(self.batch_size)))
-        for path, layer in block.layers.items():
-            if (calls := len(chosen.get(layer, []))) != batches:
-                raise ValueError(f"{path} is called {calls / batches:g} times by its block: it must be called once")
+        with self.model.full_precision():
+            for _, rows in captured.batches(self.batch_size):
+                block.run(captured.target[rows], choose)
         return chosen
 
     @torch.no_grad()
@@ -131,10 +122,6 @@ def aims_at_outputs(model: QuantModel) -> bool:
 def _grouped(layer: QuantModule, columns: Tensor) -> Tensor:
     """Return columns (n, C, kh, kw) by group of the layer, (G, n, K)."""
     return columns.unflatten(1, (layer.operation.groups, -1)).transpose(0, 1).flatten(2)
-
-
-def _device(block: QuantBlock) -> torch.device:
-    return next(block.module.parameters()).device
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class SolveSpeed:
         return sum(groups * self._layer(k, o, columns) for k, o, groups in map(_sizes, layers))
 
     def _layer(self, inputs: int, outputs: int, columns: int) -> float:
-        moments = 2 * columns * inputs * (inputs + outputs)
-        factors = 3 * inputs**3  # two Cholesky factors and an inverse
+        moments = 2 * columns * inputs * (inputs / 2 + outputs)
+        factors = inputs**3 * 2 / 3  # two Cholesky factors
         products = (2 + 4 * SWEEPS) * inputs**2 * outputs
         loops = self.loop * inputs * max(1.0, outputs / TOY[1])
         return loops + self.flop * (moments + factors + products)

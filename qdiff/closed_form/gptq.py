@@ -1,6 +1,7 @@
 """Rounds a weight matrix in closed form, so that the layer's output changes least over its inputs.
 
-GPTQ (Frantar et al. 2023, arXiv 2210.17323), coordinate descent on what it leaves (Behdin et al. 2023, QuantEase,
+GPTQ (Frantar et al. 2023, arXiv 2210.17323) as Babai's nearest plane, which gives the same codes from one Cholesky
+factor (Chen et al. 2025, arXiv 2507.18553), coordinate descent on what it leaves (Behdin et al. 2023, QuantEase,
 arXiv 2309.01885), and least-squares step sizes. Matrices of weights are transposed here, (K, O): a row for each of the
 K inputs, so that a step works on contiguous memory.
 
@@ -67,31 +68,34 @@ def gptq(target: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
     Returns:
         codes less zero points, (K, O), integers in float dtype.
     """
-    order = hessian.diagonal().argsort(descending=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
-    upper = torch.linalg.cholesky(inverse, upper=True)
-    upper = upper / upper.diagonal()[:, None]  # row j: what input j's error adds to the later ones
-    rest = target[order]
+    # With H = L L^T the error is |L^T (T - Q)|^2, whose row i holds no input before i. So the last input is rounded
+    # first, and each to the value nearest to what makes its row zero.
+    order = hessian.diagonal().argsort(descending=True).flip(0)
+    lower = torch.linalg.cholesky(hessian[order][:, order])
+    lower = lower / lower.diagonal()
+    wanted, target = target[order], target[order]
     delta = grid.expanded(grid.delta)[order]
     low, high = (bound[order] for bound in grid.bounds)
     found = torch.empty_like(target)
-    for start in range(0, len(target), BLOCK):
-        block = slice(start, start + BLOCK)
-        errors = _round_block(rest[block], upper[block, block], delta[block], low[block], high[block], found[block])
-        rest[start + BLOCK :].addmm_(upper[block, start + BLOCK :].T, errors, alpha=-1)
+    for end in range(len(target), 0, -BLOCK):
+        block = slice(max(0, end - BLOCK), end)
+        parts = (x[block] for x in (wanted, target, delta, low, high, found))
+        errors = _round_block(lower[block, block], *parts)
+        wanted[: block.start].addmm_(lower[block, : block.start].T, errors)
     steps = torch.empty_like(found)
     steps[order] = found
     return steps
 
 
-def _round_block(rest: Tensor, upper: Tensor, delta: Tensor, low: Tensor, high: Tensor, found: Tensor) -> Tensor:
-    """Round a block of inputs into `found`; return their errors, the shape of `rest`, which is changed."""
-    errors = torch.empty_like(rest)
-    for j, weight in enumerate(rest):
-        torch.div(weight, delta[j], out=found[j]).round_().clamp_(low[j], high[j])
-        torch.addcmul(weight, found[j], delta[j], value=-1, out=errors[j])
-        if j + 1 < len(rest):
-            rest[j + 1 :].addr_(upper[j, j + 1 :], errors[j], alpha=-1)
+def _round_block(
+    lower: Tensor, wanted: Tensor, target: Tensor, delta: Tensor, low: Tensor, high: Tensor, found: Tensor
+) -> Tensor:
+    """Round a block of inputs into `found`, the last first; return their errors. `wanted` is changed."""
+    errors = torch.empty_like(target)
+    for j in reversed(range(len(target))):
+        torch.div(wanted[j], delta[j], out=found[j]).round_().clamp_(low[j], high[j])
+        torch.addcmul(target[j], found[j], delta[j], value=-1, out=errors[j])
+        wanted[:j].addr_(lower[j, :j], errors[j])
     return errors
 
 

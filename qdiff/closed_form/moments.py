@@ -5,6 +5,8 @@ from torch import Tensor
 
 from qdiff.closed_form.shrinkage import Spread
 
+ROWS = 256  # of H that are summed in one product
+
 
 class Moments:
     """Weighted moments of a layer's inputs x in the quantized network, and of its outputs y in full precision.
@@ -41,8 +43,10 @@ class Moments:
             self.first = (x * share).sum(1, keepdim=True), (y * share).sum(1, keepdim=True)
         x, y = x - self.first[0], y - self.first[1]
         rest, weighted = y - x @ self.matrix, x * w[:, None]
-        for sums, values in zip(self.sums, (x, rest)):
-            sums.baddbmm_(weighted.transpose(1, 2), values)
+        for start in range(0, x.shape[2], ROWS):  # H is symmetric: what is left of its diagonal follows
+            rows = slice(start, start + ROWS)
+            self.sums[0][:, rows, start:].baddbmm_(weighted[:, :, rows].transpose(1, 2), x[:, :, start:])
+        self.sums[1].baddbmm_(weighted.transpose(1, 2), rest)
         self.spread.add(x, rest, w, units)
         self.means[0] += weighted.sum(1, keepdim=True)
         self.means[1] += (y * w[:, None]).sum(1, keepdim=True)
@@ -53,6 +57,7 @@ class Moments:
         """Divide the sums by the weights, and set the attributes above."""
         assert self.first is not None
         weight = self.weight or 1.0
+        self.sums[0] = self.sums[0].triu() + self.sums[0].triu(1).transpose(1, 2)
         self.hessian, self.missing = (sums / weight for sums in self.sums)
         shift_x, shift_y = (mean / weight for mean in self.means)
         self.power = self.squares / weight

@@ -49,10 +49,10 @@ def test_seconds_grow_with_what_is_solved():
     speed.loop, speed.flop = 1e-4, 1e-9  # as measured on some machine
     one = layer(nn.Conv2d(8, 16, 3))
     seconds = speed.seconds([one], 1000)
-    assert seconds == pytest.approx(72e-4 + 1e-9 * (2 * 1000 * 72 * 88 + 3 * 72**3 + 6 * 72**2 * 16))
+    assert seconds == pytest.approx(72e-4 + 1e-9 * (2 * 1000 * 72 * 52 + 72**3 * 2 / 3 + 6 * 72**2 * 16))
     assert speed.seconds([one, one], 1000) == pytest.approx(2 * seconds)
     grouped = layer(nn.Conv2d(16, 32, 3, groups=2))
     assert speed.seconds([grouped], 1000) == pytest.approx(2 * seconds), "each group is a layer of its own"
-    assert speed.seconds([one], 2000) - seconds == pytest.approx(1e-9 * 2 * 1000 * 72 * 88)
+    assert speed.seconds([one], 2000) - seconds == pytest.approx(1e-9 * 2 * 1000 * 72 * 52)
     wide = layer(nn.Linear(4, 256))
     assert speed.seconds([wide], 0) > 2 * 4e-4, "twice as many outputs as in the task that was measured"
