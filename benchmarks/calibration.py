@@ -51,7 +51,7 @@ def settings_of(method: str) -> dict[str, Any]:
     found: dict[str, Any] = {"method": name, "split": name != "linear"}
     for word in words:
         if word.isdecimal():
-            found |= {"iterations": int(word), "act_iterations": max(1, int(word) // 6)}
+            found |= {"iterations": int(word), "act_iterations": max(1, int(word) // 6), "batch_size": 8}
         elif match := re.fullmatch(r"(groups|spectrum)=(\d+)", word):
             found["act_groups" if match[1] == "groups" else "spectrum_images"] = int(match[2])
         elif match := re.fullmatch(r"lr=([\d.e-]+)", word):
@@ -101,7 +101,7 @@ def measure(model: str, method: str, bits: tuple[int, int], seed: int, args: arg
     torch.set_num_threads(args.threads)
     pipe = load(model)
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    data = {"timesteps": args.timesteps, "samples": max(1, args.samples // pipe.cfg_copies), "batch_size": 8}
+    data = {"timesteps": args.timesteps, "samples": max(1, args.samples // pipe.cfg_copies)}
     settings = {"weight_bits": bits[0], "act_bits": bits[1], **settings_of(method), **data}
     quantized = qdiff.quantize(pipe.with_sampling(seed=seed), **settings)
     seconds = time.perf_counter() - start

@@ -23,7 +23,7 @@ ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
 TITLE = "A diffusion model with 4-bit weights and 8-bit activations"
 FP = "full precision"
 BITS = {"weight_bits": 4, "act_bits": 8}
-LEARNED = {"split": True, "iterations": 40, "act_iterations": 8}
+LEARNED = {"split": True, "iterations": 40, "act_iterations": 8, "batch_size": 8}
 METHODS: dict[str, dict[str, Any]] = {
     "linear W4A8": {"method": "linear"},
     "Q-Diffusion W4A8": LEARNED,
@@ -50,7 +50,7 @@ def quantized(pipe: "Pipeline", args: argparse.Namespace) -> Iterator[tuple[str,
     import qdiff
 
     yield FP, f"load_pipeline('{args.config}', steps={args.steps})", pipe
-    data: dict[str, Any] = {"timesteps": args.timesteps, "samples": args.samples, "batch_size": 8}
+    data: dict[str, Any] = {"timesteps": args.timesteps, "samples": args.samples}
     for name, method in METHODS.items():
         settings = BITS | method | data
         call = f"quantize(pipe, {', '.join(f'{key}={value!r}' for key, value in settings.items())})"

@@ -53,13 +53,13 @@ def demo_parser() -> Parser:
 
 def quantization(args: argparse.Namespace, weight_bit: int, *words, cali_n: int | None = None) -> list:
     """Return the arguments of a quantized run."""
-    data = ["--cali_st", args.cali_st, "--cali_n", cali_n or args.cali_n, "--cali_batch_size", 8]
+    data = ["--cali_st", args.cali_st, "--cali_n", cali_n or args.cali_n]
     return ["--ptq", "--weight_bit", weight_bit, "--quant_act", "--act_bit", 8, *data, *words]
 
 
 def learning(args: argparse.Namespace, data: Path) -> list:
     """Return the arguments of a run that learns from data that another one collected."""
-    schedule = ["--cali_iters", args.cali_iters, "--cali_iters_a", args.cali_iters_a]
+    schedule = ["--cali_iters", args.cali_iters, "--cali_iters_a", args.cali_iters_a, "--cali_batch_size", 8]
     return ["--cali_data_path", data / "calibration_data.safetensors", *schedule]
 
 
