@@ -18,6 +18,7 @@ import re
 import resource
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -29,6 +30,7 @@ from torch import Tensor
 import qdiff
 from qdiff.evaluation.metrics import psnr
 from qdiff.files.prompts import read_prompts
+from qdiff.pipelines.methods import uniform_policy
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.spectrum import spectrum_of
 from qdiff.spectrum import GRIDS, Spectrum
@@ -46,7 +48,10 @@ COLUMNS = ("dB", "eps", "weighted", "s", "MiB")
 
 
 def settings_of(method: str) -> dict[str, Any]:
-    """Return arguments of `quantize` for a method in words: its name, iterations, and options such as `ends`."""
+    """Return arguments of `quantize` for a method in words: its name, iterations, and options such as `ends`.
+
+    `early8` stands for `early_8_bits`.
+    """
     name, *words = method.split()
     found: dict[str, Any] = {"method": name, "split": name != "linear"}
     for word in words:
@@ -58,11 +63,24 @@ def settings_of(method: str) -> dict[str, Any]:
             found["lr"] = float(match[1])
         elif word == "bias":
             found["correct_bias"] = True
+        elif word == "early8":
+            found["early8"] = True
         elif set(word.split(",")) <= {"ends", "time"}:
             found["keep8"] = word.split(",")
         else:
             raise SystemExit(f"'{word}' in method '{method}' is unknown")
     return found
+
+
+def early_8_bits(pipe: Pipeline, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings that give activations 8 bits in the first, noisiest quarter of the steps."""
+    names = ("weight_bits", "act_bits", "split", "act_groups")
+    weight_bits, act_bits, split, groups = (settings.pop(name, 1) for name in names)
+    policy = uniform_policy(settings["method"], weight_bits, act_bits, split=split).grouped(pipe.timesteps, groups)
+    visited = sorted(set(pipe.timesteps))
+    early = int(visited[-(len(visited) // 4)])
+    later = tuple(phase for phase in policy.act_phases if phase[0] < early)
+    return settings | {"policy": replace(policy, act_phases=(*later, (early, 8)))}
 
 
 def load(model: str) -> Pipeline:
@@ -103,6 +121,8 @@ def measure(model: str, method: str, bits: tuple[int, int], seed: int, args: arg
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     data = {"timesteps": args.timesteps, "samples": max(1, args.samples // pipe.cfg_copies)}
     settings = {"weight_bits": bits[0], "act_bits": bits[1], **settings_of(method), **data}
+    if settings.pop("early8", False):
+        settings = early_8_bits(pipe, settings)
     quantized = qdiff.quantize(pipe.with_sampling(seed=seed), **settings)
     seconds = time.perf_counter() - start
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10

@@ -20,8 +20,8 @@ prediction; `known` are the first predictions, (B, ...), which need no network."
 
 
 def measured_calls(calls: int) -> list[int]:
-    """Return the network calls at which sensitivity is measured, of so many: 0, 1, 4, 16, ... and the last."""
-    powers = [0, *(4**i for i in range(calls.bit_length()))]
+    """Return the network calls at which sensitivity is measured, of so many: 0, 4, 16, 64, ... and the last."""
+    powers = [0, *(4**i for i in range(1, calls.bit_length()))]
     return sorted({i for i in powers if i < calls} | {calls - 1})
 
 

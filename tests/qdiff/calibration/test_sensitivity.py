@@ -55,7 +55,7 @@ def exact(trajectory: Linear, mean: bool) -> list[float]:
 
 @pytest.mark.parametrize(
     ("calls", "expected"),
-    [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (5, [0, 1, 4]), (6, [0, 1, 4, 5]), (25, [0, 1, 4, 16, 24])],
+    [(1, [0]), (2, [0, 1]), (3, [0, 2]), (5, [0, 4]), (6, [0, 4, 5]), (25, [0, 4, 16, 24])],
 )
 def test_calls_that_are_measured(calls, expected):
     assert measured_calls(calls) == expected
@@ -86,7 +86,7 @@ def test_the_network_is_called_only_for_what_is_not_known(tmp_path):
     linear, counts = Linear(0.4), []
     measured(linear, Journal(tmp_path, {}), progress=counts.append)
     assert linear.calls == IMAGES * perturbed_calls(CALLS) == sum(counts)
-    assert perturbed_calls(CALLS) == 6 + 3 * (5 + 4 + 1 + 0)
+    assert perturbed_calls(CALLS) == 6 + 3 * (5 + 1 + 0)
     assert perturbed_calls(1) == 1
 
 
