@@ -6,6 +6,7 @@
 The bundled pixel-space model with 4-bit weights. Every block gets its inputs from the network rounded to nearest: 40
 samples to learn from and 40 of other images, at the same timesteps. Losses are of hard roundings, relative to nearest;
 "turned" is the share of weights not rounded to nearest, "decided" that of roundings with h < 0.05 or > 0.95 at the end.
+With several seeds, each draws data and batches: mean, and largest less smallest.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from qdiff.quant_block import QuantBlock
 
 BLOCKS = ("down.2.block.0", "mid.attn_1", "up.2.block.1", "conv_out")
 IMAGES, BATCH = 4, 8
+COLUMNS = "loss", "unseen", "turned", "decided"
 
 
 class Watched(LearnedRounding):
@@ -40,9 +42,9 @@ class Watched(LearnedRounding):
         self.keep()
 
 
-def captured(names: Sequence[str]) -> list[tuple[QuantBlock, tuple[Captured, Captured]]]:
+def captured(names: Sequence[str], seed: int) -> list[tuple[QuantBlock, tuple[Captured, Captured]]]:
     """Return each block with what it learns from and what it has not seen."""
-    pipe = qdiff.load_pipeline("configs/emoji32.yml", steps=20, skip_type="quad", seed=0)
+    pipe = qdiff.load_pipeline("configs/emoji32.yml", steps=20, skip_type="quad", seed=seed)
     steps = list(pipe.calibration_steps(range(2 * IMAGES)))[::2]
     x_t = torch.cat([step.x_t[:IMAGES] for step in steps] + [step.x_t[IMAGES:] for step in steps])
     data = qdiff.CalibrationSet((x_t, torch.tensor([step.t for step in steps]).repeat_interleave(IMAGES).repeat(2)))
@@ -60,12 +62,12 @@ def captured(names: Sequence[str]) -> list[tuple[QuantBlock, tuple[Captured, Cap
     return found
 
 
-def learn(block: QuantBlock, parts: tuple[Captured, Captured], schedule: qdiff.Schedule) -> list[float]:
+def learn(block: QuantBlock, parts: tuple[Captured, Captured], schedule: qdiff.Schedule, seed: int) -> list[float]:
     """Return the four values of a row; afterwards the block is rounded to nearest again."""
     nearest = {path: layer.codes for path, layer in block.layers.items()}
     before = [block_loss(block.module, part, 2.0, BATCH) for part in parts]
     objective = Watched(block)
-    block_reconstruction(block, parts[0], objective, schedule, BATCH, torch.Generator().manual_seed(0))
+    block_reconstruction(block, parts[0], objective, schedule, BATCH, torch.Generator().manual_seed(seed))
     losses = [block_loss(block.module, part, 2.0, BATCH) / start for part, start in zip(parts, before)]
     turned = [(layer.codes != nearest[path]).flatten() for path, layer in block.layers.items()]
     for path, layer in block.layers.items():
@@ -79,14 +81,17 @@ def main() -> None:
     parser.add_argument("--blocks", nargs="+", default=BLOCKS)
     parser.add_argument("--iterations", type=int, nargs="+", default=[60])
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
-    blocks = captured(args.blocks)
-    print(f"{'iterations x rate':18s} block            loss  unseen  turned  decided")
+    blocks = {seed: captured(args.blocks, seed) for seed in args.seeds}
+    print(f"{'iterations x rate':18s} {'block':16s}" + "".join(f"{name:>17s}" for name in COLUMNS))
     for n, lr in product(args.iterations, args.lr):
-        rows = [learn(block, parts, qdiff.Schedule(n, lr)) for block, parts in blocks]
-        means = [sum(values) / len(rows) for values in zip(*rows)]
-        for name, row in zip([*args.blocks, "mean"], [*rows, means]):
-            print(f"{f'{n} x {lr:g}':18s} {name:16s}" + "".join(f"{value:8.3f}" for value in row), flush=True)
+        schedule = qdiff.Schedule(n, lr)
+        rows = torch.tensor([[learn(*one, schedule, seed) for one in found] for seed, found in blocks.items()])
+        rows = torch.cat([rows, rows.mean(1, keepdim=True)], 1)
+        for name, mean, spread in zip([*args.blocks, "mean"], rows.mean(0), rows.amax(0) - rows.amin(0)):
+            cells = [f"{m:8.3f} +- {s:5.3f}" for m, s in zip(mean.tolist(), spread.tolist())]
+            print(f"{f'{n} x {lr:g}':18s} {name:16s} " + " ".join(cells), flush=True)
 
 
 if __name__ == "__main__":
