@@ -29,6 +29,8 @@ from torch import Tensor
 
 import qdiff
 from qdiff.evaluation.metrics import psnr
+from qdiff.files.grid import grid_of
+from qdiff.files.images import write_image
 from qdiff.files.prompts import read_prompts
 from qdiff.pipelines.methods import uniform_policy
 from qdiff.pipelines.pipeline import Pipeline
@@ -44,6 +46,7 @@ MODELS: dict[str, tuple[str | Path, dict[str, Any]]] = {
     "text": (TEXT, GUIDED),
 }
 HELD_OUT = 77  # seed of the images
+SHOWN = 12  # images of a row of --pictures
 COLUMNS = ("dB", "eps", "weighted", "s", "MiB")
 
 
@@ -114,8 +117,10 @@ def weighted(x: Tensor, bands: list[float]) -> float:
     return total
 
 
-def measure(model: str, method: str, bits: tuple[int, int], seed: int, args: argparse.Namespace) -> list[float]:
-    """Return the columns of one calibration."""
+def measure(
+    model: str, method: str, bits: tuple[int, int], seed: int, args: argparse.Namespace
+) -> tuple[list[float], Tensor]:
+    """Return the columns of one calibration, and its first images under those in full precision."""
     torch.set_num_threads(args.threads)
     pipe = load(model)
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
@@ -127,9 +132,10 @@ def measure(model: str, method: str, bits: tuple[int, int], seed: int, args: arg
     seconds = time.perf_counter() - start
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
     pipe, quantized = pipe.with_sampling(seed=HELD_OUT), quantized.with_sampling(seed=HELD_OUT)
-    distance = psnr(quantized.sample(args.images).tensor, pipe.sample(args.images).tensor)
+    images, wanted = quantized.sample(args.images).tensor, pipe.sample(args.images).tensor
     spectrum = Spectrum.from_dict(args.spectra[model])
-    return [distance, *errors(pipe, quantized, min(8, args.images), spectrum), seconds, memory]
+    values = [psnr(images, wanted), *errors(pipe, quantized, min(8, args.images), spectrum), seconds, memory]
+    return values, torch.stack([wanted[:SHOWN], images[:SHOWN]])
 
 
 def reference_spectrum(model: str) -> Mapping[str, Any]:
@@ -149,10 +155,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=6, help="at each of them, both rows of guidance counted")
     parser.add_argument("--images", type=int, default=36)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--pictures", type=Path, help="PNG: images in full precision, then a row for each in the table")
     args = parser.parse_args()
+    if args.pictures and len(args.models) > 1:
+        parser.error("--pictures shows one model: give --models one name")
     context = multiprocessing.get_context("spawn")
     print(f"{'model':11} {'bits':5} {'method':18} " + " ".join(f"{name:>18}" for name in COLUMNS))
-    args.spectra = {}
+    args.spectra, shown = {}, []
     for model in args.models:
         args.spectra[model] = reference_spectrum(model)
         for bits in args.bits:
@@ -162,8 +171,13 @@ def main() -> None:
                 for seed in args.seeds:
                     with context.Pool(1) as pool:
                         found.append(pool.apply(measure, (model, method, (width, act), seed, args)))
-                cells = [f"{mean(column):9.4g} +- {max(column) - min(column):6.2g}" for column in zip(*found)]
+                shown.append(found[0][1])
+                columns = zip(*(values for values, _ in found))
+                cells = [f"{mean(column):9.4g} +- {max(column) - min(column):6.2g}" for column in columns]
                 print(f"{model:11} {bits:5} {method:18} " + " ".join(cells), flush=True)
+    if args.pictures:
+        rows = [shown[0][0], *(images for _, images in shown)]
+        write_image(args.pictures, grid_of(torch.cat(rows), len(rows[0])))
 
 
 if __name__ == "__main__":
