@@ -61,9 +61,9 @@ def flips(errors: Tensor, free: Tensor) -> Tensor:
     sums = errors.sum(2, keepdim=True)
     flipped = _largest(_reducing(errors, sums, free), sums)
     first = -sums.sign() * flipped
-    errors, free = errors + first, free | flipped  # a flipped weight may go back
-    # One weight of each kernel is a candidate, the one that SQuant-K would have flipped next, or flipped last if that
-    # turned the sign of the sum. Both times it has the largest error of the sum's sign.
+    errors = errors + first
+    # One weight of each kernel is a candidate: the one that SQuant-K would have flipped next, or, if the sum has turned
+    # its sign, the one that was flipped last, to go back. Both have the largest error of the sum's sign.
     sums = errors.sum(2, keepdim=True)
     sizes, candidates = _reducing(errors, sums, free).max(2, keepdim=True)  # (O, C, 1)
     totals = sums.sum(1, keepdim=True)
