@@ -1,6 +1,6 @@
-"""The whole job: weights block by block, activation ranges, step sizes, biases; a journal makes it resumable."""
+"""The whole job: weights, activation ranges, step sizes, biases; a journal makes it resumable."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from qdiff.parallel import ALONE, Parallel
 from qdiff.quant_block import QuantBlock
 from qdiff.quant_model import QuantModel
 from qdiff.spectrum import Spectrum
+from qdiff.squant import round_layers
 
 
 class Result(Protocol):
@@ -53,7 +54,7 @@ class Reporter:
 
 def calibrate(
     model: QuantModel,
-    data: CalibrationSet,
+    data: CalibrationSet | None,
     settings: CalibrationSettings,
     journal: Journal | None = None,
     *,
@@ -66,7 +67,8 @@ def calibrate(
 
     Args:
         model: rounded to nearest (or with the weights of a calibrated file), with its FP weights.
-        data: inputs of the network; of every phase that its policy has, if any.
+        data: inputs of the network; of every phase that its policy has, if any. None where nothing needs them: weights
+            are rounded at most, and activations stay in floating point.
         settings: what to learn and for how long.
         journal: record of finished blocks, which are not learned again. Without one, what a resumed job would need is
             kept in a temporary folder and removed at the end.
@@ -80,32 +82,22 @@ def calibrate(
 
     Raises:
         UserError: a loss, or in closed form an input or output of a layer, is not finite, or a phase has no samples.
-        ValueError: the policy has phases, or there is a spectrum, and the timestep of the samples is not known; see
-            `Adapter.timestep`.
+        ValueError: there are no data and something needs them; or the policy has phases, or there is a spectrum, and
+            the timestep of the samples is not known; see `Adapter.timestep`.
     """
     model.eval()
+    if data is None and (settings.changes_blocks or model.sites()):
+        raise ValueError("ranges of activations, and whatever changes blocks, need calibration data: give `data`")
+    if settings.squant:
+        round_layers(model.layers().values())
+    if data is None:
+        return
     parts = by_phase(model, data) if model.sites() else []  # first, because learning takes long
     with nullcontext(journal) if journal else temporary_journal() as given:
         records = parallel.journal(given)
         if memory is None:
             memory = _default_memory(model, data, settings)
-        job = _Job(model, data, settings, records, memory, reporter or Reporter(), parallel)
-        blocks = dict(enumerate(model.blocks()))
-        if settings.closed_form:
-            if model.sites():
-                with model.unrounded():
-                    find_ranges(model, parts, settings, records)
-            job.solve(blocks, settings.closed_form, spectrum)
-        if settings.rounding:
-            job.learn("weights", blocks, LearnedRounding, settings.rounding)
-        if model.sites():
-            if not settings.closed_form:  # which needs them earlier
-                find_ranges(model, parts, settings, records)
-            if settings.steps:
-                learned = {i: b for i, b in blocks.items() if any(site.step_is_learned for site in b.sites)}
-                job.learn("steps", learned, partial(LearnedSteps, p=settings.p), settings.steps)
-        if settings.correct_bias:
-            job.correct(blocks, spectrum)
+        _Job(model, data, settings, records, memory, reporter or Reporter(), parallel).run(parts, spectrum)
 
 
 def _default_memory(model: QuantModel, data: CalibrationSet, settings: CalibrationSettings) -> int:
@@ -124,6 +116,26 @@ class _Job:
     memory: int
     reporter: Reporter
     parallel: Parallel
+
+    def run(self, parts: Sequence[CalibrationSet], spectrum: Spectrum | None) -> None:
+        """Go through the stages; `parts` are the data of each phase."""
+        model, settings = self.model, self.settings
+        blocks = dict(enumerate(model.blocks()))
+        if settings.closed_form:
+            if model.sites():
+                with model.unrounded():
+                    find_ranges(model, parts, settings, self.journal)
+            self.solve(blocks, settings.closed_form, spectrum)
+        if settings.rounding:
+            self.learn("weights", blocks, LearnedRounding, settings.rounding)
+        if model.sites():
+            if not settings.closed_form:  # which needs them earlier
+                find_ranges(model, parts, settings, self.journal)
+            if settings.steps:
+                learned = {i: b for i, b in blocks.items() if any(site.step_is_learned for site in b.sites)}
+                self.learn("steps", learned, partial(LearnedSteps, p=settings.p), settings.steps)
+        if settings.correct_bias:
+            self.correct(blocks, spectrum)
 
     def solve(self, blocks: Mapping[int, QuantBlock], settings: ClosedForm, spectrum: Spectrum | None) -> None:
         """Quantize weights in closed form, block by block in the order in which the network calls them."""

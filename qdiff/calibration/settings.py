@@ -34,6 +34,7 @@ class CalibrationSettings:
         running_stat: take activation ranges from averages over all data instead of that search.
         rs_sm_only: with `running_stat`, only for attention after its softmax.
         seed: seeds every draw.
+        squant: round weights by SQuant, before anything else; see `qdiff.squant`.
         closed_form: how weights are quantized in closed form, before any rounding is learned; None does not.
         correct_bias: correct the biases of layers at the end, see `qdiff.calibration.biases`.
     """
@@ -46,6 +47,7 @@ class CalibrationSettings:
     running_stat: bool = False
     rs_sm_only: bool = False
     seed: int = 0
+    squant: bool = False
     closed_form: ClosedForm | None = None
     correct_bias: bool = False
 
@@ -71,5 +73,5 @@ class CalibrationSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values; what is not used and came later is absent, so that older records stay valid."""
-        later = {"closed_form", "correct_bias"}
+        later = {"squant", "closed_form", "correct_bias"}
         return {key: value for key, value in asdict(self).items() if value or key not in later}

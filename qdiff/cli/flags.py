@@ -57,8 +57,9 @@ def quantization(parser: Parser) -> None:
         default="qdiff",
         needs=PTQ,
         help="qdiff: learn roundings and step sizes; gptq: find weights in closed form, without learning; "
-        "linear: round to nearest, with min-max ranges",
-        **choice("qdiff", "gptq", "linear"),
+        "squant: round weights so that errors cancel, without data; linear: round to nearest; the last two with "
+        "min-max ranges",
+        **choice("qdiff", "gptq", "squant", "linear"),
     )
     add("--weight_bit", default=8, needs=PTQ, help="bits per weight", **number(int, 2, 8))
     add("--quant_act", action="store_true", needs=PTQ, help="quantize activations too")

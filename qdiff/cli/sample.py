@@ -50,7 +50,7 @@ def learning_of(args: Namespace) -> "CalibrationSettings":
         seed=args.seed,
         correct_bias=args.correct_bias,
     )
-    return replace(settings, rounding=None, closed_form=None) if args.resume_w else settings
+    return replace(settings, rounding=None, squant=False, closed_form=None) if args.resume_w else settings
 
 
 def quantization_of(args: Namespace) -> "Quantization | None":

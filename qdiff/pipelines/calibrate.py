@@ -129,6 +129,8 @@ class Calibrate:
         if data:
             provenance["data"] = data.digest()
             self._calibrate(pipeline, model, data, spectrum, folder, provenance, progress)
+        else:
+            calibrate(model, None, self.learning)
         model.provenance = provenance
         save_quantized(file, model, config=pipeline.config_dict, provenance=provenance)
         log.info("saved %s, %.1f MB", file, file.stat().st_size / 1e6)

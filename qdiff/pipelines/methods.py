@@ -9,7 +9,7 @@ from qdiff.calibration.settings import CalibrationSettings, ClosedForm
 from qdiff.policy import QuantPolicy, QuantSpec
 
 # method -> search for the ranges of activations
-METHODS: Mapping[str, str] = {"qdiff": "mse", "gptq": "margin", "linear": "minmax"}
+METHODS: Mapping[str, str] = {"qdiff": "mse", "gptq": "margin", "squant": "minmax", "linear": "minmax"}
 
 
 def uniform_policy(
@@ -56,6 +56,7 @@ def learning(
         batch_size,
         rounding if learns else None,
         steps if learns else None,
+        squant=method == "squant",
         closed_form=ClosedForm() if method == "gptq" else None,
         **others,
     )

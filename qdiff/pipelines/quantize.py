@@ -65,7 +65,8 @@ def quantize(
         split: quantize the two halves of shortcut layers separately (section 3.3).
         symmetric: activation ranges symmetric around zero.
         method: "qdiff" learns roundings and step sizes; "gptq" finds weights in closed form, without
-            learning; "linear" rounds to nearest, with ranges from the extremes.
+            learning; "squant" rounds weights without data so that errors cancel; "linear" rounds to nearest. The last
+            two take ranges from the extremes.
         iterations: per block, for roundings, >= 1; 20,000 in the paper.
         act_iterations: per block, for activation step sizes, >= 1; None takes a quarter of `iterations`, as in the
             paper.

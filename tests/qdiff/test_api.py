@@ -31,6 +31,7 @@ from qdiff.quant_model import QuantModel
 from tests.command_line import script
 from tests.ldm.tiny import AVERAGED, CLASSES, write_latent
 from tests.ldm.tiny_text import write_text_model
+from tests.qdiff.squant import assert_squant
 from tests.tiny import tiny_network, write_tiny
 
 SHORT = {"iterations": 4, "timesteps": 2, "samples": 2, "batch_size": 4, "memory_bytes": 2**28}
@@ -322,10 +323,31 @@ def test_a_pipeline_in_closed_form_is_saved_and_loaded(pixel, closed, tmp_path):
     assert torch.equal(again.sample(2).tensor, pipe.sample(2).tensor)
 
 
+def test_weights_without_data_are_saved_and_loaded(pixel, tmp_path):
+    """Those of `squant`, the same with and without activations, and none of another method's folder."""
+    squant_w4 = {"weight_bits": 4, "split": True, "method": "squant"}
+    pipe = qdiff.quantize(pixel, folder=tmp_path / "w4", **squant_w4)
+    assert [path.name for path in (tmp_path / "w4").iterdir()] == ["quantized.safetensors"], "no data, no journal"
+    with_act = qdiff.quantize(pixel, act_bits=8, timesteps=2, samples=2, **squant_w4)
+    for found in (pipe, with_act):
+        assert_squant(found.network, tiny_network())
+    pipe.save(tmp_path / "q")
+    again = qdiff.load_pipeline(pixel.source, quantized=tmp_path / "q", steps=4, device="cpu")
+    assert torch.equal(again.sample(2).tensor, pipe.sample(2).tensor)
+    assert read_quantized(tmp_path / "q").provenance["settings"]["squant"] is True
+    linear_w4 = squant_w4 | {"method": "linear"}
+    said = refusal(UserError, lambda: qdiff.quantize(pixel, folder=tmp_path / "w4", **linear_w4))
+    assert "was calibrated with other settings: give another folder" in said
+    nearest = qdiff.quantize(pixel, folder=tmp_path / "nearest", **linear_w4)
+    assert not torch.equal(nearest.sample(2).tensor, pipe.sample(2).tensor)
+    said = refusal(UserError, lambda: qdiff.quantize(pixel, folder=tmp_path / "nearest", **squant_w4))
+    assert "was calibrated with other settings: give another folder" in said
+
+
 @pytest.mark.parametrize(
     ("kind", "arguments", "said"),
     [
-        (ValueError, {"method": "round"}, "method must be one of qdiff, gptq, linear, not 'round'"),
+        (ValueError, {"method": "round"}, "method must be one of qdiff, gptq, squant, linear, not 'round'"),
         (ValueError, {"weight_bits": 1}, "weight_bits must be in 2..8, not 1"),
         (ValueError, {"weight_bits": 16}, "weight_bits must be in 2..8, not 16"),
         (ValueError, {"act_bits": 1}, "act_bits must be in 2..16, not 1"),
@@ -348,6 +370,7 @@ def test_a_pipeline_in_closed_form_is_saved_and_loaded(pixel, closed, tmp_path):
         (ValueError, {"memory_bytes": -1}, "memory_bytes must be at least 0, not -1"),
         (ValueError, {"devices": 0}, "devices must be at least 1, not 0"),
         (UserError, {"devices": 3}, "--cali_devices 3 does not divide --cali_batch_size 32"),
+        (UserError, {"devices": 2, "method": "squant"}, "--cali_devices 2: only --quant_mode qdiff learns"),
         (UserError, {"devices": 2, "method": "linear"}, "--cali_devices 2: only --quant_mode qdiff learns"),
         (TypeError, {"data": CalibrationSet((torch.ones(1, 3, 8, 8),))}, "data must be a str or a Path, not Calibr"),
         (TypeError, {"folder": 3}, "folder must be a str or a Path, not int"),

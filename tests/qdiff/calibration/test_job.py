@@ -26,6 +26,7 @@ from qdiff.files.journal import Journal
 from qdiff.parallel import Shared
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
+from qdiff.squant import squant
 from tests.qdiff.calibration.networks import linear_toy, toy_adapter
 from tests.qdiff.ranks import in_ranks
 from tests.tiny import tiny_network
@@ -409,3 +410,28 @@ def test_the_default_memory_is_that_of_a_plan(tmp_path, monkeypatch):
     assert set(budgets) == {plan.budget} and 0 < plan.budget < 10**6 / 2
     monkeypatch.setattr(calibration_job, "make_plan", None)
     calibrate(linear_toy(POLICY), CalibrationSet((torch.randn(8, 4),)), CalibrationSettings(4, None, None))
+
+
+def test_weights_that_are_rounded_without_data(tmp_path):
+    """They are those that are rounded with data, whose ranges come after; nothing else goes without."""
+    settings = CalibrationSettings(4, None, None, squant=True)
+    data = CalibrationSet((torch.randn(20, 4, generator=torch.Generator().manual_seed(0)),))
+    nearest, alone, both = linear_toy(QuantPolicy(W4)), linear_toy(QuantPolicy(W4)), linear_toy(POLICY)
+    calibrate(alone, None, settings)
+    calibrate(both, data, settings)
+    assert all(site.calibrated for site in both.sites()) and not alone.sites()
+    for path, layer in alone.layers().items():
+        assert torch.equal(layer.codes, squant(layer.fp_weight, layer.weight_quantizer).to(torch.uint8))
+        assert torch.equal(layer.codes, both.layers()[path].codes)
+    changed = [not torch.equal(layer.codes, nearest.layers()[path].codes) for path, layer in alone.layers().items()]
+    assert any(changed)
+
+
+@pytest.mark.parametrize("policy", [POLICY, QuantPolicy(W4)], ids=["activations", "biases"])
+def test_without_data_nothing_happens_where_they_are_needed(policy):
+    model = linear_toy(policy)
+    before = model.quantized_state()
+    with pytest.raises(ValueError, match="need calibration data: give `data`"):
+        calibrate(model, None, CalibrationSettings(4, None, None, squant=True, correct_bias=policy.act is None))
+    after = model.quantized_state()
+    assert after.keys() == before.keys() and all(torch.equal(x, before[key]) for key, x in after.items())

@@ -112,6 +112,7 @@ def test_every_flag_has_its_documented_default_and_there_is_no_other():
         PTQ + "--cali_st 1000",
         ACT + "--quant_mode gptq --act_groups 4 --cali_st 4 --keep8 ends,time --cali_spectrum_n 0",
         PTQ + "--quant_mode gptq --keep8 time",
+        PTQ + "--quant_mode squant --split",
     ],
 )
 def test_accepted(line):
@@ -134,6 +135,7 @@ def test_accepted(line):
         (BASE + "--skip_type x", "--skip_type: 'x' is unknown: use uniform or quad"),
         (BASE + "--sample_type generalised", "--sample_type: 'generalised' is unknown: did you mean generalized?"),
         (PTQ + "--quant_mode Linear", "--quant_mode: 'Linear' is unknown: did you mean linear?"),
+        (PTQ + "--quant_mode squnat", "--quant_mode: 'squnat' is unknown: did you mean squant?"),
         (PTQ + "--quant_mode gtpq", "--quant_mode: 'gtpq' is unknown: did you mean gptq?"),
         (PTQ + "--keep8 end", "--keep8: 'end' is unknown: use ends or time, or both with a comma"),
         (PTQ + "--keep8 ends,all", "--keep8: 'all' is unknown: use ends or time, or both with a comma"),

@@ -76,6 +76,26 @@ def test_in_closed_form_nothing_is_learned(line, closed_form):
     assert (found.rounding, found.steps, found.closed_form) == (None, None, closed_form)
 
 
+@pytest.mark.parametrize(
+    ("line", "squant"),
+    [
+        ("", False),
+        ("--quant_mode linear", False),
+        ("--quant_mode squant", True),
+        ("--quant_act --quant_mode squant", True),
+        ("--quant_act --quant_mode squant --resume_w --cali_ckpt f", False),
+    ],
+)
+def test_weights_without_data(line, squant):
+    """And with --resume_w they stay those of the file."""
+    found = learning_of(flags(line))
+    assert found.squant == squant
+    if "squant" in line:
+        assert (found.rounding, found.steps, found.closed_form) == (None, None, None)
+        act = policy_of(flags(line)).act
+        assert act is None or act.range_search == "minmax"
+
+
 def test_flags_of_the_closed_form_reach_the_calibration():
     words = "--quant_act --quant_mode gptq --cali_st 3 --act_groups 3 --keep8 time,ends --cali_spectrum_n 5"
     found = quantization_of(flags(words))

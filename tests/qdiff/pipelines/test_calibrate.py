@@ -188,7 +188,7 @@ def test_one_device_needs_no_other_process(idle, shared, tmp_path):
     assert (len(idle), shared) == (1, []) and idle[0][1]["reporter"] is not None
 
 
-@pytest.mark.parametrize("mode", ["gptq", "linear"])
+@pytest.mark.parametrize("mode", ["gptq", "squant", "linear"])
 def test_what_does_not_learn_has_nothing_to_share(mode):
     quantization = quantization_of(flags(SMALL + f"--quant_mode {mode} --cali_devices 2"))
     with pytest.raises(UserError, match="--cali_devices 2: only --quant_mode qdiff learns"):
@@ -388,7 +388,7 @@ def test_plan(tmp_path):
     plan = job(tmp_path).plan()
     assert (plan.samples, len(plan.blocks)) == (6, 18)
     assert plan.settings == learning_of(flags(SMALL))
-    assert job(tmp_path, "--quant_mode linear").plan() is None
+    assert job(tmp_path, "--quant_mode linear").plan() is job(tmp_path, "--quant_mode squant").plan() is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -403,16 +403,24 @@ def test_plan_of_a_file_reads_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "samples"),
-    [("", 6), ("--quant_mode linear", 0), ("--quant_mode linear --quant_act", 6)],
+    [
+        ("", 6),
+        ("--quant_mode linear", 0),
+        ("--quant_mode linear --quant_act", 6),
+        ("--quant_mode squant", 0),
+        ("--quant_mode squant --quant_act", 6),
+        ("--quant_mode squant --correct_bias", 6),
+    ],
 )
 def test_samples_that_are_needed(line, samples, tmp_path):
     made = job(tmp_path, line)
     assert made.quantization._samples(made.model) == samples
 
 
-def test_linear_weights_need_no_data(tmp_path):
+@pytest.mark.parametrize("mode", ["linear", "squant"])
+def test_weights_that_are_only_rounded_need_no_data(mode, tmp_path):
     collect = Collector()
-    made = job(tmp_path, "--quant_mode linear", collect=collect)
+    made = job(tmp_path, f"--quant_mode {mode}", collect=collect)
     made.run()
     assert collect.calls == 0
     assert [path.name for path in tmp_path.iterdir()] == ["quantized.safetensors"]

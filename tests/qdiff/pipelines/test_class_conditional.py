@@ -29,6 +29,7 @@ from qdiff.files.images import to_uint8
 from qdiff.sampling.noise import batch_noise
 from tests.command_line import script
 from tests.ldm.tiny import AVERAGED, CLASSES, tiny_latent, write_latent
+from tests.qdiff.squant import assert_squant
 
 NAME = "sample_diffusion_ldm.py"
 RUN = "--seed 5 -c 4 -e 0 --batch_size 2 --device cpu"
@@ -264,6 +265,13 @@ def test_the_whole_job_with_guidance(learned, fp):
     model = quantized_model(learned / "quantized.safetensors", weight_bit=4, act_bit=8)
     assert (np.abs(pixels(learned) - pixels(fp)) > 3).mean() > 0.1
     assert np.array_equal(pixels(learned), expected(model, [3, 7, 3, 7], batch=2))
+
+
+def test_weights_rounded_without_data(classes, tmp_path):
+    folder = run(classes, tmp_path, LINEAR.replace("linear", "squant"))
+    model = quantized_model(folder / "quantized.safetensors", weight_bit=4, act_bit=8)
+    assert_squant(model.model.diffusion_model, tiny_latent(CLASSES).model.diffusion_model)
+    assert np.array_equal(pixels(folder), expected(model, [3, 7, 3, 7], batch=2))
 
 
 def test_collected_data_are_what_guidance_gives_to_the_network(learned):

@@ -29,6 +29,7 @@ from qdiff.files.atomic import PARTIAL
 from qdiff.files.images import to_uint8
 from qdiff.sampling.noise import batch_noise
 from tests.original_checkpoints import W4A8_SPLIT, W8A8, original_checkpoint
+from tests.qdiff.squant import assert_squant
 from tests.tiny import SCRIPT, sample_script, tiny_config, tiny_network, write_tiny
 
 REPOSITORY = SCRIPT.parents[1]
@@ -327,6 +328,32 @@ def test_learned_is_closer_to_full_precision_than_linear(learned, linear):
             for folder in (learned, linear)
         ]
     assert errors[0] < 0.95 * errors[1]
+
+
+def test_weights_rounded_without_data(config, tmp_path):
+    line = "--ptq --weight_bit 4 --split --quant_mode squant --batch_size 1"
+    folder = run(config, tmp_path / "run", line)
+    assert not {"calibration_data.safetensors", "journal"} & {path.name for path in folder.iterdir()}
+    model = load_quantized(tiny_network(), quantized(folder), weight_bit=4, split=True)
+    assert_squant(model, tiny_network())
+    same_images(pixels(folder), expected(model))
+    other = line.replace("squant", "linear")
+    assert "flags.quant_mode was 'squant' and is 'linear' now" in refusal(config, folder, other)
+    (tmp_path / "other").mkdir()
+    shutil.copy(quantized(folder), tmp_path / "other")
+    assert "was calibrated with other settings: give another folder" in refusal(config, tmp_path / "other", other)
+
+
+def test_activations_of_weights_rounded_without_data(config, linear, tmp_path):
+    """They have the ranges that they have with linear weights; their biases may be corrected."""
+    folder = run(config, tmp_path, f"{LINEAR.replace('linear', 'squant')} --correct_bias --cali_spectrum_n 0")
+    assert_squant(load_quantized(tiny_network(), quantized(folder), **FLAGS), tiny_network())
+    ours, theirs = (read_quantized(quantized(x)) for x in (folder, linear))
+    assert ours.policy == theirs.policy
+    bias = "model.conv_in.bias"
+    assert not torch.equal(ours.state[bias], theirs.state[bias])
+    first = "model.conv_in.act_quantizer.delta"  # of the input, which no weight changes
+    assert torch.equal(ours.state[first], theirs.state[first])
 
 
 def test_without_split_and_without_activations(config, tmp_path):

@@ -28,6 +28,7 @@ from qdiff.pipelines.watermark import MESSAGE, METHOD, watermark
 from qdiff.sampling.noise import batch_noise
 from tests.command_line import script
 from tests.ldm.tiny_text import TOKENS, write_text_model
+from tests.qdiff.squant import assert_squant
 from tests.tokenizer import MERGES, VOCABULARY, write
 
 RUN = "--ddim_steps 4 --seed 5 --device cpu --H 32 --W 32 --f 2 --C 4 --scale 2"
@@ -264,6 +265,18 @@ def test_the_whole_job(learned, model, tmp_path):
     none = latent.get_learned_conditioning([""])
     assert all(torch.allclose(row, none[0], atol=1e-5) for row in data["input_2"][:3])
     assert len({tuple(row.flatten().tolist()) for row in data["input_2"][3:6]}) == 3, "a prompt each"
+
+
+def test_weights_rounded_without_data(model, tmp_path):
+    line = "--ptq --weight_bit 4 --split --quant_mode squant"
+    folder = run(model, tmp_path / "run", f'--prompt "red app" --n_samples 2 --n_iter 1 {line}')
+    network = write_text_model(tmp_path).model.diffusion_model
+    latent = write_text_model(tmp_path)
+    file = folder / "quantized.safetensors"
+    latent.model.diffusion_model = load_quantized(latent.model.diffusion_model, file, weight_bit=4, split=True)
+    assert_squant(latent.model.diffusion_model, network)
+    assert np.array_equal(pixels(folder), expected(latent, ["red app"] * 2, batch=2))
+    assert not (folder / "calibration_data.safetensors").exists()
 
 
 def test_a_quantized_run_says_what_it_is(learned):
