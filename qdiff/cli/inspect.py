@@ -23,8 +23,8 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser(
         prog="python -m qdiff inspect",
         usage="%(prog)s FILE [--config FILE]",
-        description="Show what a checkpoint of any kind holds, and whether it is intact. For a file of ours, also "
-        "count the bit operations of its network.",
+        description="Show what a checkpoint of any kind holds, and whether it is intact.\n"
+        "For a quantized file of ours, also count the bit operations of its network.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the checkpoint")
     add = parser.group("bit operations")
