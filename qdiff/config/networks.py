@@ -14,7 +14,7 @@ from qdiff.config.latent import (
     load_latent_config,
 )
 from qdiff.config.pixel import build_network, check_config, load_config
-from qdiff.config.schema import read_yaml
+from qdiff.config.schema import check_references, read_yaml
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,10 +48,10 @@ def network_shapes(config: DictConfig, path: Path) -> tuple["nn.Module", "Call"]
     Raises:
         UserError: it describes no network that is available.
     """
-
     from qdiff.adapters.ddim.samplers import example
     from qdiff.calls import Call
 
+    check_references(config, path)
     if describes_latent(config):
         latent = build_latent(check_latent_config(config, path), path, empty=True)
         return latent.model.diffusion_model.eval(), example_call(latent, path).to("meta")

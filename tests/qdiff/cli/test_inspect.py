@@ -17,7 +17,8 @@ from qdiff.adapters import adapter_for
 from qdiff.calls import Call
 from qdiff.checkpoints.load import load_as_written, load_quantized, save_quantized
 from qdiff.checkpoints.quantized_file import read_quantized, write_quantized
-from qdiff.evaluation.bops import network_bops
+from qdiff.cli.operations import layer_table
+from qdiff.evaluation.bops import LeafBops, NetworkBops, network_bops
 from qdiff.files.tables import with_prefix
 from qdiff.observers import Observer
 from qdiff.policy import QuantPolicy, QuantSpec
@@ -153,6 +154,14 @@ def test_configurations_that_are_refused(original, ours, pth, tmp_path):
     assert "does not fit the network: it" in said(ours, CONFIGS / "latent-diffusion" / "emoji64.yaml")
     (tmp_path / "x.yml").write_text("model: {type: simple}")
     assert f"'{tmp_path / 'x.yml'}' has no section 'data'" in said(ours, tmp_path / "x.yml")
+
+
+def test_what_is_outside_of_all_layers_has_a_row(ours):
+    """1000 MACs at 32 x 32 bits, besides 500 of a layer."""
+    cost = NetworkBops({"model.conv_in": LeafBops(500, ((4, 8),))}, 1500)
+    _, layer, others = (line.split() for line in layer_table(read_quantized(ours).summary, cost).splitlines())
+    assert layer == ["model.conv_in", "32x3x3x3", "4", "-", "8", "500", "16", "k"]
+    assert others == ["others", "-", "-", "-", "32x32", "1", "k", "1.024", "M"]
 
 
 def test_operations_of_a_latent_model(tmp_path):

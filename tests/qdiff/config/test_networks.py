@@ -58,6 +58,8 @@ def test_configurations_without_a_network_are_refused(tmp_path):
     config.model.params.cond_stage_config = {"target": "torch.nn.Identity"}
     with pytest.raises(UserError, match=r"'x.yaml': .*Identity.* not available.*: give the configuration of another"):
         network_shapes(config, Path("x.yaml"))
+    with pytest.raises(UserError, match=r"'x.yaml' refers to a value that it lacks \(.*other.*\): correct it"):
+        network_shapes(OmegaConf.create({"model": "${other}"}), Path("x.yaml"))
     with pytest.raises(UserError, match=r"'x.yaml' has no section 'data'"):
         network_shapes(OmegaConf.create({"model": {"type": "simple"}}), Path("x.yaml"))
     with pytest.raises(UserError, match=r"'x.yaml' lacks a value"):
