@@ -5,13 +5,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qdiff.cli.operations import count, layer_table, operations
 from qdiff.cli.parser import Parser, parse
-from qdiff.files.tables import aligned
+from qdiff.errors import UserError
 
 if TYPE_CHECKING:
     from qdiff.checkpoints.content import QuantizedFile
     from qdiff.checkpoints.read import FullPrecisionFile, OriginalFile
     from qdiff.checkpoints.summary import CheckpointSummary
+    from qdiff.evaluation.bops import NetworkBops
     from qdiff.files.state_dicts import StateDict
     from qdiff.policy import QuantPolicy
 
@@ -20,23 +22,30 @@ def main(argv: Sequence[str]) -> None:
     """Print what the file of the command line holds. Raises UserError if it is not an intact checkpoint."""
     parser = Parser(
         prog="python -m qdiff inspect",
-        usage="%(prog)s FILE",
-        description="Show what a checkpoint of any kind holds, and whether it is intact.",
+        usage="%(prog)s FILE [--config FILE]",
+        description="Show what a checkpoint of any kind holds, and whether it is intact.\n"
+        "For a quantized file of ours, also count the bit operations of its network.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the checkpoint")
-    path = parse(parser, argv).file
+    add = parser.group("bit operations")
+    add("--config", type=Path, metavar="FILE", help="YAML of the network (default: what the checkpoint holds)")
+    args = parse(parser, argv)
 
     from qdiff.checkpoints.read import read_checkpoint
 
-    print(describe(path, read_checkpoint(path)))
+    print(describe(args.file, read_checkpoint(args.file), args.config))
 
 
-def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile") -> str:
+def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile", config: Path | None = None) -> str:
     """Describe a checkpoint as `inspect` prints it.
 
     Args:
         path: the checkpoint.
         file: its content.
+        config: YAML of its network; None takes what the file holds.
+
+    Raises:
+        UserError: bit operations cannot be counted with `config`; without it, the description says so.
     """
     from qdiff.checkpoints.read import FullPrecisionFile, OriginalFile
     from qdiff.files.formats import format_of
@@ -44,8 +53,10 @@ def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile
     size = path.stat().st_size
     checked = ", and the checksums agree" if format_of(path) == "zip" else "; the format has no checksum"
     if isinstance(file, FullPrecisionFile):
+        if config:
+            raise UserError(f"'{path}' is not quantized, so that there are no bits to count: leave out --config")
         return _pairs([*_uncalibrated(path, file), ("whole", f"yes, every tensor can be read{checked}")])
-    summary = file.summary
+    summary, (cost, line) = file.summary, _counted(path, file, config)
     if isinstance(file, OriginalFile):
         head = [("file", f"{path}: calibrated checkpoint of the original (goes with --resume --cali_ckpt)")]
         tail = [("whole", f"yes, every layer has its weight, rounding, step size and zero point{checked}")]
@@ -56,8 +67,19 @@ def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile
             ("written by", ", ".join(f"{name} {version}" for name, version in file.versions.items())),
             *((f"  {key}", str(value)) for key, value in file.provenance.items()),
         ]
-    about = [*_about(summary), ("size", _size(size, summary.fp32_bytes))]
-    return _pairs([*head, *about, *tail]) + "\n\n" + _table(summary)
+    about = [*_about(summary), ("operations", line), ("size", _size(size, summary.fp32_bytes))]
+    return _pairs([*head, *about, *tail]) + "\n\n" + layer_table(summary, cost)
+
+
+def _counted(path: Path, file: "QuantizedFile | OriginalFile", config: Path | None) -> tuple["NetworkBops | None", str]:
+    """Return the cost of a file's network, None if the file lacks what counting takes, and a line about it."""
+    try:
+        cost = count(path, file, config)
+    except UserError as error:
+        if config:
+            raise
+        return None, f"not counted: {error}"
+    return cost, operations(cost)
 
 
 def _uncalibrated(path: Path, file: "FullPrecisionFile") -> list[tuple[str, str]]:
@@ -114,19 +136,3 @@ def _size(file: int, fp32: int) -> str:
 
 def _pairs(lines: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"{name:12} {text}" for name, text in lines)
-
-
-def _act_bits(summary: "CheckpointSummary", path: str) -> str:
-    if summary.policy is None:
-        return "?" if summary.activations else "-"
-    specs = [summary.policy.act_for(path, phase=phase) for phase in summary.policy.phases]
-    bits = [str(spec.bits) if spec else "-" for spec in specs]
-    return "/".join(bits if len(set(bits)) > 1 else bits[:1])
-
-
-def _table(summary: "CheckpointSummary") -> str:
-    rows = [("layer", "weight", "bits", "split", "act bits")]
-    for path, layer in summary.layers.items():
-        split = "+".join(map(str, layer.split)) or "-"
-        rows.append((path, "x".join(map(str, layer.shape)), str(layer.bits), split, _act_bits(summary, path)))
-    return aligned(rows)

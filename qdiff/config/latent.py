@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qdiff.adapters.ldm.models import LatentDiffusion
+    from qdiff.calls import Call
 
 CHECKPOINTS = ("model.ckpt", "model.safetensors")
 CONFIG = "config.yaml"
@@ -74,17 +75,32 @@ def load_latent_config(path: Path, overrides: Sequence[str] = ()) -> DictConfig:
         UserError: the file is missing or not YAML, has no section `model` with a `target`, or lacks a value; or an
             override names another key or has another type.
     """
-    config = read_yaml(path)
-    if not isinstance(config.get("model"), DictConfig) or "target" not in config.model:
+    config = check_latent_config(read_yaml(path), path)
+    for word in overrides:
+        _override(config, word, path)
+    return config
+
+
+def check_latent_config(config: DictConfig, path: Path) -> DictConfig:
+    """Return a configuration, its references resolved in place, as `load_latent_config` returns that of a file.
+
+    Raises:
+        UserError: it has no section `model` with a `target`, or lacks a value; `path` is named.
+    """
+    if not describes_latent(config):
         raise UserError(f"'{path}' has no section 'model' with a target: give the configuration of a latent model")
     try:
         OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as e:
         raise UserError(f"'{path}' lacks a value ({one_line(e)}): add it") from e
     OmegaConf.resolve(config)
-    for word in overrides:
-        _override(config, word, path)
     return config
+
+
+def describes_latent(config: DictConfig) -> bool:
+    """Return whether a configuration is that of a latent model."""
+    model = config.get("model")
+    return isinstance(model, DictConfig) and "target" in model
 
 
 def build_latent(config: DictConfig, path: Path, *, empty: bool = False) -> "LatentDiffusion":
@@ -115,6 +131,15 @@ def build_unet(config: DictConfig, path: Path) -> "nn.Module":
 
     with _described(path):
         return adapter_of("ldm").build(config)
+
+
+def example_call(latent: "LatentDiffusion", path: Path) -> "Call":
+    """Return a call of a model's UNet for one latent, zeros. Raises UserError if its conditions are not available."""
+    from qdiff.adapters.ldm.models import example
+    from qdiff.calls import Call
+
+    with _described(path):
+        return Call(example(latent))
 
 
 @contextmanager

@@ -75,7 +75,11 @@ def load_config(path: str | Path) -> DictConfig:
         UserError: the file is missing or not YAML, a section or key is missing, a value has another type, or the
             values describe a model that is not available.
     """
-    config = read_yaml(path)
+    return check_config(read_yaml(path), path)
+
+
+def check_config(config: DictConfig, path: str | Path) -> DictConfig:
+    """Return a configuration, completed in place, as `load_config` returns that of a file; `path` is for its errors."""
     for name, schema in SECTIONS.items():
         for key, value in checked_section(config, name, schema, path, REMEDY).items():
             config[name][key] = value
@@ -87,12 +91,13 @@ def load_config(path: str | Path) -> DictConfig:
     return config
 
 
-def build_network(config: DictConfig, path: str | Path) -> "nn.Module":
-    """Build the network of a configuration with random parameters.
+def build_network(config: DictConfig, path: str | Path, *, empty: bool = False) -> "nn.Module":
+    """Build the network of a configuration.
 
     Args:
         config: as `load_config` returns it.
         path: its file, for the error message.
+        empty: build it on the meta device; otherwise its parameters are random.
 
     Raises:
         UserError: the section `model` does not describe a network for such images.
@@ -105,8 +110,9 @@ def build_network(config: DictConfig, path: str | Path) -> "nn.Module":
     build = adapter_of("ddim").build
     try:
         with torch.device("meta"):
-            probe(build(config), config.data)
-        return build(config)
+            network = build(config)
+            probe(network, config.data)
+        return network if empty else build(config)
     except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as e:
         raise UserError(f"'{path}' describes no network ({one_line(e)}): correct its section 'model'") from e
 

@@ -27,6 +27,14 @@ def read_yaml(path: str | Path) -> DictConfig:
     return config
 
 
+def check_references(config: DictConfig, path: str | Path) -> None:
+    """Check that references to other values lead to one. Raises UserError, which names `path`, otherwise."""
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as e:
+        raise UserError(f"'{path}' refers to a value that it lacks ({one_line(e)}): correct it") from e
+
+
 def checked_section(
     config: DictConfig | None, name: str, schema: "type[DataclassInstance]", path: str | Path, remedy: str
 ) -> DictConfig:

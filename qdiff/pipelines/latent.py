@@ -130,7 +130,7 @@ class LatentPipeline(Pipeline[GuidedT]):
 
     def example(self, batch_size: int) -> Call:
         x, _ = self.noise(range(batch_size))
-        c = self.conditions.of([0])
+        c = self.conditions.for_calibration([0])
         condition = () if c is None else (c.expand(batch_size, -1, -1),)
         return Call((x, self._latest_timestep(batch_size), *condition))
 

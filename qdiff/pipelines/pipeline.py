@@ -14,12 +14,14 @@ from diffusion.checks import whole
 from diffusion.steps import Correction, Model, Noise, Sampler, Step, uncorrected
 from qdiff.checkpoints.load import save_quantized
 from qdiff.errors import UserError
+from qdiff.evaluation.bops import TrajectoryBops, network_bops
 from qdiff.files.images import to_uint8
 from qdiff.pipelines.base import BasePipeline, SamplingT
 from qdiff.pipelines.bits import bits_of
 from qdiff.pipelines.changes import changed, like
 from qdiff.pipelines.images import Images
 from qdiff.pipelines.paths import as_path
+from qdiff.policy import QuantPolicy
 from qdiff.quant_model import QuantModel
 from qdiff.sampling.images import check_finite
 from qdiff.sampling.noise import batch_noise
@@ -162,6 +164,16 @@ class Pipeline(BasePipeline[SamplingT]):
         images = self.decode(x)
         check_finite(images, indices)
         return images
+
+    def bops(self) -> TrajectoryBops:
+        """Count the network's bit operations for one image, without computing it.
+
+        Conditioners and the decoding of latents are not counted.
+        """
+        network = self.network
+        policy = network.policy if isinstance(network, QuantModel) else QuantPolicy()
+        phases = tuple(map(policy.phase_of, self.timesteps))
+        return TrajectoryBops(network_bops(network, self.example(1)), phases, self.cfg_copies)
 
     def check_loaded(self) -> None:
         """Check that the network has weights. Raises ValueError if they are on the meta device."""

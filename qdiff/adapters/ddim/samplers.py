@@ -26,13 +26,18 @@ def schedule(diffusion) -> Tensor:
     return alphas_cumprod(beta_schedule(d.beta_schedule, d.beta_start, d.beta_end, d.num_diffusion_timesteps))
 
 
+def example(data) -> tuple[Tensor, Tensor]:
+    """Return arguments of a network for one image as the section `data` of a configuration describes it, zeros."""
+    return torch.zeros(1, data.channels, data.image_size, data.image_size), torch.zeros(1, dtype=torch.long)
+
+
 def probe(network: nn.Module, data) -> None:
     """Predict the noise of one image as the section `data` of a configuration describes it; cheap on the meta device.
 
     Raises:
         ValueError, RuntimeError: the network does not accept such images.
     """
-    network(torch.zeros(1, data.channels, data.image_size, data.image_size), torch.zeros(1, dtype=torch.long))
+    network(*example(data))
 
 
 def to_images(x: Tensor, data) -> Tensor:

@@ -23,6 +23,7 @@ __all__ = [
     "build",
     "class_conditioner_of",
     "decode",
+    "example",
     "guided",
     "image_shape",
     "kl_first_stage_of",
@@ -50,6 +51,10 @@ def text_conditioner_of(latent: LatentDiffusion) -> TextConditioner | None:
     return conditioner if isinstance(conditioner, FrozenCLIPEmbedder) else None
 
 
+def _conditioner_of(latent: LatentDiffusion) -> ClassConditioner | TextConditioner | None:
+    return class_conditioner_of(latent) or text_conditioner_of(latent)
+
+
 def kl_first_stage_of(latent: LatentDiffusion) -> AutoencoderKL | None:
     """Return the first stage if it is a variational autoencoder, which encodes to a distribution; else None."""
     first_stage = latent.first_stage_model
@@ -69,6 +74,20 @@ def build(config: Mapping) -> LatentDiffusion:
     return model
 
 
+def example(latent: LatentDiffusion) -> tuple[Tensor, ...]:
+    """Return arguments of the UNet for one latent, zeros: z_t, t and the condition, if it takes one.
+
+    Raises:
+        NotAvailable: the conditions are other than classes and texts.
+    """
+    conditioner = _conditioner_of(latent)
+    if latent.cond_stage_model is not conditioner:
+        raise NotAvailable(f"models conditioned by {type(latent.cond_stage_model).__name__} are not available")
+    z = torch.zeros(1, latent.channels, latent.image_size, latent.image_size)
+    condition = (torch.zeros(1, *conditioner.context_shape),) if conditioner else ()
+    return z, torch.zeros(1, dtype=torch.long), *condition
+
+
 def probe(latent: LatentDiffusion) -> None:
     """Predict the noise of one latent and decode it; cheap on the meta device.
 
@@ -77,13 +96,10 @@ def probe(latent: LatentDiffusion) -> None:
     Raises:
         ValueError, RuntimeError, TypeError: the parts of the model do not fit each other.
     """
-    conditioner = class_conditioner_of(latent) or text_conditioner_of(latent)
-    if latent.cond_stage_model is not conditioner:
+    if latent.cond_stage_model is not _conditioner_of(latent):
         return
-    z = torch.zeros(1, latent.channels, latent.image_size, latent.image_size)
-    t = torch.zeros(1, dtype=torch.long)
-    condition = torch.zeros(1, *conditioner.context_shape) if conditioner else None
-    eps = latent.apply_model(z, t, condition)
+    z, t, *condition = example(latent)
+    eps = latent.apply_model(z, t, *condition)
     if eps.shape != z.shape:
         raise ValueError(f"the UNet gives {eps.shape[1]} channels for latents of {z.shape[1]}")
     channels = latent.decode_first_stage(z).shape[1]

@@ -59,6 +59,7 @@ def test_the_same_network_comes_out(case, tmp_path):
     ended = qdiff("convert", case.pth, "--config", case.config, *W4A8, "-o", out)
     assert (ended.status, ended.err) == (0, "")
     assert "symmetric, 8 bits, 8 after the softmax" in ended.out
+    assert "MACs per network call and image" in ended.out
     assert list(out.parent.iterdir()) == [out]
 
     file = read_quantized(out)

@@ -2,19 +2,32 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from qdiff.checkpoints.load import load_quantized, save_quantized
+from qdiff.adapters import adapter_for
+from qdiff.calls import Call
+from qdiff.checkpoints.load import load_as_written, load_quantized, save_quantized
 from qdiff.checkpoints.quantized_file import read_quantized, write_quantized
+from qdiff.cli.operations import layer_table
+from qdiff.evaluation.bops import LeafBops, NetworkBops, network_bops
+from qdiff.files.tables import with_prefix
+from qdiff.observers import Observer
+from qdiff.policy import QuantPolicy, QuantSpec
+from qdiff.quant_model import QuantModel
 from tests.command_line import qdiff, refusal
+from tests.ldm.golden import golden_model
 from tests.original_checkpoints import SPLITS, W4A8_SPLIT, original_checkpoint
+
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +50,19 @@ def ours(original, pth):
     return pth.with_name("ours.safetensors")
 
 
-def inspected(path):
+def inspected(path, *flags):
     """The head as a dict, the table as a list of rows."""
-    ended = qdiff("inspect", path)
+    ended = qdiff("inspect", path, *flags)
     assert (ended.status, ended.err) == (0, "")
     head, _, table = ended.out.partition("\n\n")
     return {line[:12].strip(): line[13:] for line in head.splitlines()}, [line.split() for line in table.splitlines()]
 
 
-def check_table(table, original, act_bits):
-    assert table[0] == ["layer", "weight", "bits", "split", "act", "bits"]
-    rows = {row[0]: row[1:] for row in table[1:]}
+def check_table(table, original, act_bits, products=0):
+    """Also that this many rows are of attention products."""
+    assert table[0][:6] == ["layer", "weight", "bits", "split", "act", "bits"]
+    rows = {row[0]: row[1:5] for row in table[1:] if row[1] != "-"}
+    assert len(table) == 1 + len(rows) + products
     layers = [
         key.removesuffix(".weight") for key, x in original.weights.items() if key.endswith("weight") and x.ndim > 1
     ]
@@ -78,7 +93,7 @@ def test_a_file_of_ours(original, ours):
     assert head["activations"] == "symmetric, 8 bits, 8 after the softmax"
     assert head["whole"].startswith("yes")
     assert head["cali_iters"] == "20000"
-    check_table(table, original, "8")
+    check_table(table, original, "8", products=8)
 
 
 def test_without_activations(original, pth):
@@ -88,6 +103,106 @@ def test_without_activations(original, pth):
     head, table = inspected(path)
     assert head["activations"] == "in floating point"
     check_table(table, original, "-")
+
+
+def test_operations(original, ours):
+    """By hand: the first layer of 27 x 32 weights, the last one of 288 x 3, and attention to all 8 x 8 positions."""
+    head, table = inspected(ours)
+    cost = network_bops(load_as_written(original.network(), ours), Call((torch.zeros(1, 3, 16, 16), torch.zeros(1))))
+    counts = with_prefix(cost.macs), with_prefix(cost.bops()), with_prefix(1024 * cost.macs)
+    line = "{} MACs per network call and image; {} BOPs, {} of full precision ({})"
+    assert head["operations"] == line.format(*counts[:2], f"{cost.bops() / cost.fp_bops:.3f}", counts[2])
+    assert table[0][6:] == ["MACs", "BOPs"]
+    rows = {row[0]: row[1:] for row in table}
+    assert rows["model.conv_in"][4:] == ["221.2", "k", "7.078", "M"]  # 16 x 16 x 27 x 32 MACs, 4 x 8 bits
+    assert rows["model.conv_out"][4:] == ["221.2", "k", "7.078", "M"]
+    name, products = "model.mid.attn_1.qk_matmul", [row for row in table if row[1] == "-"]
+    assert rows[name] == ["-", "-", "-", "8x8", "262.1", "k", "16.78", "M"]  # 64 x 64 x 64, 8 x 8 bits
+    assert all(row[0].endswith(("qk_matmul", "smv_matmul")) for row in products)
+    names = [row[0] for row in table]
+    assert names[names.index(name) - 1] == "model.mid.attn_1.v", "where they are called"
+
+
+def test_operations_need_the_configuration(original, ours, tmp_path):
+    file = read_quantized(ours)
+    write_quantized(tmp_path / "bare", replace(file, config={}))
+    head, table = inspected(tmp_path / "bare")
+    line = "not counted: the file does not hold the configuration of its network: give it with --config"
+    assert head["operations"] == line and len(table[0]) == 6
+    OmegaConf.save(original.config, tmp_path / "given.yml")
+    counted = inspected(tmp_path / "bare", "--config", tmp_path / "given.yml")
+    assert (counted[0]["operations"], counted[1]) == (inspected(ours)[0]["operations"], inspected(ours)[1])
+
+
+@pytest.mark.parametrize("config", [{"model": {"type": "other"}}, {"data": 3}, {"model": {"target": "os.remove"}}])
+def test_a_file_with_a_useless_configuration_is_shown_without_operations(config, ours, tmp_path):
+    write_quantized(tmp_path / "odd", replace(read_quantized(ours), config=config))
+    head, table = inspected(tmp_path / "odd")
+    assert head["operations"].startswith(f"not counted: '{tmp_path / 'odd'}'") and len(table[0]) == 6
+
+
+def test_configurations_that_are_refused(original, ours, pth, tmp_path):
+    def said(path, config):
+        return refusal("inspect", path, "--config", config)
+
+    OmegaConf.save(original.config, tmp_path / "its.yml")
+    assert "does not hold the bits of activations: convert it first" in said(pth, tmp_path / "its.yml")
+    torch.save(original.weights, tmp_path / "fp")
+    assert "is not quantized, so that there are no bits to count" in said(tmp_path / "fp", tmp_path / "its.yml")
+    assert "cannot read" in said(ours, tmp_path / "none.yml")
+    assert "does not fit the network: it" in said(ours, CONFIGS / "cifar10.yml")
+    assert "does not fit the network: it" in said(ours, CONFIGS / "latent-diffusion" / "emoji64.yaml")
+    (tmp_path / "x.yml").write_text("model: {type: simple}")
+    assert f"'{tmp_path / 'x.yml'}' has no section 'data'" in said(ours, tmp_path / "x.yml")
+
+
+def test_what_is_outside_of_all_layers_has_a_row(ours):
+    """1000 MACs at 32 x 32 bits, besides 500 of a layer."""
+    cost = NetworkBops({"model.conv_in": LeafBops(500, ((4, 8),))}, 1500)
+    _, layer, others = (line.split() for line in layer_table(read_quantized(ours).summary, cost).splitlines())
+    assert layer == ["model.conv_in", "32x3x3x3", "4", "-", "8", "500", "16", "k"]
+    assert others == ["others", "-", "-", "-", "32x32", "1", "k", "1.024", "M"]
+
+
+def test_operations_of_a_latent_model(tmp_path):
+    """With classes, from the file alone: its second product attends to one token."""
+    model, case = golden_model("ldm_class_w4a8")
+    network = model.model.diffusion_model
+    quantized = QuantModel(network, QuantPolicy(), adapter_for(network))
+    save_quantized(tmp_path / "q", quantized, config=OmegaConf.to_container(case.settings.config))
+    head, table = inspected(tmp_path / "q")
+    cost = network_bops(quantized, Call((case.tensors["x"], case.tensors["t"], case.tensors["context"])))
+    assert head["operations"].startswith(f"{with_prefix(cost.macs)} MACs")
+    rows = {row[0]: row for row in table}
+    queries, one_token = (rows[f"model.middle_block.1.transformer_blocks.0.attn{i}.qk_matmul"] for i in (1, 2))
+    assert queries[4] == one_token[4] == "32x32"
+    assert float(queries[5]) > float(one_token[5])
+
+
+def test_operations_by_layer_and_phase(original, tmp_path):
+    policy = QuantPolicy(
+        QuantSpec(4, per_channel=True, range_search="minmax"),
+        QuantSpec(8, range_search="minmax"),
+        softmax_bits=6,
+        weight_rules=(("model.conv_in", 8),),
+        act_rules=(("*.conv_out", None),),
+        act_phases=((100, 8), (600, 4)),
+    )
+    network = original.network()
+    model = QuantModel(network, policy, adapter_for(network))
+    with model.observing(Observer):
+        for t in (50, 500, 700):
+            model(torch.ones(1, 3, 16, 16), torch.tensor([t]))
+    save_quantized(tmp_path / "phased", model, config=OmegaConf.to_container(original.config))
+    head, table = inspected(tmp_path / "phased")
+    rows = {row[0]: (row[4], " ".join(row[7:])) for row in table[1:]}
+    assert rows["model.conv_in"] == ("8/8/4", "14.16 M/14.16 M/7.078 M")
+    assert rows["model.conv_out"] == ("-", "28.31 M"), "4 x 32 bits"
+    assert rows["model.mid.attn_1.qk_matmul"] == ("8x8/8x8/4x4", "16.78 M/16.78 M/4.194 M")
+    assert rows["model.mid.attn_1.smv_matmul"] == ("8x6/8x6/4x6", "12.58 M/12.58 M/6.291 M")
+    pattern = r"; (\S+ \w)/(\S+ \w)/(\S+ \w) BOPs, (0\.\d+)/(0\.\d+)/(0\.\d+) of"
+    *bops, first, second, third = re.search(pattern, head["operations"]).groups()
+    assert bops[0] == bops[1] != bops[2] and float(first) == float(second) > float(third)
 
 
 def test_bits_per_layer(ours, tmp_path):

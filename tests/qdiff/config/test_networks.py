@@ -1,8 +1,11 @@
 from pathlib import Path
 
+import pytest
 from omegaconf import OmegaConf
 
-from qdiff.config.networks import is_latent, load_network, plain
+from qdiff.config.networks import is_latent, load_network, network_shapes, plain
+from qdiff.config.schema import read_yaml
+from qdiff.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 
@@ -31,3 +34,33 @@ def test_the_network_of_the_bundled_configurations():
     config, network = load_network(ROOT / "configs" / "emoji32.yml")
     assert sum(x.numel() for x in network.parameters()) == 3_231_619
     assert config.sampling.steps == 50
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("cifar10.yml", [(1, 3, 32, 32), (1,)]),
+        ("lsun_churches-ldm-kl-8.yaml", [(1, 4, 32, 32), (1,)]),
+        ("cin256-v2.yaml", [(1, 3, 64, 64), (1,), (1, 1, 512)]),
+        ("v1-inference.yaml", [(1, 4, 64, 64), (1,), (1, 77, 768)]),
+    ],
+)
+def test_a_network_without_values_and_a_call_of_it(name, shapes):
+    path = next((ROOT / "configs").rglob(name))
+    network, call = network_shapes(read_yaml(path), path)
+    assert [tuple(x.shape) for x in call.args] == shapes and not call.kwargs
+    assert all(x.is_meta for x in (*network.parameters(), *network.buffers(), *call.tensors))
+    assert call(network).shape == shapes[0] and not network.training
+
+
+def test_configurations_without_a_network_are_refused(tmp_path):
+    config = read_yaml(ROOT / "configs" / "latent-diffusion" / "cin256-v2.yaml")
+    config.model.params.cond_stage_config = {"target": "torch.nn.Identity"}
+    with pytest.raises(UserError, match=r"'x.yaml': .*Identity.* not available.*: give the configuration of another"):
+        network_shapes(config, Path("x.yaml"))
+    with pytest.raises(UserError, match=r"'x.yaml' refers to a value that it lacks \(.*other.*\): correct it"):
+        network_shapes(OmegaConf.create({"model": "${other}"}), Path("x.yaml"))
+    with pytest.raises(UserError, match=r"'x.yaml' has no section 'data'"):
+        network_shapes(OmegaConf.create({"model": {"type": "simple"}}), Path("x.yaml"))
+    with pytest.raises(UserError, match=r"'x.yaml' lacks a value"):
+        network_shapes(OmegaConf.create({"model": {"target": "ldm.x", "a": "???"}}), Path("x.yaml"))

@@ -1,0 +1,88 @@
+"""Layers of a checkpoint with their bits, multiply-accumulates (MACs) and bit operations (BOPs), as text."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qdiff.errors import UserError
+from qdiff.files.tables import aligned, with_prefix
+
+if TYPE_CHECKING:
+    from qdiff.checkpoints.content import QuantizedFile
+    from qdiff.checkpoints.read import OriginalFile
+    from qdiff.checkpoints.summary import CheckpointSummary
+    from qdiff.evaluation.bops import NetworkBops
+
+TITLES = ("layer", "weight", "bits", "split", "act bits")
+
+
+def count(path: Path, file: "QuantizedFile | OriginalFile", config: Path | None) -> "NetworkBops":
+    """Count the bit operations of one call of a file's network, for one image.
+
+    Args:
+        path: the file.
+        file: its content.
+        config: YAML of its network; None takes what the file holds.
+
+    Raises:
+        UserError: the file does not hold all bits, or there is no configuration, or it describes another network or
+            none.
+    """
+    from omegaconf import OmegaConf
+
+    from qdiff.adapters import adapter_for
+    from qdiff.checkpoints.read import OriginalFile
+    from qdiff.checkpoints.validate import compare, state_shapes
+    from qdiff.config.networks import network_shapes
+    from qdiff.config.schema import read_yaml
+    from qdiff.evaluation.bops import empty_model, network_bops
+
+    if isinstance(file, OriginalFile):
+        raise UserError(f"'{path}' does not hold the bits of activations: convert it first (python -m qdiff convert)")
+    if not (config or file.config):
+        raise UserError("the file does not hold the configuration of its network: give it with --config")
+    given = read_yaml(config) if config else OmegaConf.create(dict(file.config))
+    network, call = network_shapes(given, config or path)
+    adapter = adapter_for(network)
+    compare(path, file.shapes, state_shapes(network, file.policy, adapter))
+    return network_bops(empty_model(network, file.policy, adapter), call)
+
+
+def operations(cost: "NetworkBops") -> str:
+    """Describe the cost of a network call in one line; phases are in the order of their timesteps."""
+    bops, fp = [cost.bops(phase) for phase in cost.phases], cost.fp_bops
+    counts, shares = (_by_phase(texts) for texts in ([*map(with_prefix, bops)], [f"{x / fp:.3f}" for x in bops]))
+    macs = f"{with_prefix(cost.macs)} MACs per network call and image"
+    return f"{macs}; {counts} BOPs, {shares} of full precision ({with_prefix(fp)})"
+
+
+def layer_table(summary: "CheckpointSummary", cost: "NetworkBops | None") -> str:
+    """Return a table of the layers; with their cost, it has attention products too, and what is in neither."""
+    layers = {path: _cells(summary, path) for path in summary.layers}
+    if cost is None:
+        return aligned([TITLES, *((path, *cells) for path, cells in layers.items())])
+    rows = [(*TITLES, "MACs", "BOPs")]
+    for path, leaf in cost.leaves.items():
+        both = _by_phase(["x".join(map(str, pair)) for pair in leaf.bits])
+        bops = _by_phase([with_prefix(leaf.bops(phase)) for phase in cost.phases])
+        rows.append((path, *layers.get(path, ("-", "-", "-", both)), with_prefix(leaf.macs), bops))
+    if cost.other_macs:
+        rows.append(("others", *"---", "32x32", with_prefix(cost.other_macs), with_prefix(cost.other_bops)))
+    return aligned(rows)
+
+
+def _cells(summary: "CheckpointSummary", path: str) -> tuple[str, str, str, str]:
+    """Return what the table says about a layer besides its path and cost."""
+    layer = summary.layers[path]
+    split = "+".join(map(str, layer.split)) or "-"
+    return "x".join(map(str, layer.shape)), str(layer.bits), split, _act_bits(summary, path)
+
+
+def _act_bits(summary: "CheckpointSummary", path: str) -> str:
+    if summary.policy is None:
+        return "?" if summary.activations else "-"
+    specs = [summary.policy.act_for(path, phase=phase) for phase in summary.policy.phases]
+    return _by_phase([str(spec.bits) if spec else "-" for spec in specs])
+
+
+def _by_phase(texts: list[str]) -> str:
+    return "/".join(texts if len(set(texts)) > 1 else texts[:1])
