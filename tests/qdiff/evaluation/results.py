@@ -4,10 +4,10 @@ import math
 from dataclasses import replace
 
 import torch
+from qdiff.evaluation.registry import MAE, PSNR, frechet, recognised
 
 from qdiff.evaluation.features import FeatureNet
 from qdiff.evaluation.metrics import statistics
-from qdiff.evaluation.registry import MAE, PSNR, frechet, recognised
 from qdiff.evaluation.results import Result, Section
 
 STATISTICS = statistics(torch.eye(3))

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from qdiff.evaluation.registry import MAE, PSNR, Samples, evaluate, frechet, recognised
 
 from qdiff.evaluation.metrics import Statistics, frechet_distance, statistics
-from qdiff.evaluation.registry import MAE, PSNR, Samples, evaluate, frechet, recognised
 
 WHITE = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
 IMAGES = torch.cat([WHITE[:1], WHITE[:1] - 51])

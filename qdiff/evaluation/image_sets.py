@@ -1,0 +1,259 @@
+"""Sets of images to evaluate: folders, runs, arrays and streams; all give uint8 batches."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import yaml
+from torch import Tensor
+
+from qdiff.errors import UserError
+from qdiff.evaluation.record import ImagesRecord, SamplingRecord
+from qdiff.files.digest import digest, file_digest, tensor_bytes
+from qdiff.files.images import Shape, image_shape, image_text, read_image
+from qdiff.files.npz import StoredImages
+
+SAMPLER = re.compile(r"(?P<sampler>\w+\(.*\)), (?P<nfe>\d+) network calls(, scale (?P<scale>\S+))?")
+
+
+class ImageSet(Protocol):
+    """Images in a fixed order."""
+
+    @property
+    def source(self) -> str:
+        """What to call them."""
+
+    @property
+    def count(self) -> int | None:
+        """Their number; None if it shows only at the end."""
+
+    @property
+    def rounding(self) -> str | None:
+        """How they were rounded to 8 bits, see `ImagesRecord`."""
+
+    @property
+    def sampling(self) -> SamplingRecord | None:
+        """How they were sampled; None if it is not known."""
+
+    @property
+    def prompts(self) -> Sequence[str] | None:
+        """Their prompts, of which image i has the i-th, starting over after the last; None if there are none."""
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Yield all images, uint8 (B, C, H, W), B = `size` but for the last batch.
+
+        Raises:
+            UserError: an image cannot be read, or has another shape than those before it.
+        """
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An `ImageSet` of the PNGs in a folder, in the order of their names."""
+
+    source: str
+    paths: Sequence[Path]
+    shape: Shape
+    rounding: str | None = None
+    sampling: SamplingRecord | None = None
+
+    @classmethod
+    def open(cls, folder: Path) -> "Folder":
+        """List the PNGs of a folder, or of a run's `img`. Raises UserError if there are none."""
+        run = folder / "img" if (folder / "config.yaml").is_file() else None
+        paths = sorted((run or folder).glob("*.png"))
+        if not paths:
+            raise UserError(f"'{run or folder}' has no PNG images: give a folder of PNGs, a run's folder or an .npz")
+        shape = image_shape(paths[0])
+        if run is None:
+            return cls(str(folder), paths, shape)
+        config = _run_config(folder / "config.yaml")
+        rounding = rounding_of(_section(_section(config, "config"), "data"))
+        weights = _section(config, "sha256").get("weights")
+        return cls(str(folder), paths, shape, rounding, sampling_record(image_text(paths[0]), weights))
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.paths)
+
+    @property
+    def prompts(self) -> list[str] | None:
+        """What the PNGs say about their prompts; None unless all do."""
+        texts = [image_text(path).get("prompt") for path in self.paths]
+        return [text for text in texts if text is not None] if None not in texts else None
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        for start in range(0, len(self.paths), size):
+            yield torch.stack([read_image(path, self.shape) for path in self.paths[start : start + size]])
+
+    def files_digest(self) -> str:
+        """Return a digest of all files."""
+        return digest(file_digest(path).encode() for path in self.paths)
+
+
+@dataclass(frozen=True)
+class Array:
+    """An `ImageSet` of the images in an `.npz`."""
+
+    stored: StoredImages
+    rounding: str | None = None
+    sampling: SamplingRecord | None = None
+    prompts: Sequence[str] | None = None
+
+    @property
+    def source(self) -> str:
+        """Path of the archive."""
+        return str(self.stored.path)
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return self.stored.count
+
+    @property
+    def shape(self) -> Shape:
+        """(C, H, W)."""
+        return self.stored.shape
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        return self.stored.batches(size)
+
+    def files_digest(self) -> str:
+        """Return the digest of the archive."""
+        return file_digest(self.stored.path)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An `ImageSet` that is made while it is evaluated, and read once.
+
+    Args:
+        images: batches of any sizes, uint8 (B, 1 or 3, H, W).
+    """
+
+    images: Iterable[Tensor]
+    source: str = "stream"
+    count: int | None = None
+    rounding: str | None = None
+    sampling: SamplingRecord | None = None
+    prompts: Sequence[str] | None = None
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        waiting: list[Tensor] = []
+        for batch in self.images:
+            _check_batch(batch, waiting[0].shape[1:] if waiting else None)
+            if len(batch):
+                waiting.append(batch.cpu())
+            if sum(map(len, waiting)) >= size:
+                *whole, rest = torch.cat(waiting).split(size)
+                yield from whole
+                waiting = [rest]
+        if waiting:
+            yield torch.cat(waiting)
+
+
+class WithPrompts:
+    """An `ImageSet` whose prompts are given.
+
+    Args:
+        images: the set.
+        prompts: at least one; image i has the i-th, starting over after the last.
+    """
+
+    def __init__(self, images: ImageSet, prompts: Sequence[str]):
+        self.source, self.count = images.source, images.count
+        self.rounding, self.sampling = images.rounding, images.sampling
+        self.prompts: Sequence[str] | None = prompts
+        self.batches = images.batches
+
+
+def open_images(path: Path) -> Folder | Array:
+    """Open a folder of PNGs, the folder of a run, or an `.npz`. Raises UserError if it is none of these."""
+    if path.is_dir():
+        return Folder.open(path)
+    if not path.exists():
+        raise UserError(f"'{path}' does not exist: give a folder of PNGs, a run's folder or an .npz")
+    return Array(StoredImages.open(path))
+
+
+def rounding_of(data: Mapping[str, object]) -> str:
+    """Return how images of a model are rounded to 8 bits; `data` is that section of its configuration, or empty."""
+    return "down" if data.get("uniform_dequantization") else "nearest"
+
+
+def sampling_record(text: Mapping[str, str], weights: str | None = None) -> SamplingRecord | None:
+    """Return what the text chunks of our PNGs say about sampling; None if they are not ours."""
+    found = SAMPLER.fullmatch(text.get("sampler", ""))
+    if not found or not {"seed", "bits", "precision"} <= text.keys():
+        return None
+    sampler, scale = found["sampler"], found["scale"]
+    steps, eta = (re.search(rf"{name}=([^,)]+)", sampler) for name in ("steps", "eta"))
+    return SamplingRecord(
+        sampler,
+        int(steps[1]) if steps else None,
+        int(found["nfe"]),
+        float(eta[1]) if eta else None,
+        float(scale) if scale else None,
+        int(text["seed"].partition(",")[0]),
+        text["bits"],
+        text["precision"],
+        weights,
+    )
+
+
+class Recorder:
+    """Checks and describes the batches that pass: their number, shape and digest.
+
+    Args:
+        images: where they come from.
+    """
+
+    def __init__(self, images: ImageSet):
+        self._images, self._sha, self._count = images, hashlib.sha256(), 0
+        self._shape: tuple[int, ...] = ()
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Yield the batches of the set. Raises UserError as the set does, or if there are no images."""
+        for batch in self._images.batches(size):
+            if not self._count:
+                self._shape = tuple(batch.shape[1:])
+                self._sha.update(str(self._shape).encode())
+            self._sha.update(tensor_bytes(batch))
+            self._count += len(batch)
+            yield batch
+        if not self._count:
+            raise UserError(f"'{self._images.source}' has no images: give at least one")
+
+    @property
+    def record(self) -> ImagesRecord:
+        """The record of the images so far."""
+        rounding = self._images.rounding
+        return ImagesRecord(self._images.source, "images", self._count, self._shape, self._sha.hexdigest(), rounding)
+
+
+def _check_batch(batch: Tensor, shape: torch.Size | None) -> None:
+    if not isinstance(batch, Tensor) or batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] not in (1, 3):
+        what = f"{batch.dtype} of {tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
+        raise UserError(f"batches must be uint8 of shape (B, 1 or 3, H, W), not {what}: convert them with to_uint8")
+    if shape is not None and batch.shape[1:] != shape:
+        raise UserError(f"a batch has images of {tuple(batch.shape[1:])} after others of {tuple(shape)}: give one size")
+
+
+def _run_config(path: Path) -> dict:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"'{path}' is not the configuration of a run: give another folder, or its images alone")
+    return config
+
+
+def _section(config: Mapping, name: str) -> Mapping:
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
