@@ -144,17 +144,15 @@ class Stream:
     prompts: Sequence[str] | None = None
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        waiting: list[Tensor] = []
+        waiting: Tensor | None = None
         for batch in self.images:
-            _check_batch(batch, waiting[0].shape[1:] if waiting else None)
-            if len(batch):
-                waiting.append(batch.cpu())
-            if sum(map(len, waiting)) >= size:
-                *whole, rest = torch.cat(waiting).split(size)
-                yield from whole
-                waiting = [rest]
-        if waiting:
-            yield torch.cat(waiting)
+            _check_batch(batch, None if waiting is None else waiting.shape[1:])
+            waiting = batch.cpu() if waiting is None else torch.cat([waiting, batch.cpu()])
+            while len(waiting) >= size:
+                yield waiting[:size]
+                waiting = waiting[size:]
+        if waiting is not None and len(waiting):
+            yield waiting
 
 
 class WithPrompts:

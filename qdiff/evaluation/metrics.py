@@ -1,6 +1,6 @@
 """Distances between sets of images: pixel by pixel, or as distributions. Pure functions on tensors."""
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,7 +85,8 @@ def mean_absolute_error(images: Tensor, reference: Tensor) -> Tensor:
 def structural_similarity(images: Tensor, reference: Tensor) -> Tensor:
     """Compute SSIM of each image (Wang et al. 2004), averaged over channels, by torchmetrics.
 
-    The window is a Gaussian of 11 x 11 pixels with standard deviation 1.5; K1 = 0.01, K2 = 0.03, range 0..255.
+    The window is a Gaussian of 11 x 11 pixels with standard deviation 1.5; K1 = 0.01, K2 = 0.03, range 0..255. The mean
+    is over the places where the window fits into the image; torchmetrics itself also counts reflected borders.
 
     Args:
         images, reference: as for `psnr`, at least `SSIM_WINDOW` pixels high and wide.
@@ -102,8 +103,10 @@ def structural_similarity(images: Tensor, reference: Tensor) -> Tensor:
     if min(images.shape[-2:]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels")
     pair = images.double(), reference.double()
-    found = structural_similarity_index_measure(*pair, data_range=float(LEVELS), reduction="none")
-    return cast(Tensor, found).reshape(len(images))
+    settings = {"data_range": float(LEVELS), "reduction": "none", "return_full_image": True}
+    _, everywhere = structural_similarity_index_measure(*pair, **settings)
+    border = SSIM_WINDOW // 2
+    return everywhere[..., border:-border, border:-border].flatten(1).mean(1)
 
 
 def statistics(features: Tensor) -> Statistics:

@@ -1,61 +1,63 @@
-"""Entries of tables: what they compute from images in memory, and how values are shown."""
+"""Measures of images in batches, and what their columns are called."""
 
 import math
 
 import pytest
 import torch
-from qdiff.evaluation.registry import MAE, PSNR, Samples, evaluate, frechet, recognised
 
+from qdiff.evaluation.distributions import Frechet
+from qdiff.evaluation.feature_network import Identity
+from qdiff.evaluation.measures import Batch, Metric, measured
 from qdiff.evaluation.metrics import Statistics, frechet_distance, statistics
+from qdiff.evaluation.paired import MAE, PSNR, RECOGNISED, Recognised, distance_to_fp, psnr_to_fp
+from tests.qdiff.evaluation.networks import MeanColours, drawn_images
 
 WHITE = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
 IMAGES = torch.cat([WHITE[:1], WHITE[:1] - 51])
-
-
-class MeanColours:
-    """Features are the mean colours of an image; its class is 1 if it is dark."""
-
-    frechet_name = "FD on mean colours"
-    frechet_meaning = "distance of colours"
-
-    def features(self, images):
-        return images.double().mean((2, 3))
-
-    def recognised(self, images, labels):
-        return ((self.features(images).mean(1) < 230) == labels).double().mean().item()
-
-
-NETWORK = MeanColours()
 TRAINING = Statistics(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64), 9)
-ALL = [PSNR, MAE, frechet(NETWORK, TRAINING), recognised(NETWORK)]
+
+
+def all_measures(network: MeanColours) -> list:
+    return [psnr_to_fp(), distance_to_fp(), Frechet(network, TRAINING), Recognised(network)]
 
 
 def test_values_of_images_in_memory():
-    values = evaluate(ALL, Samples(IMAGES[[1, 1]], WHITE, torch.tensor([1, 0])))
+    images = torch.full((2, 3, 4, 4), 51, dtype=torch.uint8)
+    values = measured(all_measures(MeanColours()), [Batch(images, WHITE, torch.tensor([0, 1]))])
     assert list(values) == ["psnr", "mae", "frechet", "recognised"]
-    assert values["psnr"] == pytest.approx(20 * math.log10(5)) and values["mae"] == 51
-    assert values["frechet"] == pytest.approx(3 * 204**2 + 3), "no variance, so only means and the trace remain"
+    assert values["psnr"] == pytest.approx(20 * math.log10(255 / 204)) and values["mae"] == 204
+    assert values["frechet"] == pytest.approx(3 * 51**2 + 3), "no variance, so only means and the trace remain"
     assert values["recognised"] == 0.5
 
 
-def test_frechet_distance_is_that_of_the_features():
-    mixed = torch.randint(256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    expected = frechet_distance(statistics(NETWORK.features(mixed)), TRAINING)
-    assert evaluate(ALL[2:3], Samples(mixed)) == {"frechet": expected}
+@pytest.mark.parametrize("sizes", [[7], [1] * 7, [4, 3]])
+def test_batches_do_not_matter(sizes):
+    images, fp, labels = drawn_images(7, 0), drawn_images(7, 1), torch.arange(7) % 2
+    whole = measured(all_measures(MeanColours()), [Batch(images, fp, labels)])
+    parts = zip(images.split(sizes), fp.split(sizes), labels.split(sizes))
+    assert measured(all_measures(MeanColours()), [Batch(*part) for part in parts]) == pytest.approx(whole)
 
 
-def test_a_metric_without_its_input_does_not_apply():
-    values = evaluate(ALL, Samples(IMAGES))
+def test_features_are_computed_once_for_all_measures():
+    network = MeanColours()
+    measured(all_measures(network), [Batch(IMAGES, WHITE, torch.tensor([0, 1]))])
+    assert network.calls == 1
+
+
+def test_grey_images_are_shown_as_rgb():
+    grey = drawn_images(5, 0)[:, :1]
+    expected = frechet_distance(statistics(grey.double().mean((2, 3)).expand(-1, 3)), TRAINING)
+    assert measured([Frechet(MeanColours(), TRAINING)], [Batch(grey)]) == {"frechet": pytest.approx(expected)}
+
+
+def test_a_measure_without_its_input_does_not_apply():
+    values = measured(all_measures(MeanColours()), [Batch(IMAGES)])
     assert (values["psnr"], values["mae"], values["recognised"]) == (None, None, None)
     assert values["frechet"] is not None
-    values = evaluate(ALL, Samples(IMAGES, WHITE))
+    values = measured(all_measures(MeanColours()), [Batch(IMAGES, WHITE)])
     assert values["recognised"] is None and values["mae"] == 25.5
-    values = evaluate(ALL, Samples(IMAGES, labels=torch.tensor([0, 1])))
+    values = measured(all_measures(MeanColours()), [Batch(IMAGES, labels=torch.tensor([1, 1]))])
     assert values["recognised"] == 1 and values["psnr"] is None
-
-
-def test_the_column_of_the_frechet_distance_has_the_name_of_its_network():
-    assert ALL[2].title == "FD on mean colours" and ALL[2].meaning == "distance of colours"
 
 
 @pytest.mark.parametrize(
@@ -64,8 +66,8 @@ def test_the_column_of_the_frechet_distance_has_the_name_of_its_network():
         (PSNR, 23.456, "23.46"),
         (PSNR, math.inf, "∞"),
         (PSNR, None, "-"),
-        (ALL[3], 0.254, "25%"),
-        (ALL[3], 1.0, "100%"),
+        (RECOGNISED, 0.254, "25%"),
+        (RECOGNISED, 1.0, "100%"),
     ],
 )
 def test_cells(metric, value, text):
@@ -74,3 +76,24 @@ def test_cells(metric, value, text):
 
 def test_titles_name_the_unit():
     assert PSNR.title == "PSNR to FP [dB]" and MAE.title == "distance to FP"
+
+
+@pytest.mark.parametrize(
+    ("standard", "count", "key", "name"),
+    [
+        (True, 50_000, "fid", "FID"),
+        (True, 49_999, "fid", "FID, 49,999 images"),
+        (True, 2_049, "fid", "FID, 2,049 images"),
+        (True, 2_048, "frechet", "FD on Inception features (not FID), 2,048 images"),
+        (False, 50_000, "frechet", "FD on Inception features (not FID)"),
+        (False, 64, "frechet", "FD on Inception features (not FID), 64 images"),
+    ],
+)
+def test_only_enough_images_on_the_right_network_are_called_fid(standard, count, key, name):
+    (metric,) = Frechet.columns(Identity("Inception", "a", 2048, 1008, 2023, standard))
+    assert (metric.of(count).key, metric.of(count).name) == (key, name)
+
+
+def test_a_metric_that_needs_no_number_keeps_its_name():
+    assert PSNR.of(1) == PSNR
+    assert Metric("a", "A", "", "", least=5).of(4).name == "A, 4 images"
