@@ -92,6 +92,8 @@ def main(argv: Sequence[str]) -> None:
         UserError: `--out` exists; as `qdiff.evaluate`; or an earlier result is of another kind or protocol.
     """
     args = parse(_parser(), argv)
+    if args.out and args.out.is_dir():
+        raise UserError(f"'{args.out}' is a folder: give --out the name of a file")
     if args.out and args.out.exists() and not args.force:
         raise UserError(f"'{args.out}' exists: choose another --out, or add --force to replace it")
 
@@ -118,8 +120,12 @@ def main(argv: Sequence[str]) -> None:
         progress=None,
     )
     if args.out:  # before the comparison, which may be refused
-        with explaining(args.out, "--out"):
-            write_evaluation(args.out, found)
+        try:
+            with explaining(args.out, "--out"):
+                write_evaluation(args.out, found)
+        except UserError:
+            print(text([found]))
+            raise
     check_comparable([*earlier, found])
     print(text([*earlier, found]))
 

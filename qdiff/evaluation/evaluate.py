@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
-from math import isinf
+from math import isinf, isnan
 
 from torch import Tensor
 from tqdm import tqdm
@@ -119,7 +119,11 @@ def _rows(plan: Plan, measures: Mapping[str, Measure], count: int, reference: Se
             plan.left_out[name] = f"it needs at least {least:,} images, there were {count:,}"
             continue
         known = reference.images.number if reference and "reference" in KINDS[name].needs else None
-        for metric, value in zip(measure.metrics, measure.compute()):
+        values = measure.compute()
+        if any(map(isnan, values)):
+            plan.left_out[name] = "its value is not a number"
+            continue
+        for metric, value in zip(measure.metrics, values):
             told = known if known is not None and known < metric.least else count
             yield _row(metric.of(told), value, plan.request)
 
