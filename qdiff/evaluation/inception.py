@@ -31,7 +31,7 @@ class Inception:
         device: where to compute.
 
     Raises:
-        UserError: the file is missing, damaged, or of another network; torch-fidelity is not installed.
+        UserError: the file is missing, damaged, or of another network.
     """
 
     def __init__(self, path: Path, device: torch.device):
@@ -70,10 +70,8 @@ def load_inception(path: Path | None, device: torch.device) -> Inception:
 
 def _load(path: Path) -> torch.nn.Module:
     """Return the network. Its constructor would unpickle any object, so it gets tensors that were read safely."""
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as e:
-        raise UserError(f"Inception features need torch-fidelity ({e}): pip install 'qdiff[eval]'") from e
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     weights = io.BytesIO()
     torch.save(dict(largest(read_state_dicts(path)).tensors), weights)
     weights.seek(0)

@@ -103,8 +103,9 @@ def structural_similarity(images: Tensor, reference: Tensor) -> Tensor:
     if min(images.shape[-2:]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels")
     pair = images.double(), reference.double()
-    settings = {"data_range": float(LEVELS), "reduction": "none", "return_full_image": True}
-    _, everywhere = structural_similarity_index_measure(*pair, **settings)
+    _, everywhere = structural_similarity_index_measure(
+        *pair, data_range=float(LEVELS), reduction="none", return_full_image=True
+    )
     border = SSIM_WINDOW // 2
     return everywhere[..., border:-border, border:-border].flatten(1).mean(1)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
@@ -27,6 +28,7 @@ from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.png_text import png_text
 from qdiff.pipelines.settings import TextSampling
 
+PACKAGES = ("torch_fidelity", "torchmetrics")
 EPS_IMAGES = 8  # of which the error of eps is measured, at the most
 
 Source = str | Path | Pipeline | Tensor | Images | Iterable[Tensor]
@@ -77,8 +79,11 @@ def evaluate(
 
     Raises:
         TypeError, ValueError: an argument has another type, or contradicts another one.
-        UserError: as `qdiff.evaluation.evaluate.evaluate_images`, or a file cannot be read.
+        UserError: as `qdiff.evaluation.evaluate.evaluate_images`; a file cannot be read; or a package is missing.
     """
+    for package in PACKAGES:
+        if find_spec(package) is None:
+            raise UserError(f"evaluating needs {package}: pip install 'qdiff[eval]'")
     where, size = find_device(str(device)), whole("batch_size", batch_size, 1)
     inputs = Inputs(
         lambda: _network(network, inception, features, where),

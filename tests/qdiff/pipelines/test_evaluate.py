@@ -1,6 +1,7 @@
 """`qdiff.evaluate`: files, memory and pipelines give the same values; what cannot be computed is said."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,12 @@ def test_requests_that_are_refused(arguments, said):
 )
 def test_arguments_that_are_refused(kind, images, arguments, said):
     assert said in refusal(kind, images, **arguments)
+
+
+@pytest.mark.parametrize("package", ["torch_fidelity", "torchmetrics"])
+def test_a_missing_package_is_one_line(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert f"needs {package}: pip install" in refusal(UserError, IMAGES, full_precision=OTHERS)
 
 
 def test_another_resolution_is_refused(tmp_path):
