@@ -15,7 +15,7 @@ EXAMPLES = """examples:
     python -m qdiff evaluate runs/w4a8 --reference VIRTUAL_imagenet256_labeled.npz -o w4a8.json
   how far a quantized model's images are from those in full precision, same seeds
     python -m qdiff evaluate runs/w4a8 --fp runs/fp
-  small sets, on the features of the bundled classifier; below the row of an earlier result
+  small sets, on the features of the bundled classifier, beside an earlier result
     python -m qdiff evaluate runs/w4a8 --features models/features/emoji32/classifier.safetensors \\
       --reference models/features/emoji32/reference.safetensors --compare fp.json
 """
@@ -54,7 +54,7 @@ def _parser() -> Parser:
         metavar="NAME=VALUE,...",
         help="values that a paper gives for these images, such as fid=4.22; how far they are missed is said first",
     )
-    add("--compare", type=Path, nargs="+", default=(), metavar="FILE", help="earlier results, shown in rows above")
+    add("--compare", type=Path, nargs="+", default=(), metavar="FILE", help="earlier results, shown in columns before")
     add = parser.group("networks")
     add(
         "--inception",

@@ -24,7 +24,8 @@ SEED = 2020  # of shuffling and of drawing subsets, torch-fidelity's default
 def _metric(who: Identity, key: str, name: str, plain_key: str, plain_name: str, meaning: str, **rest: Any) -> Metric:
     """Return a column under its standard name; with another network, or too few images, under a plain name."""
     own = plain_name.format(f"{who.name} features")
-    plain = (plain_key, own if name in own else f"{own} (not {name})")  # precision has no name to mistake it for
+    told = name in own or name.endswith(" std")  # precision has no other name, a deviation stands below its mean
+    plain = (plain_key, own if told else f"{own} (not {name})")
     first = (key, name) if who.standard else plain
     return Metric(*first, "", meaning, by="torch-fidelity", plain=plain, **rest)
 

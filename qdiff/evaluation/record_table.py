@@ -25,18 +25,20 @@ def check_comparable(evaluations: Sequence[Evaluation]) -> None:
 
 
 def text(evaluations: Sequence[Evaluation]) -> str:
-    """Return a table, one row for each evaluation, and what to know about it.
+    """Return a table, one column for each evaluation, and what to know about it.
 
     Args:
         evaluations: comparable ones; the notes are those of the last; what full precision misses comes first.
     """
     last = evaluations[-1]
-    columns: dict[str, str] = {row.metric: _title(row) for found in evaluations for row in found.rows}
-    rows = [["images", "number", "bits", *columns.values()]]
-    for found in evaluations:
-        cells = {row.metric: _cell(row) for row in found.rows}
-        bits = found.sampling.bits if found.sampling else "-"
-        rows.append([found.images.source, f"{found.images.number:,}", bits, *(cells.get(key, "-") for key in columns)])
+    titles = {row.metric: _title(row) for found in evaluations for row in found.rows}
+    cells = [{row.metric: _cell(row) for row in found.rows} for found in evaluations]
+    rows = [
+        ["", *(found.images.source for found in evaluations)],
+        ["images", *(f"{found.images.number:,}" for found in evaluations)],
+        ["bits", *(found.sampling.bits if found.sampling else "-" for found in evaluations)],
+        *([title, *(found.get(key, "-") for found in cells)] for key, title in titles.items()),
+    ]
     first = [note for found in evaluations if found.is_full_precision for note in published_notes(found)]
     notes = [f"note: {note}" for note in (*first, *(note for note in last.notes if note not in first))]
     left_out = [f"left out: {name}: {reason}" for name, reason in last.left_out.items()]
