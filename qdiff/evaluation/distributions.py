@@ -30,7 +30,16 @@ def _metric(who: Identity, key: str, name: str, plain_key: str, plain_name: str,
     return Metric(*first, "", meaning, by="torch-fidelity", plain=plain, **rest)
 
 
-class Frechet(Measure):
+class OnFeatures(Measure):
+    """A measure on the features of a network."""
+
+    @staticmethod
+    @abstractmethod
+    def columns(who: Identity) -> tuple[Metric, ...]:
+        """Return the columns for a network."""
+
+
+class Frechet(OnFeatures):
     """Frechet distance between Gaussians of feature vectors (Heusel et al. 2017), FID.
 
     Args:
@@ -43,7 +52,6 @@ class Frechet(Measure):
 
     @staticmethod
     def columns(who: Identity) -> tuple[Metric, ...]:
-        """Return the columns for a network."""
         meaning = f"Fréchet distance to the reference on features of {who.name}; lower is closer"
         least = who.dimension + 1  # fewer images have a singular covariance
         return (_metric(who, "fid", "FID", "frechet", "FD on {}", meaning, least=least, counted=True),)
@@ -66,13 +74,12 @@ class SpatialFrechet(Frechet):
 
     @staticmethod
     def columns(who: Identity) -> tuple[Metric, ...]:
-        """Return the columns for a network."""
         meaning = f"Fréchet distance to the reference on spatial features of {who.name}; lower is closer"
         words = "sfid", "sFID", "frechet_spatial", "FD on spatial {}"
         return (_metric(who, *words, meaning, least=(who.spatial or 0) + 1, counted=True),)
 
 
-class _Kept(Measure):
+class _Kept(OnFeatures):
     """A measure that needs the features of all images at once; several share them.
 
     Args:
@@ -80,11 +87,6 @@ class _Kept(Measure):
     """
 
     layer: ClassVar[Literal["vectors", "logits"]] = "vectors"
-
-    @staticmethod
-    @abstractmethod
-    def columns(who: Identity) -> tuple[Metric, ...]:
-        """Return the columns for a network."""
 
     def __init__(self, network: FeatureNetwork):
         self.metrics = self.columns(network.identity)

@@ -39,11 +39,12 @@ def evaluate_images(images: ImageSet, full_precision: ImageSet | None, inputs: I
         UserError: images cannot be read, or differ in size from each other, from `full_precision` or from the
             reference; an asked metric cannot be computed or needs more images; nothing can be computed.
     """
+    if full_precision:
+        _check_pair(images, full_precision)
     recorder, fp_recorder = Recorder(images), Recorder(full_precision) if full_precision else None
     shape, batches = _peeked(recorder.batches(request.size))
     fp_batches = None
     if full_precision and fp_recorder:
-        _check_pair(images, full_precision)
         fp_shape, fp_batches = _peeked(fp_recorder.batches(request.size))
         check_shape(images.source, shape, full_precision.source, fp_shape)
     plan = Plan(images, shape, inputs, request)
@@ -52,8 +53,8 @@ def evaluate_images(images: ImageSet, full_precision: ImageSet | None, inputs: I
     names = plan.with_enough(names, reference.images.number if reference else None)
     measures = {name: KINDS[name].build(inputs, reference) for name in names}
     with tqdm(total=images.count, unit="image", desc="evaluating", disable=request.hidden) as bar:
-        for batch in _paired(batches, fp_batches, images.prompts):
-            if any(KINDS[name].columns for name in names):
+        for batch in _paired(batches, fp_batches, images.prompts if "clip" in names else None):
+            if any(KINDS[name].measure for name in names):
                 check_features(batch.features(inputs.network), inputs.network.identity, images.source)
             for measure in measures.values():
                 measure.update(batch)
@@ -136,7 +137,7 @@ def _row(metric: Metric, value: float, request: Request) -> Row:
 
 def _networks(measures: Mapping[str, Measure], inputs: Inputs) -> Iterator[NetworkRecord]:
     """Yield the networks that the measures used."""
-    if any(KINDS[name].columns for name in measures):
+    if any(KINDS[name].measure for name in measures):
         who = inputs.network.identity
         yield NetworkRecord("features", who.name, who.sha256, who.standard)
     if "lpips" in measures and inputs.alexnet:

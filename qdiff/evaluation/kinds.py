@@ -10,10 +10,17 @@ import torch
 
 from qdiff.errors import UserError, suggestion
 from qdiff.evaluation.clip import ClipScore
-from qdiff.evaluation.distributions import Frechet, InceptionScore, KernelDistance, PrecisionRecall, SpatialFrechet
+from qdiff.evaluation.distributions import (
+    Frechet,
+    InceptionScore,
+    KernelDistance,
+    OnFeatures,
+    PrecisionRecall,
+    SpatialFrechet,
+)
 from qdiff.evaluation.feature_network import FeatureNetwork, Identity
 from qdiff.evaluation.lpips import ALEXNET_PIXELS, FILE, URL, cached_alexnet, lpips_to_fp
-from qdiff.evaluation.measures import Measure, Metric
+from qdiff.evaluation.measures import Measure
 from qdiff.evaluation.metrics import SSIM_WINDOW
 from qdiff.evaluation.paired import distance_to_fp, psnr_to_fp, ssim_to_fp
 from qdiff.evaluation.statistics_file import SetStatistics
@@ -60,21 +67,32 @@ class Kind:
     Attributes:
         needs: names of inputs, in `REMEDIES`.
         build: makes it from inputs and the statistics of the reference, which are there if it needs them.
-        columns: of a measure on the feature network, its metrics; None for others.
-        fewest: images without which nothing can be computed at all.
+        measure: type of a measure on the feature network; None for others.
         pixels: least height and width of images.
     """
 
     needs: tuple[str, ...]
     build: Build
-    columns: Callable[[Identity], tuple[Metric, ...]] | None = None
-    fewest: int = 1
+    measure: type[OnFeatures] | None = None
     pixels: int = 1
 
+    def least(self, who: Callable[[], Identity], few: bool) -> int:
+        """Return the number of images that the measure needs.
 
-def _of(part: Part, measure: Callable[[FeatureNetwork, Any], Measure]) -> Build:
-    """Return the function that builds a measure from one part of the reference's statistics."""
-    return lambda inputs, reference: measure(inputs.network, getattr(reference, part))
+        Args:
+            who: returns which feature network there is.
+            few: whether a value under another name will do.
+        """
+        if self.measure is None:
+            return 1
+        names = () if few else self.measure.columns(who())
+        return max(self.measure.fewest, *(metric.least for metric in names), 1)
+
+
+def _on_features(needs: tuple[str, ...], part: Part, measure: type[OnFeatures]) -> Kind:
+    """Return the kind of a measure that compares features with a part of the reference's statistics."""
+    make: Callable[[FeatureNetwork, Any], Measure] = measure
+    return Kind(needs, lambda inputs, reference: make(inputs.network, getattr(reference, part)), measure)
 
 
 def _lpips(inputs: Inputs, reference: SetStatistics | None) -> Measure:
@@ -88,15 +106,11 @@ def _clip(inputs: Inputs, reference: SetStatistics | None) -> Measure:
 
 
 KINDS = {
-    "fid": Kind(("reference",), _of("vectors", Frechet), Frechet.columns, Frechet.fewest),
-    "sfid": Kind(("reference", "spatial"), _of("spatial", SpatialFrechet), SpatialFrechet.columns, Frechet.fewest),
-    "is": Kind((), lambda i, _: InceptionScore(i.network), InceptionScore.columns, InceptionScore.fewest),
-    "kid": Kind(
-        ("reference", "vectors"), _of("features", KernelDistance), KernelDistance.columns, KernelDistance.fewest
-    ),
-    "prc": Kind(
-        ("reference", "vectors"), _of("features", PrecisionRecall), PrecisionRecall.columns, PrecisionRecall.fewest
-    ),
+    "fid": _on_features(("reference",), "vectors", Frechet),
+    "sfid": _on_features(("reference", "spatial"), "spatial", SpatialFrechet),
+    "is": Kind((), lambda inputs, reference: InceptionScore(inputs.network), InceptionScore),
+    "kid": _on_features(("reference", "vectors"), "features", KernelDistance),
+    "prc": _on_features(("reference", "vectors"), "features", PrecisionRecall),
     "psnr": Kind(("fp",), lambda inputs, reference: psnr_to_fp()),
     "mae": Kind(("fp",), lambda inputs, reference: distance_to_fp()),
     "ssim": Kind(("fp",), lambda inputs, reference: ssim_to_fp(), pixels=SSIM_WINDOW),

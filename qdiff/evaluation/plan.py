@@ -47,9 +47,10 @@ class Plan:
     def names(self, paired: bool) -> list[str]:
         """Return the measures whose inputs are given and which the images are large and numerous enough for."""
         inputs, given = self.inputs, set()
+        asked = self.request.metrics and [name for name in self.request.metrics if name in KINDS]
         if paired:
             given.add("fp")
-        if inputs.reference:
+        if inputs.reference and (asked is None or any("reference" in KINDS[name].needs for name in asked)):
             given |= {"reference", *offers(inputs.reference, inputs.network.identity)}
         if inputs.alexnet:
             given.add("lpips")
@@ -96,10 +97,7 @@ class Plan:
 
     def least(self, name: str) -> int:
         """Return the number of images that a measure needs."""
-        kind = KINDS[name]
-        if self.request.few or kind.columns is None:
-            return kind.fewest
-        return max(kind.fewest, *(metric.least for metric in kind.columns(self.inputs.network.identity)))
+        return KINDS[name].least(lambda: self.inputs.network.identity, self.request.few)
 
     def _leave_out(self, name: str, reason: str, remedy: str) -> None:
         """Tell why a measure is left out. Raises UserError if it was asked for and the work has not begun."""

@@ -7,6 +7,8 @@ from qdiff.evaluation.notes import published_notes
 from qdiff.evaluation.record import Evaluation, Row
 from qdiff.files.tables import aligned
 
+ROLES = {"features": "feature network", "clip": "CLIP model", "lpips": "LPIPS network"}
+
 
 def check_comparable(evaluations: Sequence[Evaluation]) -> None:
     """Check that evaluations may stand in one table. Raises UserError for other references, networks or numbers."""
@@ -14,7 +16,7 @@ def check_comparable(evaluations: Sequence[Evaluation]) -> None:
     for other in earlier:
         for what, (theirs, ours) in {
             "reference": (_reference(other), _reference(last)),
-            "feature network": (_network(other), _network(last)),
+            **{ROLES[role]: (_network(other, role), _network(last, role)) for role in ROLES},
             "number of images": (str(other.images.number), str(last.images.number)),
         }.items():
             if theirs and ours and theirs != ours:
@@ -58,5 +60,5 @@ def _reference(found: Evaluation) -> str:
     return found.reference.sha256[:8] if found.reference else ""
 
 
-def _network(found: Evaluation) -> str:
-    return next((network.sha256[:8] for network in found.networks if network.role == "features"), "")
+def _network(found: Evaluation, role: str) -> str:
+    return next((network.sha256[:8] for network in found.networks if network.role == role), "")
