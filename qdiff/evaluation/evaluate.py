@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from qdiff.errors import UserError
 from qdiff.evaluation.clip import ClipScore
-from qdiff.evaluation.image_sets import Folder, ImageSet, Recorder
+from qdiff.evaluation.image_sets import Folder, ImageSet
 from qdiff.evaluation.kinds import KINDS, Inputs
 from qdiff.evaluation.measures import Batch, Measure, Metric
 from qdiff.evaluation.notes import notes_on
 from qdiff.evaluation.plan import Plan, Request, check_shape
 from qdiff.evaluation.record import Evaluation, NetworkRecord, Row
+from qdiff.evaluation.recorder import Recorder
 from qdiff.evaluation.reference import check_features
 from qdiff.evaluation.statistics_file import SetStatistics
 from qdiff.files.digest import file_digest

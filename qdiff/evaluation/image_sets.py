@@ -1,23 +1,19 @@
 """Sets of images to evaluate: folders, runs, arrays and streams; all give uint8 batches."""
 
-import hashlib
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-import yaml
 from torch import Tensor
 
 from qdiff.errors import UserError
-from qdiff.evaluation.record import ImagesRecord, SamplingRecord
-from qdiff.files.digest import digest, file_digest, tensor_bytes
+from qdiff.evaluation.record import SamplingRecord
+from qdiff.evaluation.run_protocol import read_config, rounding_of, sampling_record, section
+from qdiff.files.digest import digest, file_digest
 from qdiff.files.images import Shape, image_shape, image_text, read_image
 from qdiff.files.npz import StoredImages
-
-SAMPLER = re.compile(r"(?P<sampler>\w+\(.*\)), (?P<nfe>\d+) network calls(, scale (?P<scale>\S+))?")
 
 
 class ImageSet(Protocol):
@@ -71,10 +67,10 @@ class Folder:
         shape = image_shape(paths[0])
         if run is None:
             return cls(str(folder), paths, shape)
-        config = _run_config(folder / "config.yaml")
-        rounding = rounding_of(_section(_section(config, "config"), "data"))
-        weights = _section(config, "sha256").get("weights")
-        return cls(str(folder), paths, shape, rounding, sampling_record(image_text(paths[0]), weights))
+        config = read_config(folder / "config.yaml")
+        weights = section(config, "sha256").get("weights")
+        sampling = sampling_record(image_text(paths[0]), weights)
+        return cls(str(folder), paths, shape, rounding_of(section(section(config, "config"), "data")), sampling)
 
     @property
     def count(self) -> int:
@@ -179,79 +175,9 @@ def open_images(path: Path) -> Folder | Array:
     return Array(StoredImages.open(path))
 
 
-def rounding_of(data: Mapping[str, object]) -> str:
-    """Return how images of a model are rounded to 8 bits; `data` is that section of its configuration, or empty."""
-    return "down" if data.get("uniform_dequantization") else "nearest"
-
-
-def sampling_record(text: Mapping[str, str], weights: str | None = None) -> SamplingRecord | None:
-    """Return what the text chunks of our PNGs say about sampling; None if they are not ours."""
-    found = SAMPLER.fullmatch(text.get("sampler", ""))
-    if not found or not {"seed", "bits", "precision"} <= text.keys():
-        return None
-    sampler, scale = found["sampler"], found["scale"]
-    steps, eta = (re.search(rf"{name}=([^,)]+)", sampler) for name in ("steps", "eta"))
-    return SamplingRecord(
-        sampler,
-        int(steps[1]) if steps else None,
-        int(found["nfe"]),
-        float(eta[1]) if eta else None,
-        float(scale) if scale else None,
-        int(text["seed"].partition(",")[0]),
-        text["bits"],
-        text["precision"],
-        weights,
-    )
-
-
-class Recorder:
-    """Checks and describes the batches that pass: their number, shape and digest.
-
-    Args:
-        images: where they come from.
-    """
-
-    def __init__(self, images: ImageSet):
-        self._images, self._sha, self._count = images, hashlib.sha256(), 0
-        self._shape: tuple[int, ...] = ()
-
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """Yield the batches of the set. Raises UserError as the set does, or if there are no images."""
-        for batch in self._images.batches(size):
-            if not self._count:
-                self._shape = tuple(batch.shape[1:])
-                self._sha.update(str(self._shape).encode())
-            self._sha.update(tensor_bytes(batch))
-            self._count += len(batch)
-            yield batch
-        if not self._count:
-            raise UserError(f"'{self._images.source}' has no images: give at least one")
-
-    @property
-    def record(self) -> ImagesRecord:
-        """The record of the images so far."""
-        rounding = self._images.rounding
-        return ImagesRecord(self._images.source, "images", self._count, self._shape, self._sha.hexdigest(), rounding)
-
-
 def _check_batch(batch: Tensor, shape: torch.Size | None) -> None:
     if not isinstance(batch, Tensor) or batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] not in (1, 3):
         what = f"{batch.dtype} of {tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
         raise UserError(f"batches must be uint8 of shape (B, 1 or 3, H, W), not {what}: convert them with to_uint8")
     if shape is not None and batch.shape[1:] != shape:
         raise UserError(f"a batch has images of {tuple(batch.shape[1:])} after others of {tuple(shape)}: give one size")
-
-
-def _run_config(path: Path) -> dict:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        config = None
-    if not isinstance(config, dict):
-        raise UserError(f"'{path}' is not the configuration of a run: give another folder, or its images alone")
-    return config
-
-
-def _section(config: Mapping, name: str) -> Mapping:
-    found = config.get(name)
-    return found if isinstance(found, dict) else {}

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from qdiff.errors import UserError
 from qdiff.evaluation.feature_network import FeatureNetwork, Features, Identity
-from qdiff.evaluation.image_sets import Array, Folder, ImageSet, Recorder, open_images
+from qdiff.evaluation.image_sets import Array, Folder, ImageSet, open_images
 from qdiff.evaluation.measures import Batch
 from qdiff.evaluation.metrics import Moments
 from qdiff.evaluation.record import ImagesRecord
+from qdiff.evaluation.recorder import Recorder
 from qdiff.evaluation.statistics_file import SetStatistics, checked, read_statistics, write_statistics
 from qdiff.files.arrays import MEMBER
 from qdiff.files.digest import digest, file_digest

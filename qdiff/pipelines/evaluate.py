@@ -14,11 +14,12 @@ from qdiff.errors import UserError
 from qdiff.evaluation.evaluate import evaluate_images
 from qdiff.evaluation.feature_network import FeatureNetwork
 from qdiff.evaluation.features import load_feature_net
-from qdiff.evaluation.image_sets import ImageSet, Stream, WithPrompts, open_images, rounding_of, sampling_record
+from qdiff.evaluation.image_sets import ImageSet, Stream, WithPrompts, open_images
 from qdiff.evaluation.inception import load_inception
 from qdiff.evaluation.kinds import Inputs
 from qdiff.evaluation.plan import Request
 from qdiff.evaluation.record import Evaluation, Row
+from qdiff.evaluation.run_protocol import rounding_of, sampling_record
 from qdiff.files.version import own_version
 from qdiff.pipelines.device import find_device
 from qdiff.pipelines.eps_error import relative_eps_error

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from qdiff.errors import UserError
-from qdiff.evaluation.image_sets import Recorder, Stream, WithPrompts, open_images, sampling_record
+from qdiff.evaluation.image_sets import Stream, WithPrompts, open_images
 from qdiff.evaluation.record import SamplingRecord
+from qdiff.evaluation.recorder import Recorder
+from qdiff.evaluation.run_protocol import sampling_record
 from qdiff.files.arrays import write_array
 from qdiff.files.images import image_path, write_image
 from tests.qdiff.evaluation.networks import drawn_images

@@ -77,6 +77,13 @@ def test_what_changes_the_statistics_is_not_taken_from_the_cache(change, folder)
     assert torch.equal(found.vectors.mu, before.vectors.mu) == (change != "pixels")
 
 
+def test_statistics_of_several_networks_are_kept(folder):
+    first, second = MeanColours(), MeanColours(sha256="c" * 64)
+    for network in (first, second, first, second):
+        load_reference(folder, network, features=False, size=7)
+    assert (first.calls, second.calls) == (1, 1)
+
+
 def test_a_damaged_or_read_only_cache_only_costs_time(folder, cache, caplog):
     load_reference(folder, MeanColours(), features=False, size=7)
     (file,) = cache.iterdir()

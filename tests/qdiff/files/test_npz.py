@@ -1,6 +1,8 @@
 """Images and statistics in archives that numpy wrote, and broken ones."""
 
+import io
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -74,6 +76,16 @@ def test_damage_is_found(place, path):
     content[place] ^= 16
     path.write_bytes(content)
     assert "not an intact" in refusal(lambda: list(StoredImages.open(path).batches(2)))
+
+
+@pytest.mark.parametrize(("rows", "said"), [(2, "goes on after its end"), (9, "ends early")])
+def test_an_array_that_is_not_as_long_as_it_says_is_refused(rows, said, path):
+    stated = io.BytesIO()
+    np.save(stated, np.empty((rows, 6, 9, 3), np.uint8))
+    header = stated.getvalue()[: -rows * 6 * 9 * 3]
+    with ZipFile(path, "w") as archive:
+        archive.writestr("arr_0.npy", header + PIXELS.tobytes())
+    assert said in refusal(lambda: list(StoredImages.open(path).batches(2)))
 
 
 def test_statistics_are_read_in_float64(path):
