@@ -134,7 +134,12 @@ def measure(
     pipe, quantized = pipe.with_sampling(seed=HELD_OUT), quantized.with_sampling(seed=HELD_OUT)
     images, wanted = quantized.sample(args.images).tensor, pipe.sample(args.images).tensor
     spectrum = Spectrum.from_dict(args.spectra[model])
-    values = [psnr(images, wanted), *errors(pipe, quantized, min(8, args.images), spectrum), seconds, memory]
+    values = [
+        psnr(images, wanted).mean().item(),
+        *errors(pipe, quantized, min(8, args.images), spectrum),
+        seconds,
+        memory,
+    ]
     return values, torch.stack([wanted[:SHOWN], images[:SHOWN]])
 
 

@@ -64,7 +64,7 @@ def measure(pipe: Pipeline, steps: Sequence[Step], schedule: qdiff.Schedule | No
     turned = [(layer.codes != codes).flatten() for layer, codes in zip(model.layers().values(), nearest)]
     loss = statistics.mean(losses.ratios) if losses.ratios else 1.0
     images = pipe.with_network(model).sample(len(steps[0].x_t), seed=0).tensor
-    close = psnr(images, pipe.sample(len(images), seed=0).tensor)
+    close = psnr(images, pipe.sample(len(images), seed=0).tensor).mean().item()
     return loss, torch.cat(turned).float().mean().item(), error(model, steps), close, seconds
 
 

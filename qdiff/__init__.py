@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qdiff.checkpoints.load import load_as_written, load_quantized, save_quantized
     from qdiff.errors import UserError
     from qdiff.files.journal import Journal
+    from qdiff.pipelines.evaluate import evaluate
     from qdiff.pipelines.load import load_pipeline
     from qdiff.pipelines.quantize import quantize
     from qdiff.policy import QuantPolicy, QuantSpec
@@ -38,6 +39,7 @@ _HOME = {
     "UserError": "qdiff.errors",
     "block_reconstruction": "qdiff.block_recon",
     "calibrate": "qdiff.calibration.job",
+    "evaluate": "qdiff.pipelines.evaluate",
     "load_as_written": "qdiff.checkpoints.load",
     "load_pipeline": "qdiff.pipelines.load",
     "load_quantized": "qdiff.checkpoints.load",
@@ -61,6 +63,7 @@ __all__ = [
     "UserError",
     "block_reconstruction",
     "calibrate",
+    "evaluate",
     "load_as_written",
     "load_pipeline",
     "load_quantized",

@@ -1,4 +1,4 @@
-"""`python -m qdiff VERB`: inspect and convert checkpoint files."""
+"""`python -m qdiff VERB`: inspect and convert checkpoint files, evaluate images."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +20,14 @@ def convert(argv: Sequence[str]) -> None:
     main(argv)
 
 
-VERBS: dict[str, Callable[[Sequence[str]], None]] = {verb.__name__: verb for verb in (inspect, convert)}
+def evaluate(argv: Sequence[str]) -> None:
+    """compute metrics of images: FID, IS, KID, distances to full precision"""
+    from qdiff.cli.evaluate import main
+
+    main(argv)
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {verb.__name__: verb for verb in (inspect, convert, evaluate)}
 
 
 def main() -> None:
@@ -33,7 +40,7 @@ def _dispatch() -> None:
     parser = Parser(
         prog="python -m qdiff",
         usage="%(prog)s VERB [flags]; each verb has its own --help",
-        description=f"Files of quantized diffusion models.\n\nverbs:\n{lines}",
+        description=f"Files and images of quantized diffusion models.\n\nverbs:\n{lines}",
     )
     parser.add_argument("verb", help="one of the above", **choice(*VERBS))
     VERBS[parser.parse_args(sys.argv[1:2]).verb](sys.argv[2:])

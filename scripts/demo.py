@@ -67,14 +67,15 @@ def folder(args: argparse.Namespace, name: str) -> Path:
 def compare(args: argparse.Namespace) -> "Section":
     """Sample in full precision and with each method, from the same seeds."""
     import qdiff
-    from qdiff.evaluation.registry import MAE, PSNR, Samples, evaluate
+    from qdiff.evaluation.measures import Batch, measured
+    from qdiff.evaluation.paired import MAE, PSNR, distance_to_fp, psnr_to_fp
     from qdiff.evaluation.results import Result, Section
     from qdiff.files.grid import grid_of
     from qdiff.files.images import write_image
 
     pipe = qdiff.load_pipeline(args.config, steps=args.steps)
     fp32_bytes = sum(4 * x.numel() for x in pipe.network.parameters())
-    metrics, results, grids, reference = [PSNR, MAE], [], {}, None
+    results, grids, reference = [], {}, None
     for name, call, pipeline in quantized(pipe, args):
         images = pipeline.sample(args.images, seed=0, progress=True).tensor
         reference = images if reference is None else reference
@@ -83,8 +84,9 @@ def compare(args: argparse.Namespace) -> "Section":
         grids[name] = place / "grid.png"
         write_image(grids[name], grid_of(images))
         size = (place / "quantized.safetensors").stat().st_size if pipeline.is_quantized else fp32_bytes
-        results.append(Result(name, call, evaluate(metrics, Samples(images, reference)), size, fp32_bytes))
-    return Section("pixel", f"{args.images} images per method, same seeds", metrics, results, grids)
+        values = measured([psnr_to_fp(), distance_to_fp()], [Batch(images, reference)])
+        results.append(Result(name, call, values, size, fp32_bytes))
+    return Section("pixel", f"{args.images} images per method, same seeds", [PSNR, MAE], results, grids)
 
 
 def main() -> None:

@@ -17,18 +17,20 @@ from unittest import mock
 import pytest
 import torch
 
-from qdiff.cli import convert, inspect, parser
+from qdiff.cli import convert, evaluate, inspect, parser
+from qdiff.evaluation.record_file import read_evaluation
 from tests.command_line import qdiff, script
 from tests.markdown import ROOT, TEXTS, blocks, commands, read
 
 HELP = ROOT / "docs" / "help"
 SCRIPTS = ("sample_diffusion_ddim", "sample_diffusion_ldm", "txt2img", "demo", "demo_full")
-VERBS = ("inspect", "convert")
+VERBS = ("inspect", "convert", "evaluate")
 SMALL = {  # of the Python blocks, which would take minutes
     r"\b((?:act_)?iterations|timesteps)=\d+": r"\1=2",
     r"\bsteps=\d+": "steps=4",
     r"\bsamples=\d+": "samples=1, batch_size=2",
     r"\brange\(16\)": "range(2)",
+    r"\bcount=\d+": "count=5",
     r"\bSchedule\(\d+": "Schedule(2",
 }
 
@@ -78,7 +80,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, words: Sequence[str]) -> None:
         real_args(self, *args, **kwargs)
         raise Parsed
 
-    for module in (parser, inspect, convert):
+    for module in (parser, inspect, convert, evaluate):
         monkeypatch.setattr(module, "parse", stop)
     program, *argv = words
     if program == "-m":
@@ -183,8 +185,15 @@ def test_a_reader_without_this_package_gives_the_weights(readme):
     assert torch.equal(torch.as_tensor(names["weight"]).float(), layer.quantized_weight())
 
 
+@pytest.mark.slow
+def test_the_document_about_evaluation_runs(root):
+    names = run_blocks(ROOT / "docs" / "evaluation.md")
+    assert "frechet" in names["found"].values
+    assert {"psnr", "eps"} <= read_evaluation(root / "w4.json").values.keys()
+
+
 def test_every_python_block_is_run():
-    run = {"README.md", "docs/python.md", "docs/adding_a_model.md", "docs/file_format.md"}
+    run = {"README.md", "docs/python.md", "docs/adding_a_model.md", "docs/file_format.md", "docs/evaluation.md"}
     assert {name for name, text in TEXTS.items() if blocks(text, "python")} == run
 
 

@@ -97,14 +97,16 @@ class Experiment:
         import torch
 
         from qdiff.checkpoints.quantized_file import read_quantized
+        from qdiff.evaluation.distributions import Frechet
         from qdiff.evaluation.features import load_feature_net
-        from qdiff.evaluation.registry import MAE, PSNR, Samples, evaluate, frechet, recognised
+        from qdiff.evaluation.measures import Batch, measured
+        from qdiff.evaluation.paired import Recognised, distance_to_fp, psnr_to_fp
         from qdiff.evaluation.results import Result, Section
         from qdiff.evaluation.statistics_file import read_statistics
         from qdiff.files.images import image_path, read_images
 
         net = load_feature_net(classifier)
-        metrics = [PSNR, MAE, frechet(net, read_statistics(self.reference)), recognised(net)]
+        reference = read_statistics(self.reference, net.identity).vectors
         runs = self.runs
         fp32_bytes = read_quantized(runs[-1].file).summary.fp32_bytes
         labels = torch.arange(self.num_images) % self.categories if self.categories else None
@@ -113,9 +115,11 @@ class Experiment:
         for method in runs:
             images = read_images([image_path(method.folder / "img", i) for i in range(self.num_images)])
             fp = images if fp is None else fp
-            values = evaluate(metrics, Samples(images, fp, labels))
+            measures = [psnr_to_fp(), distance_to_fp(), Frechet(net, reference), Recognised(net)]
+            values = measured(measures, [Batch(images, fp, labels)])
             file_bytes = fp32_bytes if method.name == FP else method.file.stat().st_size
             results.append(Result(method.name, method.command, values, file_bytes, fp32_bytes))
         grids = {method.name: method.folder / "grid.png" for method in runs}
         title = f"{self.title}: {self.num_images} images per method, same seeds"
+        metrics = [metric for measure in measures for metric in measure.metrics]
         return Section(self.name, title, metrics, results, grids, self.shown)

@@ -7,8 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdiff.checkpoints.weights import load_weights
+from qdiff.evaluation.feature_network import Features, Identity
+from qdiff.files.digest import tensors_digest
 
 CATEGORIES = 9  # of the bundled classifier's training images
+NAME = "emoji-classifier"
 DIMENSION = 32  # of a feature vector
 SIZE = 32  # pixels per side of the bundled classifier's training images
 
@@ -21,14 +24,9 @@ class FeatureNet(nn.Module):
         width: channels of the first convolution; a multiple of 8.
     """
 
-    frechet_name = "FD on emoji-classifier features (not FID)"
-    frechet_meaning = (
-        "Fréchet distance to the training images on the features of a small classifier of such images; it compares "
-        "the rows of this table only, and not with the FID of a paper"
-    )
-
     def __init__(self, categories: int = CATEGORIES, width: int = 24):
         super().__init__()
+        self.categories = categories
         self.trunk = nn.Sequential(
             *_convolution(3, width, stride=1),
             *_convolution(width, 2 * width, stride=2),
@@ -44,31 +42,21 @@ class FeatureNet(nn.Module):
         """Return logits (B, categories), float32, of images (B, 3, H, W) in [-1, 1]; H = W = 32 works best."""
         return self.head(self.trunk(x))
 
-    @torch.no_grad()
-    def recognised(self, images: Tensor, labels: Tensor) -> float:
-        """Return the share of images whose category is predicted, 0..1.
-
-        Args:
-            images: (N, 3, H, W), uint8.
-            labels: indices of their categories in alphabetical order, (N,), int64.
-        """
-        predicted = self.head(self.features(images).to(next(self.parameters()))).argmax(1)
-        return (predicted.cpu() == labels).float().mean().item()
+    @property
+    def identity(self) -> Identity:
+        """Name, digest and sizes; the digest is that of the weights, in whatever file they are."""
+        return Identity(NAME, tensors_digest(self.state_dict()), DIMENSION, self.categories)
 
     @torch.no_grad()
-    def features(self, images: Tensor, batch_size: int = 256) -> Tensor:
-        """Compute feature vectors: the inputs of the last activation function.
+    def extract(self, images: Tensor) -> Features:
+        """Compute feature vectors, the inputs of the last activation function, and logits.
 
         Args:
-            images: (N, 3, H, W), uint8; those wider than 32 pixels are averaged down to 32 x 32.
-            batch_size: images per forward pass.
-
-        Returns:
-            (N, DIMENSION), float64, on the CPU.
+            images: (B, 3, H, W), uint8; those wider than 32 pixels are averaged down to 32 x 32.
         """
-        device = next(self.parameters()).device
-        parts = [self.trunk(x.to(device).float() / 127.5 - 1) for x in _fit_size(images).split(batch_size)]
-        return torch.cat(parts).double().cpu()
+        x = _fit_size(images).to(next(self.parameters()).device)
+        vectors = self.trunk(x.float() / 127.5 - 1)
+        return Features(vectors.cpu(), self.head(vectors).cpu())
 
 
 def load_feature_net(path: Path) -> FeatureNet:

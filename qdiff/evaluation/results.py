@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from qdiff.evaluation.registry import Metric
+from qdiff.evaluation.measures import Metric
 from qdiff.files.tables import aligned, markdown
 
 COLUMNS_SHOWN = "Columns of images, from the left:"
@@ -20,7 +20,7 @@ class Result:
     Attributes:
         method: its name.
         command: the command line that made its images.
-        values: key of a metric -> value; None where it does not apply. See `qdiff.evaluation.registry.evaluate`.
+        values: key of a metric -> value; None where it does not apply. See `qdiff.evaluation.measures.measured`.
         file_bytes: size of the network's file.
         fp32_bytes: size of the network's parameters in float32.
     """

@@ -1,36 +1,114 @@
-"""Files of feature statistics."""
+"""Statistics of a reference set on a feature network, and their files."""
 
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from qdiff.errors import UserError
+from qdiff.evaluation.feature_network import Identity
 from qdiff.evaluation.metrics import Statistics
+from qdiff.evaluation.record import ImagesRecord
+from qdiff.evaluation.record_file import parsed
 from qdiff.files.atomic import replacing
 from qdiff.files.names import utf8_name
 
-KEYS = {"mu", "sigma", "n"}
+VERSION = 2  # version 1 did not say of which network it is
+REMEDY = "give a file of feature statistics"
 
 
-def write_statistics(path: Path, statistics: Statistics) -> None:
+@dataclass(frozen=True)
+class SetStatistics:
+    """What metrics need of a reference set.
+
+    Attributes:
+        network: name of the feature network.
+        sha256: digest of its weights.
+        images: the set.
+        vectors: Gaussian of the feature vectors.
+        spatial: Gaussian of the spatial features; None if the network has none.
+        features: the vectors themselves, (N, D); None if they were not kept.
+    """
+
+    network: str
+    sha256: str
+    images: ImagesRecord
+    vectors: Statistics
+    spatial: Statistics | None = None
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _About:
+    """The text in a file's header."""
+
+    version: int
+    network: str
+    sha256: str
+    images: ImagesRecord
+
+
+def write_statistics(path: Path, statistics: SetStatistics) -> None:
     """Write statistics as safetensors, whole or not at all. Raises OSError if the file cannot be written."""
-    mu, sigma, n = statistics
+    s = statistics
+    tensors = {"mu": s.vectors.mu, "sigma": s.vectors.sigma}
+    if s.spatial:
+        tensors |= {"mu_s": s.spatial.mu, "sigma_s": s.spatial.sigma}
+    if s.features is not None:
+        tensors["features"] = s.features
+    about = asdict(_About(VERSION, s.network, s.sha256, s.images))
     with replacing(path) as partial:
-        save_file({"mu": mu, "sigma": sigma.contiguous(), "n": torch.tensor(n)}, partial)
+        save_file({k: x.contiguous() for k, x in tensors.items()}, partial, {"statistics": json.dumps(about)})
 
 
-def read_statistics(path: Path) -> Statistics:
-    """Read what `write_statistics` wrote. Raises UserError if the file is missing, damaged or of another kind."""
-    remedy = "give a file of feature statistics"
+def read_statistics(path: Path, network: Identity) -> SetStatistics:
+    """Read what `write_statistics` wrote.
+
+    Raises:
+        UserError: the file is missing, damaged, of another kind or version, or of another network.
+    """
     try:
-        with utf8_name(path) as name:
-            found = load_file(name)
+        with utf8_name(path) as name, safe_open(name, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("statistics", "null")) or {}
+            names = list(file.keys())
+            tensors = {key: file.get_tensor(key) for key in names}
     except OSError as e:
-        raise UserError(f"cannot read '{path}' ({e.strerror or e}): {remedy}") from e
-    except SafetensorError as e:
-        raise UserError(f"'{path}' cannot be read as safetensors ({e}): {remedy}") from e
-    if found.keys() != KEYS or found["sigma"].shape != (*found["mu"].shape, *found["mu"].shape):
-        raise UserError(f"'{path}' does not hold feature statistics: {remedy}")
-    return Statistics(found["mu"], found["sigma"], int(found["n"]))
+        raise UserError(f"cannot read '{path}' ({e.strerror or e}): {REMEDY}") from e
+    except (SafetensorError, ValueError) as e:
+        raise UserError(f"'{path}' cannot be read as safetensors ({e}): {REMEDY}") from e
+    if "mu" not in tensors or "sigma" not in tensors:
+        raise UserError(f"'{path}' does not hold feature statistics: {REMEDY}")
+    if (found := about.get("version", 1)) != VERSION:
+        raise UserError(f"'{path}' has version {found} of feature statistics, not {VERSION}: compute it again")
+    try:
+        stated = parsed(_About, about)
+    except ValueError as e:
+        raise UserError(f"'{path}' is damaged ({e}): compute it again") from e
+    if stated.sha256 != network.sha256:
+        raise UserError(
+            f"'{path}' holds statistics of another feature network ({stated.network}, sha256 {stated.sha256[:8]}) than "
+            f"the one in use ({network.name}, sha256 {network.sha256[:8]}): give the reference's images, or statistics "
+            "of this network"
+        )
+    images = replace(stated.images, source=str(path), kind="statistics")
+    vectors = checked(path, tensors["mu"], tensors["sigma"], network.dimension, images.number)
+    spatial = None
+    if "mu_s" in tensors:
+        spatial = checked(path, tensors["mu_s"], tensors["sigma_s"], network.spatial or 0, images.number)
+    return SetStatistics(network.name, network.sha256, images, vectors, spatial, tensors.get("features"))
+
+
+def checked(path: Path, mu: Tensor, sigma: Tensor, dimension: int, number: int | None) -> Statistics:
+    """Return statistics in float64. Raises UserError if they have another dimension or are not finite."""
+    if mu.shape != (dimension,) or sigma.shape != (dimension, dimension):
+        raise UserError(
+            f"'{path}' holds a mean of shape {tuple(mu.shape)} and a covariance of {tuple(sigma.shape)}, the network "
+            f"has {dimension} features: give statistics of this network"
+        )
+    if not torch.isfinite(mu).all() or not torch.isfinite(sigma).all():
+        raise UserError(f"'{path}' holds NaN or infinity: compute it again")
+    return Statistics(mu.double(), sigma.double(), number)

@@ -1,15 +1,41 @@
-"""Published full-precision weights: found by name, downloaded once, verified by md5."""
+"""Published weights: found by name, downloaded once, verified by their digest."""
 
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qdiff.errors import UserError
 
-PUBLISHED = Path(__file__).with_name("published.json")  # section -> name -> url, file below the cache, md5
-FOLDER = "diffusion_models_converted"  # below the cache, as in the published DDIM code
+PUBLISHED = Path(__file__).with_name("published.json")  # section -> name -> url, file, digest by its algorithm
+FOLDER = "diffusion_models_converted"  # below the cache, as in the published DDIM code, unless the entry names another
+ALGORITHMS = ("sha256", "md5")
 CHUNK = 1 << 16  # bytes; a broken connection loses at most one chunk
+
+
+class Pin(NamedTuple):
+    """The digest that a published file has, and the algorithm, of `ALGORITHMS`."""
+
+    algorithm: str
+    value: str
+
+    def found(self, path: Path) -> str:
+        """Return the digest of a file by this algorithm."""
+        from pooch import file_hash
+
+        return file_hash(path, alg=self.algorithm)
+
+
+def pin_of(name: str) -> Pin:
+    """Return the digest of published weights. Raises UserError if the name is unknown."""
+    entry = _entry(name)
+    algorithm = next(algorithm for algorithm in ALGORITHMS if algorithm in entry)
+    return Pin(algorithm, entry[algorithm])
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be had again: `$XDG_CACHE_HOME`, else `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def name_for(config: Any) -> str:
@@ -32,38 +58,39 @@ def name_for(config: Any) -> str:
     raise UserError(f"no weights are published for data.dataset={data.dataset}: give your own with --ckpt FILE")
 
 
-def fetch(name: str, cache: Path | None = None) -> Path:
+def fetch(name: str, cache: Path | None = None, flag: str = "--ckpt") -> Path:
     """Return the path of published weights, `<cache>/diffusion_models_converted/<file>`; download them on first use.
 
-    The file appears complete and with the right md5, or not at all. An interrupted download resumes from its `.part`
-    file if the server supports it. The md5 is checked on every use, unless a `.verified` file next to it records that
-    a file of this size and modification time has it. Several processes may call this at the same time.
+    The file appears complete and with the right digest, or not at all. An interrupted download resumes from its `.part`
+    file if the server supports it. The digest is checked on every use, unless a `.verified` file next to it records
+    that a file of this size and modification time has it. Several processes may call this at the same time.
 
     Args:
-        name: as returned by `name_for`.
-        cache: folder; None means `$XDG_CACHE_HOME`, else `~/.cache`.
+        name: in `published.json`, such as `name_for` returns it.
+        cache: folder; None means `cache_folder()`.
+        flag: the flag that gives the file otherwise, for error messages.
 
     Raises:
-        UserError: the name is unknown, the download fails, the cache cannot be written, or the md5 is wrong.
+        UserError: the name is unknown, the download fails, the cache cannot be written, or the digest is wrong.
     """
     from filelock import FileLock
 
-    url, file, md5 = (_entry(name)[key] for key in ("url", "file", "md5"))
-    path = (cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")) / FOLDER / file
+    entry, pin = _entry(name), pin_of(name)
+    url, path = entry["url"], (cache or cache_folder()) / entry.get("folder", FOLDER) / entry["file"]
     try:
-        if _is_verified(path, md5):  # without the lock, so that a cache may be read-only
+        if _is_verified(path, pin):  # without the lock, so that a cache may be read-only
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                _download(url, path, md5)
-            elif not _is_verified(path, md5):  # another process may have done it meanwhile
-                _verify(path, md5)
+                _download(url, path, pin, flag)
+            elif not _is_verified(path, pin):  # another process may have done it meanwhile
+                _verify(path, pin)
     except OSError as e:  # requests' errors are OSErrors too
         reason = " ".join(str(e).split())
         raise UserError(
             f"cannot get {url} ({reason}): run it again to resume, or put the file at '{path}' by hand, "
-            "or give one with --ckpt FILE"
+            f"or give one with {flag} FILE"
         ) from e
     return path
 
@@ -77,25 +104,23 @@ def _entry(name: str) -> dict[str, str]:
     return weights[name]
 
 
-def _download(url: str, path: Path, md5: str) -> None:
-    """Complete `<path>.part`, and move it to `path` if its md5 is right."""
-    from pooch import file_hash
-
+def _download(url: str, path: Path, pin: Pin, flag: str) -> None:
+    """Complete `<path>.part`, and move it to `path` if its digest is right."""
     part = Path(f"{path}.part")
     resumed = part.exists()
     _append(url, part)
-    found = file_hash(part, alg="md5")
-    if found == md5:
+    found = pin.found(part)
+    if found == pin.value:
         os.replace(part, path)
-        _record(path, md5)
+        _record(path, pin)
         return
     part.unlink()
     if not resumed:
         raise UserError(
-            f"{url} sent a file with md5 {found} instead of {md5}, which was removed: try again later, "
-            f"or put the right file at '{path}' by hand, or give one with --ckpt FILE"
+            f"{url} sent a file with {pin.algorithm} {found} instead of {pin.value}, which was removed: try again "
+            f"later, or put the right file at '{path}' by hand, or give one with {flag} FILE"
         )
-    _download(url, path, md5)  # the part of an earlier attempt belonged to another file
+    _download(url, path, pin, flag)  # the part of an earlier attempt belonged to another file
 
 
 def _append(url: str, part: Path) -> None:
@@ -125,29 +150,28 @@ def _append(url: str, part: Path) -> None:
                 raise
 
 
-def _verify(path: Path, md5: str) -> None:
-    """Record that the file has this md5; otherwise move it aside. Raises UserError then."""
-    from pooch import file_hash
-
-    if (found := file_hash(path, alg="md5")) != md5:
+def _verify(path: Path, pin: Pin) -> None:
+    """Record that the file has this digest; otherwise move it aside. Raises UserError then."""
+    if (found := pin.found(path)) != pin.value:
         aside = Path(f"{path}.bad")
         os.replace(path, aside)
         raise UserError(
-            f"'{path}' has md5 {found} instead of {md5} and was moved to '{aside.name}': run it again to download it"
+            f"'{path}' has {pin.algorithm} {found} instead of {pin.value} and was moved to '{aside.name}': run it "
+            "again to download it"
         )
-    _record(path, md5)
+    _record(path, pin)
 
 
-def _stamp(path: Path, md5: str) -> bytes:
+def _stamp(path: Path, pin: Pin) -> bytes:
     """Return a record of the file's state, which any write changes."""
     stat = path.stat()
-    return json.dumps({"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "md5": md5}).encode()
+    return json.dumps({"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, pin.algorithm: pin.value}).encode()
 
 
-def _record(path: Path, md5: str) -> None:
-    Path(f"{path}.verified").write_bytes(_stamp(path, md5))
+def _record(path: Path, pin: Pin) -> None:
+    Path(f"{path}.verified").write_bytes(_stamp(path, pin))
 
 
-def _is_verified(path: Path, md5: str) -> bool:
+def _is_verified(path: Path, pin: Pin) -> bool:
     record = Path(f"{path}.verified")
-    return path.exists() and record.exists() and record.read_bytes() == _stamp(path, md5)
+    return path.exists() and record.exists() and record.read_bytes() == _stamp(path, pin)

@@ -92,6 +92,16 @@ def image_path(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
 
 
+def image_text(path: Path) -> dict[str, str]:
+    """Return the text chunks of a PNG that stand before its pixels, key -> text. Raises UserError as `check_image`."""
+    image_shape(path)
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return {key: str(value) for key, value in image.info.items() if isinstance(value, str)}
+    except (OSError, SyntaxError, ValueError) as e:  # what Pillow raises for damaged files
+        raise UserError(f"'{path}' is damaged ({e}): {REMEDY}") from e
+
+
 def read_image(path: Path, shape: Shape) -> Tensor:
     """Read a PNG.
 

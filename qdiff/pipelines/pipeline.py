@@ -150,11 +150,29 @@ class Pipeline(BasePipeline[SamplingT]):
         """
         if changes:
             return self.with_sampling(**changes).sample(count, progress=progress)
+        return Images(torch.cat(list(self.batches(count, progress=progress))))
+
+    def batches(self, count: int, *, progress: bool = False) -> Iterator[Tensor]:
+        """Sample images a batch at a time, for uses that need not have all of them in memory or in files.
+
+        Args:
+            count: number of images, >= 1.
+            progress: show a progress bar.
+
+        Yields:
+            the images 0..count - 1 in order, uint8 of shape (B, 1 or 3, H, W) on the CPU, as `sample` returns them.
+
+        Raises:
+            TypeError, ValueError, UserError: as `sample`; the first two before anything is sampled.
+        """
         count = whole("count", count, 1)
         self.check_loaded()
-        batches = [batch.tolist() for batch in torch.arange(count).split(self.batch_size)]
+        return self._batches(count, progress)
+
+    def _batches(self, count: int, progress: bool) -> Iterator[Tensor]:
         with tqdm(total=count * self.nfe, unit="call", desc="sampling", disable=not progress) as bar:
-            return Images(torch.cat([to_uint8(self._sampled(batch, bar)) for batch in batches]))
+            for batch in torch.arange(count).split(self.batch_size):
+                yield to_uint8(self._sampled(batch.tolist(), bar))
 
     def _sampled(self, indices: Sequence[int], bar: tqdm) -> Tensor:
         """Return finished images (B, C, H, W), about -1..1."""

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from qdiff.evaluation.features import SIZE, FeatureNet
-from qdiff.evaluation.metrics import statistics
+from qdiff.evaluation.image_sets import Stream
+from qdiff.evaluation.reference import gathered
 from qdiff.evaluation.statistics_file import write_statistics
 from qdiff.files.atomic import replacing
 from qdiff.files.images import to_uint8
 from qdiff.training.images import ImageDataset
 from qdiff.training.trainer import fit
 
+BATCH = 256  # images whose features are computed at once
 HELD_OUT = 0.1  # share of the names
 
 
@@ -108,4 +110,5 @@ def write_references(model: FeatureNet, data_path: Path, out: Path, category: st
     """Write feature statistics: `reference.safetensors` of one category, `reference_all.safetensors` of all images."""
     for name, categories in (("reference", [category]), ("reference_all", [])):
         images = to_uint8(ImageDataset(data_path, SIZE, categories).images)
-        write_statistics(out / f"{name}.safetensors", statistics(model.features(images)))
+        found = gathered(Stream([images], name, rounding="nearest"), model, features=False, size=BATCH)
+        write_statistics(out / f"{name}.safetensors", found)

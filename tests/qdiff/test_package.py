@@ -11,7 +11,7 @@ from tests.command_line import refusal
 
 ROOT = Path(__file__).parents[2]
 OURS = {"qdiff", "torch", "numpy", "safetensors", "psutil"}
-PIPELINES = {"load_pipeline", "quantize"}  # which know networks, configurations and images
+PIPELINES = {"evaluate", "load_pipeline", "quantize"}  # which know networks, configurations and images
 
 
 def modules_after(code: str) -> set[str]:
@@ -38,7 +38,7 @@ def test_what_the_names_load():
     assert {name for name in loaded if name not in sys.stdlib_module_names} <= OURS
 
 
-@pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"], ["convert", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"], ["convert", "--help"], ["evaluate", "--help"]])
 def test_help_needs_no_torch(words):
     code = f"import runpy\nsys.argv = ['qdiff', *{words}]\ntry: runpy.run_module('qdiff', run_name='__main__')\n"
     assert "torch" not in modules_after(code + "except SystemExit as end: assert not end.code")

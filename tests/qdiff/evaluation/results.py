@@ -3,15 +3,12 @@
 import math
 from dataclasses import replace
 
-import torch
-
+from qdiff.evaluation.distributions import Frechet
 from qdiff.evaluation.features import FeatureNet
-from qdiff.evaluation.metrics import statistics
-from qdiff.evaluation.registry import MAE, PSNR, frechet, recognised
+from qdiff.evaluation.paired import MAE, PSNR, RECOGNISED
 from qdiff.evaluation.results import Result, Section
 
-STATISTICS = statistics(torch.eye(3))
-METRICS = [PSNR, MAE, frechet(FeatureNet(width=8), STATISTICS), recognised(FeatureNet(width=8))]
+METRICS = [PSNR, MAE, *Frechet.columns(FeatureNet(width=8).identity), RECOGNISED]
 
 
 def result(method: str, command: str, size: int, *values: float | None) -> Result:

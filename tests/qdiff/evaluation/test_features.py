@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -9,10 +11,10 @@ def test_features_are_the_input_of_the_last_layers():
     torch.manual_seed(0)
     net = FeatureNet(categories=4, width=8).eval()
     images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
-    features = net.features(images, batch_size=2)
-    assert (features.shape, features.dtype) == ((5, DIMENSION), torch.float64)
-    logits = net(images / 127.5 - 1)
-    torch.testing.assert_close(net.head(features.float()), logits)
+    vectors, logits, spatial = net.extract(images)
+    assert (vectors.shape, logits.shape, spatial) == ((5, DIMENSION), (5, 4), None)
+    torch.testing.assert_close(logits, net(images / 127.5 - 1))
+    torch.testing.assert_close(net.head(vectors), logits)
     assert logits.std(0).min() > 1e-4, "images must not look all alike"
 
 
@@ -21,10 +23,14 @@ def test_larger_images_are_averaged_down():
     net = FeatureNet(categories=4, width=8).eval()
     small = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     large = small.repeat_interleave(3, 2).repeat_interleave(3, 3)
-    assert torch.equal(net.features(large), net.features(small))
-    right = net(small / 127.5 - 1).argmax(1)
-    assert net.recognised(large, right) == 1
-    assert net.recognised(large, torch.stack([right[0], (right[1] + 1) % 4])) == 0.5
+    assert torch.equal(net.extract(large).vectors, net.extract(small).vectors)
+
+
+def test_the_digest_is_that_of_the_weights():
+    torch.manual_seed(0)
+    net, other = FeatureNet(categories=4, width=8), FeatureNet(categories=4, width=8)
+    assert net.identity == copy.deepcopy(net).identity != other.identity
+    assert (net.identity.dimension, net.identity.classes, net.identity.standard) == (DIMENSION, 4, False)
 
 
 def test_a_file_of_another_network_is_refused(tmp_path):

@@ -212,6 +212,20 @@ def test_a_record_of_another_md5_does_not_vouch(server, tmp_path):
     assert "0" * 32 in refusal(tmp_path)
 
 
+def test_a_sha256_pins_a_file_in_a_folder_of_its_own(server, tmp_path):
+    published = json.loads(download.PUBLISHED.read_text())
+    entry = published["some"]["w"]
+    del entry["md5"]
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    entry |= {"sha256": sha256, "folder": "ours"}
+    download.PUBLISHED.write_text(json.dumps(published))
+    assert fetch("w", tmp_path) == tmp_path / "ours" / "folder" / "w.ckpt"
+    assert download.pin_of("w") == ("sha256", sha256)
+    (tmp_path / "ours" / "folder" / "w.ckpt").write_bytes(CONTENT[1:])
+    with pytest.raises(UserError, match=f"has sha256 .* instead of {sha256}"):
+        fetch("w", tmp_path, "--inception")
+
+
 # Other processes
 
 

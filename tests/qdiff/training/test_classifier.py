@@ -33,8 +33,9 @@ def test_what_is_easy_is_learned_and_files_fit(colours, tmp_path):
     load_weights(net, out / "classifier.safetensors")
     with np.load(colours) as archive:
         red = torch.tensor(archive["images"][archive["category"] == "red"]).permute(0, 3, 1, 2)
-    found, expected = read_statistics(out / "reference.safetensors"), statistics(net.features(red))
-    assert found.n == expected.n == 20 and read_statistics(out / "reference_all.safetensors").n == 60
+    both = [read_statistics(out / f"{name}.safetensors", net.identity) for name in ("reference", "reference_all")]
+    found, expected = both[0].vectors, statistics(net.extract(red).vectors)
+    assert [s.images.number for s in both] == [20, 60] and both[0].images.shape == (3, 32, 32)
     torch.testing.assert_close(found.mu, expected.mu)
     torch.testing.assert_close(found.sigma, expected.sigma)
 
@@ -59,10 +60,10 @@ def test_the_bundled_classifier_tells_images_apart():
     net = FeatureNet().eval()
     assert sum(p.numel() for p in net.parameters()) < 300_000
     load_weights(net, BUNDLED / "classifier.safetensors")
-    mu, sigma, n = read_statistics(BUNDLED / "reference.safetensors")
+    mu, sigma, n = read_statistics(BUNDLED / "reference.safetensors", net.identity).vectors
     assert (n, mu.shape, mu.dtype) == (338, (DIMENSION,), torch.float64)
     assert torch.equal(sigma, sigma.T)
     assert torch.linalg.eigvalsh(sigma).min() > 0
     noise = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    distance = statistics(net.features(noise)).mu - mu
+    distance = net.extract(noise).vectors.double().mean(0) - mu
     assert distance @ torch.linalg.solve(sigma, distance) > 5**2, "noise is five standard deviations from images"

@@ -1,0 +1,183 @@
+"""Sets of images to evaluate: folders, runs, arrays and streams; all give uint8 batches."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qdiff.errors import UserError
+from qdiff.evaluation.record import SamplingRecord
+from qdiff.evaluation.run_protocol import read_config, rounding_of, sampling_record, section
+from qdiff.files.digest import digest, file_digest
+from qdiff.files.images import Shape, image_shape, image_text, read_image
+from qdiff.files.npz import StoredImages
+
+
+class ImageSet(Protocol):
+    """Images in a fixed order."""
+
+    @property
+    def source(self) -> str:
+        """What to call them."""
+
+    @property
+    def count(self) -> int | None:
+        """Their number; None if it shows only at the end."""
+
+    @property
+    def rounding(self) -> str | None:
+        """How they were rounded to 8 bits, see `ImagesRecord`."""
+
+    @property
+    def sampling(self) -> SamplingRecord | None:
+        """How they were sampled; None if it is not known."""
+
+    @property
+    def prompts(self) -> Sequence[str] | None:
+        """Their prompts, of which image i has the i-th, starting over after the last; None if there are none."""
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Yield all images, uint8 (B, C, H, W), B = `size` but for the last batch.
+
+        Raises:
+            UserError: an image cannot be read, or has another shape than those before it.
+        """
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An `ImageSet` of the PNGs in a folder, in the order of their names."""
+
+    source: str
+    paths: Sequence[Path]
+    shape: Shape
+    rounding: str | None = None
+    sampling: SamplingRecord | None = None
+
+    @classmethod
+    def open(cls, folder: Path) -> "Folder":
+        """List the PNGs of a folder, or of a run's `img`. Raises UserError if there are none."""
+        run = folder / "img" if (folder / "config.yaml").is_file() else None
+        paths = sorted((run or folder).glob("*.png"))
+        if not paths:
+            raise UserError(f"'{run or folder}' has no PNG images: give a folder of PNGs, a run's folder or an .npz")
+        shape = image_shape(paths[0])
+        if run is None:
+            return cls(str(folder), paths, shape)
+        config = read_config(folder / "config.yaml")
+        weights = section(config, "sha256").get("weights")
+        sampling = sampling_record(image_text(paths[0]), weights)
+        return cls(str(folder), paths, shape, rounding_of(section(section(config, "config"), "data")), sampling)
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.paths)
+
+    @property
+    def prompts(self) -> list[str] | None:
+        """What the PNGs say about their prompts; None unless all do."""
+        texts = [image_text(path).get("prompt") for path in self.paths]
+        return [text for text in texts if text is not None] if None not in texts else None
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        for start in range(0, len(self.paths), size):
+            yield torch.stack([read_image(path, self.shape) for path in self.paths[start : start + size]])
+
+    def files_digest(self) -> str:
+        """Return a digest of all files."""
+        return digest(file_digest(path).encode() for path in self.paths)
+
+
+@dataclass(frozen=True)
+class Array:
+    """An `ImageSet` of the images in an `.npz`."""
+
+    stored: StoredImages
+    rounding: str | None = None
+    sampling: SamplingRecord | None = None
+    prompts: Sequence[str] | None = None
+
+    @property
+    def source(self) -> str:
+        """Path of the archive."""
+        return str(self.stored.path)
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return self.stored.count
+
+    @property
+    def shape(self) -> Shape:
+        """(C, H, W)."""
+        return self.stored.shape
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        return self.stored.batches(size)
+
+    def files_digest(self) -> str:
+        """Return the digest of the archive."""
+        return file_digest(self.stored.path)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An `ImageSet` that is made while it is evaluated, and read once.
+
+    Args:
+        images: batches of any sizes, uint8 (B, 1 or 3, H, W).
+    """
+
+    images: Iterable[Tensor]
+    source: str = "stream"
+    count: int | None = None
+    rounding: str | None = None
+    sampling: SamplingRecord | None = None
+    prompts: Sequence[str] | None = None
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        waiting: Tensor | None = None
+        for batch in self.images:
+            _check_batch(batch, None if waiting is None else waiting.shape[1:])
+            waiting = batch.cpu() if waiting is None else torch.cat([waiting, batch.cpu()])
+            while len(waiting) >= size:
+                yield waiting[:size]
+                waiting = waiting[size:]
+        if waiting is not None and len(waiting):
+            yield waiting
+
+
+class WithPrompts:
+    """An `ImageSet` whose prompts are given.
+
+    Args:
+        images: the set.
+        prompts: at least one; image i has the i-th, starting over after the last.
+    """
+
+    def __init__(self, images: ImageSet, prompts: Sequence[str]):
+        self.source, self.count = images.source, images.count
+        self.rounding, self.sampling = images.rounding, images.sampling
+        self.prompts: Sequence[str] | None = prompts
+        self.batches = images.batches
+
+
+def open_images(path: Path) -> Folder | Array:
+    """Open a folder of PNGs, the folder of a run, or an `.npz`. Raises UserError if it is none of these."""
+    if path.is_dir():
+        return Folder.open(path)
+    if not path.exists():
+        raise UserError(f"'{path}' does not exist: give a folder of PNGs, a run's folder or an .npz")
+    return Array(StoredImages.open(path))
+
+
+def _check_batch(batch: Tensor, shape: torch.Size | None) -> None:
+    if not isinstance(batch, Tensor) or batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] not in (1, 3):
+        what = f"{batch.dtype} of {tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
+        raise UserError(f"batches must be uint8 of shape (B, 1 or 3, H, W), not {what}: convert them with to_uint8")
+    if shape is not None and batch.shape[1:] != shape:
+        raise UserError(f"a batch has images of {tuple(batch.shape[1:])} after others of {tuple(shape)}: give one size")

@@ -1,0 +1,84 @@
+"""`results.json`: an `Evaluation` as strict JSON with a version, and its checked reader."""
+
+import json
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from qdiff.errors import UserError
+from qdiff.evaluation.record import Evaluation
+from qdiff.files.atomic import replacing
+
+FORMAT, VERSION = "qdiff evaluation", 1
+REMEDY = "evaluate the images again"
+
+
+def to_json(evaluation: Evaluation) -> str:
+    """Return an evaluation as JSON: `format`, `version` and the fields of `Evaluation`."""
+    content = {"format": FORMAT, "version": VERSION, **asdict(evaluation)}
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write an evaluation, whole or not at all. Raises OSError if the file cannot be written."""
+    with replacing(path) as partial:
+        partial.write_text(to_json(evaluation), encoding="utf-8")
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read what `write_evaluation` wrote.
+
+    Raises:
+        UserError: the file is missing, damaged, of another kind or version, or a field is missing or wrong.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"cannot read '{path}' ({e.strerror}): give a results file of python -m qdiff evaluate") from e
+    except ValueError as e:
+        raise UserError(f"'{path}' is not valid JSON ({e}): {REMEDY}") from e
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"'{path}' is not a results file of python -m qdiff evaluate: {REMEDY}")
+    if content.get("version") != VERSION:
+        raise UserError(f"'{path}' has version {content.get('version')!r}, this program reads {VERSION}: {REMEDY}")
+    try:
+        return parsed(Evaluation, {key: value for key, value in content.items() if key not in ("format", "version")})
+    except ValueError as e:
+        raise UserError(f"'{path}' is damaged ({e}): {REMEDY}") from e
+
+
+def parsed(kind: Any, value: Any, place: str = "file") -> Any:
+    """Convert plain JSON to a type: dataclasses, unions, tuples, mappings and simple types.
+
+    Raises:
+        ValueError: the value is of another type; it names the place.
+    """
+    if is_dataclass(kind):
+        return _fields(kind, value, place)
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):  # only X | None occurs
+        return None if value is None else parsed(inner[0], value, place)
+    if origin is tuple and isinstance(value, list):
+        return tuple(parsed(inner[0], x, f"{place}[{i}]") for i, x in enumerate(value))
+    if origin is Mapping and isinstance(value, dict):
+        return {key: parsed(inner[1], x, f"{place}.{key}") for key, x in value.items()}
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise ValueError(f"{place} is {value!r}, not {getattr(origin or kind, '__name__', kind)}")
+    return value
+
+
+def _fields(kind: Any, value: Any, place: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{place} is {value!r}, not a section")
+    hints = get_type_hints(kind)
+    if unknown := value.keys() - hints.keys():
+        raise ValueError(f"{place}.{min(unknown)} is unknown")
+    required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+    if missing := required - value.keys():
+        raise ValueError(f"{place}.{min(missing)} is missing")
+    return kind(**{key: parsed(hints[key], x, f"{place}.{key}") for key, x in value.items()})

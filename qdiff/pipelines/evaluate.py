@@ -1,0 +1,155 @@
+"""`evaluate`: metrics of images, from files, memory or a pipeline that samples them meanwhile."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from diffusion.checks import whole
+from qdiff.errors import UserError
+from qdiff.evaluation.evaluate import evaluate_images
+from qdiff.evaluation.feature_network import FeatureNetwork
+from qdiff.evaluation.features import load_feature_net
+from qdiff.evaluation.image_sets import ImageSet, Stream, WithPrompts, open_images
+from qdiff.evaluation.inception import load_inception
+from qdiff.evaluation.kinds import Inputs
+from qdiff.evaluation.plan import Request
+from qdiff.evaluation.record import Evaluation, Row
+from qdiff.evaluation.run_protocol import rounding_of, sampling_record
+from qdiff.files.version import own_version
+from qdiff.pipelines.device import find_device
+from qdiff.pipelines.eps_error import relative_eps_error
+from qdiff.pipelines.images import Images
+from qdiff.pipelines.paths import as_path
+from qdiff.pipelines.pipeline import Pipeline
+from qdiff.pipelines.png_text import png_text
+from qdiff.pipelines.settings import TextSampling
+
+PACKAGES = ("torch_fidelity", "torchmetrics")
+EPS_IMAGES = 8  # of which the error of eps is measured, at the most
+
+Source = str | Path | Pipeline | Tensor | Images | Iterable[Tensor]
+
+
+def evaluate(
+    images: Source,
+    *,
+    reference: str | Path | None = None,
+    full_precision: Source | None = None,
+    metrics: Sequence[str] | None = None,
+    count: int | None = None,
+    network: FeatureNetwork | None = None,
+    inception: str | Path | None = None,
+    features: str | Path | None = None,
+    clip: str | None = None,
+    prompts: Sequence[str] | None = None,
+    lpips: str | Path | None = None,
+    few: bool = False,
+    published: Mapping[str, float] | None = None,
+    batch_size: int = 64,
+    device: str | torch.device = "auto",
+    progress: bool | None = False,
+) -> Evaluation:
+    """Compute metrics of images, with the protocol that they depend on.
+
+    Args:
+        images: folder of a run or of PNGs, an `.npz` with `arr_0`, a pipeline that samples `count` images, a tensor,
+            what `Pipeline.sample` returns, or batches of any sizes, uint8 (B, 1 or 3, H, W), such as from
+            `Pipeline.batches`: the latter are read once and never all in memory.
+        reference: what distributions are compared with: a folder, an `.npz` of images or of statistics, or our
+            statistics.
+        full_precision: images of the same seeds in full precision; anything that `images` may be.
+        metrics: of "fid", "sfid", "is", "kid", "prc", "psnr", "mae", "ssim", "lpips", "clip" and, of two pipelines,
+            "eps"; None takes all whose inputs are given.
+        count: number of images of a pipeline.
+        network: a feature network of your own; instead of `inception` and `features`.
+        inception: weights of FID's Inception network; None downloads the published ones when they are needed.
+        features: weights of a `qdiff.evaluation.features.FeatureNet` instead of Inception.
+        clip: folder or name of a CLIP model of transformers.
+        prompts: of the images, starting over after the last; None takes what the images say.
+        lpips: torchvision's AlexNet weights; None takes those that torchvision downloaded.
+        few: compute also what needs more images than there are, under a name that says so.
+        published: key of a metric, such as "fid" -> the value that a paper gives for these images.
+        batch_size: images per batch, >= 1.
+        device: where feature networks compute, see `load_pipeline`.
+        progress: show a progress bar; None shows it in a terminal.
+
+    Raises:
+        TypeError, ValueError: an argument has another type, or contradicts another one.
+        UserError: as `qdiff.evaluation.evaluate.evaluate_images`; a file cannot be read; or a package is missing.
+    """
+    for package in PACKAGES:
+        if find_spec(package) is None:
+            raise UserError(f"evaluating needs {package}: pip install 'qdiff[eval]'")
+    where, size = find_device(str(device)), whole("batch_size", batch_size, 1)
+    inputs = Inputs(
+        lambda: _network(network, inception, features, where),
+        where,
+        None if reference is None else as_path("reference", reference),
+        clip,
+        None if lpips is None else as_path("lpips", lpips),
+    )
+    if sum(x is not None for x in (network, inception, features)) > 1:
+        raise ValueError("network, inception and features exclude each other: give one of them")
+    source = image_set("images", images, count)
+    if prompts:
+        source = WithPrompts(source, prompts)
+    other = None if full_precision is None else image_set("full_precision", full_precision, count)
+    pair = (images, full_precision) if isinstance(images, Pipeline) and isinstance(full_precision, Pipeline) else None
+    asked = None if metrics is None else [name for name in metrics if name != "eps"]
+    with_eps = pair is not None if metrics is None else "eps" in metrics
+    if with_eps and pair is None:
+        raise UserError("metrics: eps needs two pipelines: give them as images and full_precision")
+    found = evaluate_images(source, other, inputs, Request(asked, few, dict(published or {}), size, progress))
+    return replace(found, rows=(*found.rows, _eps_row(*pair, found.images.number or 1))) if with_eps and pair else found
+
+
+def image_set(name: str, given: Source, count: int | None = None) -> ImageSet:
+    """Return the images that an argument stands for. Raises TypeError, ValueError and UserError as `evaluate`."""
+    if isinstance(given, Pipeline):
+        if count is None:
+            raise ValueError(f"{name} is a pipeline: give count, the number of images")
+        return _of_pipeline(given, whole("count", count, 1))
+    if isinstance(given, str | Path):
+        return open_images(Path(given))
+    if isinstance(given, Images):
+        return Stream([given.tensor], name, len(given), rounding="nearest")
+    if isinstance(given, Tensor):
+        return Stream([given], name, len(given))
+    if isinstance(given, Iterable):
+        return Stream(given, name)
+    raise TypeError(f"{name} must be a path, a pipeline, a tensor or batches of images, not {type(given).__name__}")
+
+
+def _of_pipeline(pipeline: Pipeline, count: int) -> Stream:
+    sampling, data = pipeline.sampling, pipeline.config.get("data") or {}
+    prompts = sampling.prompts if isinstance(sampling, TextSampling) else ()
+    return Stream(
+        pipeline.batches(count),
+        str(pipeline.source),
+        count,
+        rounding_of(data),
+        sampling_record(png_text(pipeline, [0])),
+        [prompts[i % len(prompts)] for i in range(count)] if prompts else None,
+    )
+
+
+def _network(
+    own: FeatureNetwork | None, inception: str | Path | None, features: str | Path | None, device: torch.device
+) -> FeatureNetwork:
+    if own is not None:
+        return own
+    if features is not None:
+        return load_feature_net(as_path("features", features)).to(device)
+    return load_inception(None if inception is None else as_path("inception", inception), device)
+
+
+def _eps_row(quantized: Pipeline, full_precision: Pipeline, count: int) -> Row:
+    images = range(min(EPS_IMAGES, count))
+    error = fmean(relative_eps_error(quantized, full_precision, images))
+    name = f"relative squared error of eps, {len(images)} images"
+    return Row("eps", name, "", error, f"qdiff {own_version() or 'not installed'}")
