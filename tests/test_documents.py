@@ -186,7 +186,8 @@ def test_a_reader_without_this_package_gives_the_weights(readme):
 
 
 @pytest.mark.slow
-def test_the_document_about_evaluation_runs(root):
+def test_the_document_about_evaluation_runs(root, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root / "cache"))
     names = run_blocks(ROOT / "docs" / "evaluation.md")
     assert "frechet" in names["found"].values
     assert {"psnr", "eps"} <= read_evaluation(root / "w4.json").values.keys()
