@@ -22,8 +22,8 @@ import qdiff
 from diffusion.steps import Step
 from qdiff.adapters import adapter_for
 from qdiff.block_recon import Outcome
-from qdiff.calibration.job import Reporter
 from qdiff.calibration.kept_steps import kept_steps
+from qdiff.calibration.reporter import Reporter
 from qdiff.evaluation.metrics import psnr
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.quantize import share_parameters

@@ -5,8 +5,8 @@ import logging
 from tqdm.auto import tqdm
 
 from qdiff.block_recon import Outcome
-from qdiff.calibration.job import Reporter
 from qdiff.calibration.plan import Plan
+from qdiff.calibration.reporter import Reporter
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from torch import multiprocessing
 
 from qdiff.block_recon import Outcome
 from qdiff.calibration.data import CalibrationSet
-from qdiff.calibration.job import Reporter, calibrate
+from qdiff.calibration.job import calibrate
+from qdiff.calibration.reporter import Reporter
 from qdiff.calibration.settings import CalibrationSettings
 from qdiff.errors import UserError
 from qdiff.files.atomic import PARTIAL

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from qdiff.adapters import Adapter, ProductKind
 from qdiff.block_recon import Schedule
 from qdiff.calibration.data import CalibrationSet
-from qdiff.calibration.job import CalibrationSettings, calibrate
+from qdiff.calibration.job import calibrate
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.checkpoints.load import load_quantized, load_rounding, save_quantized
 from qdiff.checkpoints.quantized_file import read_quantized
 from qdiff.files.journal import Journal

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from qdiff.adapters import adapter_for
 from qdiff.block_recon import Outcome, Schedule
 from qdiff.calibration import job as calibration_job
+from qdiff.calibration import stages
 from qdiff.calibration.capture import capture
 from qdiff.calibration.data import CalibrationSet
-from qdiff.calibration.job import Reporter, calibrate
+from qdiff.calibration.job import calibrate
 from qdiff.calibration.measure import make_plan
+from qdiff.calibration.reporter import Reporter
 from qdiff.calibration.settings import CalibrationSettings
 from qdiff.checkpoints.load import save_quantized
 from qdiff.errors import UserError
@@ -355,7 +357,7 @@ def test_the_outputs_that_are_kept_and_what_is_captured_share_the_memory(tmp_pat
         assert sum(x.nbytes for x in kept) <= cache.max_bytes
         return captured
 
-    monkeypatch.setattr(calibration_job, "capture", capture_and_note)
+    monkeypatch.setattr(stages, "capture", capture_and_note)
     calibrate(chain(), CHAIN_DATA, WEIGHTS_ONLY, Journal(tmp_path, {}), memory=memory)
     assert shares == [(4 * 4 * row, 6 * 2 * row + 1)] * 5
 
@@ -402,7 +404,7 @@ def test_the_default_memory_is_that_of_a_plan(tmp_path, monkeypatch):
         budgets.append(cache.memory)
         return capture(cache, block, store)
 
-    monkeypatch.setattr(calibration_job, "capture", capture_and_note)
+    monkeypatch.setattr(stages, "capture", capture_and_note)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
     model = chain()
     plan = make_plan(model, next(CHAIN_DATA.batches(2)), len(CHAIN_DATA), WEIGHTS_ONLY, None)

@@ -5,8 +5,8 @@ import pytest
 from tqdm import tqdm
 
 from qdiff.block_recon import Outcome, Schedule
-from qdiff.calibration.job import CalibrationSettings
 from qdiff.calibration.plan import BlockPlan, Plan
+from qdiff.calibration.settings import CalibrationSettings
 from qdiff.pipelines.progress import CalibrationBar
 
 
