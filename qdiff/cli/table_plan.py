@@ -12,7 +12,7 @@ from qdiff.files.download import location
 
 def show_plan(table: Table, out: Path, chosen: Choices, root: Path, device: str) -> None:
     """Print, for each row, what is there and what is missing, and the plan that the sampling script makes of it."""
-    print(f"\n{table.title}: {len(table.rows)} rows to {out}")
+    print(f"\n{table.title}, to {out}")
     print(f"weights: {_state(_weights(table, chosen), table.weights.how)}")
     if table.reference.how:
         print(f"reference: {_state(_reference(table, chosen), f'give --reference: {table.reference.how}')}")

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from qdiff.config.presets import Table
 from qdiff.evaluation.choices import Choices
+from qdiff.evaluation.kinds import KINDS, REMEDIES
+from qdiff.evaluation.record import Evaluation
 from qdiff.evaluation.reproduction import Reproduced
 from qdiff.files.digest import file_digest
 from qdiff.files.download import Pin, pin_of
 
-MEASURES = {"frechet": "fid", "frechet_spatial": "sfid", "class_score": "is"}  # on other networks -> on Inception
-NOT_COMPUTED = "its inputs were not given, or its name is another one here"
+# Key on other networks, or for few images -> the measure, whose key is that of a standard value
+PLAIN = {"frechet": "fid", "frechet_spatial": "sfid", "class_score": "is"}
 
 
 def deviations(table: Table, chosen: Choices, rows: Sequence[Reproduced]) -> list[str]:
@@ -83,8 +85,18 @@ def _other_network(table: Table, chosen: Choices, rows: Sequence[Reproduced]) ->
 def _missing(rows: Sequence[Reproduced]) -> Iterator[str]:
     reasons: dict[str, str] = {}
     for row in rows:
-        left_out = row.evaluation.left_out
         for key in row.published.keys() - row.evaluation.values.keys():
-            reasons.setdefault(key, left_out.get(MEASURES.get(key, key), NOT_COMPUTED))
-    for key, reason in reasons.items():
+            reasons.setdefault(key, _reason(key, row.evaluation))
+    for key, reason in sorted(reasons.items()):
         yield f"{key} has no value ({reason})"
+
+
+def _reason(key: str, found: Evaluation) -> str:
+    """Return why a published metric has no value."""
+    name = PLAIN.get(key, key)
+    if key in PLAIN.values() and any(PLAIN.get(other) == key for other in found.values):
+        return "it has another name, because of the feature network or of the number of images"
+    if name in found.left_out:
+        return found.left_out[name]
+    needs = KINDS[name].needs if name in KINDS else ()
+    return REMEDIES[needs[0]] if needs else "it was not computed"
