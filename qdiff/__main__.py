@@ -1,4 +1,4 @@
-"""`python -m qdiff VERB`: inspect and convert checkpoint files, evaluate images."""
+"""`python -m qdiff VERB`: inspect and convert checkpoint files, evaluate images, reproduce tables."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -27,7 +27,16 @@ def evaluate(argv: Sequence[str]) -> None:
     main(argv)
 
 
-VERBS: dict[str, Callable[[Sequence[str]], None]] = {verb.__name__: verb for verb in (inspect, convert, evaluate)}
+def reproduce(argv: Sequence[str]) -> None:
+    """make tables of published values again, beside the values obtained"""
+    from qdiff.cli.reproduce import main
+
+    main(argv)
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    verb.__name__: verb for verb in (inspect, convert, evaluate, reproduce)
+}
 
 
 def main() -> None:

@@ -17,14 +17,14 @@ from unittest import mock
 import pytest
 import torch
 
-from qdiff.cli import convert, evaluate, inspect, parser
+from qdiff.cli import convert, evaluate, inspect, parser, reproduce
 from qdiff.evaluation.record_file import read_evaluation
 from tests.command_line import qdiff, script
 from tests.markdown import ROOT, TEXTS, blocks, commands, read
 
 HELP = ROOT / "docs" / "help"
 SCRIPTS = ("sample_diffusion_ddim", "sample_diffusion_ldm", "txt2img", "demo", "demo_full")
-VERBS = ("inspect", "convert", "evaluate")
+VERBS = ("inspect", "convert", "evaluate", "reproduce")
 SMALL = {  # of the Python blocks, which would take minutes
     r"\b((?:act_)?iterations|timesteps)=\d+": r"\1=2",
     r"\bsteps=\d+": "steps=4",
@@ -80,7 +80,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, words: Sequence[str]) -> None:
         real_args(self, *args, **kwargs)
         raise Parsed
 
-    for module in (parser, inspect, convert, evaluate):
+    for module in (parser, inspect, convert, evaluate, reproduce):
         monkeypatch.setattr(module, "parse", stop)
     program, *argv = words
     if program == "-m":

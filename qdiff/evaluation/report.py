@@ -20,7 +20,7 @@ def html_page(title: str, sections: Sequence[Section], settings: Mapping[str, st
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("qdiff.evaluation", "."), autoescape=True)
-    environment.filters["data_uri"] = _data_uri
+    environment.filters["data_uri"] = data_uri
     return environment.get_template("report.html").render(
         title=title, sections=sections, settings=settings, columns=COLUMNS_SHOWN
     )
@@ -53,5 +53,6 @@ def write_report(folder: Path, title: str, sections: Sequence[Section], settings
     return [folder / name for name in [*(section.sheet for section in sections), *texts]]
 
 
-def _data_uri(path: Path) -> str:
+def data_uri(path: Path) -> str:
+    """Return a PNG as an address that holds it. Raises OSError if it cannot be read."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

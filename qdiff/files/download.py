@@ -58,6 +58,12 @@ def name_for(config: Any) -> str:
     raise UserError(f"no weights are published for data.dataset={data.dataset}: give your own with --ckpt FILE")
 
 
+def location(name: str, cache: Path | None = None) -> Path:
+    """Return the path at which `fetch` keeps published weights. Raises UserError if the name is unknown."""
+    entry = _entry(name)
+    return (cache or cache_folder()) / entry.get("folder", FOLDER) / entry["file"]
+
+
 def fetch(name: str, cache: Path | None = None, flag: str = "--ckpt") -> Path:
     """Return the path of published weights, `<cache>/diffusion_models_converted/<file>`; download them on first use.
 
@@ -76,7 +82,7 @@ def fetch(name: str, cache: Path | None = None, flag: str = "--ckpt") -> Path:
     from filelock import FileLock
 
     entry, pin = _entry(name), pin_of(name)
-    url, path = entry["url"], (cache or cache_folder()) / entry.get("folder", FOLDER) / entry["file"]
+    url, path = entry["url"], location(name, cache)
     try:
         if _is_verified(path, pin):  # without the lock, so that a cache may be read-only
             return path
