@@ -26,6 +26,7 @@ BITS = {"weight_bits": 4, "act_bits": 8}
 LEARNED = {"split": True, "iterations": 40, "act_iterations": 8, "batch_size": 8}
 METHODS: dict[str, dict[str, Any]] = {
     "linear W4A8": {"method": "linear"},
+    "SQuant W4A8 + biases": {"method": "squant", "split": True, "correct_bias": True},
     "Q-Diffusion W4A8": LEARNED,
     "Q-Diffusion W4A8 + biases": LEARNED | {"correct_bias": True},
     "closed form W4A8": {"method": "gptq", "split": True},

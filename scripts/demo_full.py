@@ -17,7 +17,7 @@ from qdiff.files.version import environment
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
 FEATURES = ROOT / "models/features/emoji32"
 TITLE = "Diffusion models in 4 and 8 bits"
-CORRECTED = "Q-Diffusion W4A8 + biases"
+SQUANT = "SQuant W4A8 + biases"
 ETA = 0.5  # noise between steps corrects errors of a briefly trained network
 SCALE = 3
 CATEGORIES = 9
@@ -63,14 +63,15 @@ def learning(args: argparse.Namespace, data: Path) -> list:
     return ["--cali_data_path", data / "calibration_data.safetensors", *schedule]
 
 
-def correcting(rounding: Path) -> list:
-    """Return further arguments of such a run: it takes the rounding that another one learned and corrects biases."""
-    return ["--resume_w", "--cali_ckpt", rounding / "quantized.safetensors", "--correct_bias"]
-
-
 def solving(data: Path) -> list:
     """Return the arguments of a run with weights in closed form, from data that another one collected."""
     return ["--quant_mode", "gptq", "--split", "--cali_data_path", data / "calibration_data.safetensors"]
+
+
+def correcting(data: Path) -> list:
+    """Return the arguments of a run with SQuant's rounding and corrected biases, likewise."""
+    file = data / "calibration_data.safetensors"
+    return ["--quant_mode", "squant", "--split", "--correct_bias", "--cali_data_path", file]
 
 
 def pixel_space(args: argparse.Namespace) -> Experiment:
@@ -86,8 +87,8 @@ def pixel_space(args: argparse.Namespace) -> Experiment:
         {
             FP: (out / "fp", []),
             "linear W4A8": (out / "linear", quantization(args, 4, "--quant_mode", "linear")),
+            SQUANT: (out / "squant", quantization(args, 4, *correcting(out / "linear"))),
             "Q-Diffusion W4A8": (out / "qdiff", quantization(args, 4, "--split", *learned)),
-            CORRECTED: (out / "biases", quantization(args, 4, "--split", *learned, *correcting(out / "qdiff"))),
             "closed form W4A8": (out / "gptq", quantization(args, 4, *solved)),
         },
         args.max_images,
@@ -109,8 +110,8 @@ def latent(args: argparse.Namespace) -> Experiment:
         {
             FP: (out / "fp", []),
             "linear W4A8": (out / "linear_w4a8", quantized(4, "--quant_mode", "linear")),
+            SQUANT: (out / "squant_w4a8", quantized(4, *correcting(out / "linear_w4a8"))),
             "Q-Diffusion W4A8": (out / "qdiff_w4a8", quantized(4, "--split", *learned)),
-            CORRECTED: (out / "biases_w4a8", quantized(4, "--split", *learned, *correcting(out / "qdiff_w4a8"))),
             "closed form W4A8": (out / "gptq_w4a8", quantized(4, *solved)),
             "closed form W8A8": (out / "gptq_w8a8", quantized(8, *solved)),
         },
@@ -138,8 +139,8 @@ def text_to_image(args: argparse.Namespace) -> Experiment:
         {
             FP: (out / "fp", []),
             "linear W4A8": (out / "linear_w4a8", quantized(4, *linear)),
+            SQUANT: (out / "squant_w4a8", quantized(4, *correcting(out / "linear_w4a8"))),
             "Q-Diffusion W4A8": (out / "qdiff_w4a8", quantized(4, "--split", *learned)),
-            CORRECTED: (out / "biases_w4a8", quantized(4, "--split", *learned, *correcting(out / "qdiff_w4a8"))),
             "closed form W4A8": (out / "gptq_w4a8", quantized(4, *solved)),
             "closed form W8A8": (out / "gptq_w8a8", quantized(8, *solved)),
         },

@@ -29,9 +29,9 @@ FILES = {
     "report.html",
 }
 RUNS = {
-    "pixel": ["fp", "linear", "qdiff", "biases", "gptq"],
-    "latent": ["fp", "linear_w4a8", "qdiff_w4a8", "biases_w4a8", "gptq_w4a8", "gptq_w8a8"],
-    "text": ["fp", "linear_w4a8", "qdiff_w4a8", "biases_w4a8", "gptq_w4a8", "gptq_w8a8"],
+    "pixel": ["fp", "linear", "squant", "qdiff", "gptq"],
+    "latent": ["fp", "linear_w4a8", "squant_w4a8", "qdiff_w4a8", "gptq_w4a8", "gptq_w8a8"],
+    "text": ["fp", "linear_w4a8", "squant_w4a8", "qdiff_w4a8", "gptq_w4a8", "gptq_w8a8"],
 }
 IMAGES = 3
 COUNTS = {"pixel": IMAGES, "latent": IMAGES, "text": 2 * 2}
