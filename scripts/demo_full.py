@@ -45,7 +45,7 @@ def demo_parser() -> Parser:
         help="number of sampling steps at which calibration data are collected",
         **number(int, 1),
     )
-    add("--cali_n", default=6, help="samples collected at each of these steps", **number(int, 1))
+    add("--cali_n", default=4, help="samples collected at each of these steps", **number(int, 1))
     add("--cali_iters", default=60, help="iterations per block, rounding of weights", **number(int, 1))
     add("--cali_iters_a", default=10, help="iterations per block, activation step sizes", **number(int, 1))
     return parser
