@@ -1,4 +1,4 @@
-"""`python -m qdiff VERB`: inspect and convert checkpoint files."""
+"""`python -m qdiff VERB`: inspect and convert checkpoint files, draw plots."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +20,14 @@ def convert(argv: Sequence[str]) -> None:
     main(argv)
 
 
-VERBS: dict[str, Callable[[Sequence[str]], None]] = {verb.__name__: verb for verb in (inspect, convert)}
+def plot(argv: Sequence[str]) -> None:
+    """draw activation ranges, errors by layer and step, quality against size, and images"""
+    from qdiff.cli.plot import main
+
+    main(argv)
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {verb.__name__: verb for verb in (inspect, convert, plot)}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import argparse
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from qdiff.cli.parser import Parser, choice, number
 
@@ -40,12 +41,16 @@ def running(parser: Parser, *folder_names: str, folder: Path, seed: int | None) 
     add(
         "--device",
         default="auto",
-        type=_device,
-        metavar="auto|cpu|cuda|cuda:N|mps",
         help="where to compute; auto takes cuda, else mps, else cpu",
+        **device(),
     )
     add("--dry_run", "--dry-run", action="store_true", help="print the plan (blocks, sizes, memory, time) and exit")
     add("--verbose", action="store_true", help="log in more detail, to the console as well")
+
+
+def device() -> dict[str, Any]:
+    """Return the options of a flag whose value is a device."""
+    return {"type": _device, "metavar": "auto|cpu|cuda|cuda:N|mps"}
 
 
 def quantization(parser: Parser) -> None:
