@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffusion.checks import whole
 from qdiff.analysis.watching import check_full_precision, layers, quantized_network, watching
+from qdiff.functional import at_least_float32
 from qdiff.pipelines.pipeline import Pipeline
 
 
@@ -71,5 +72,5 @@ def layer_errors(pipeline: Pipeline, quantized: Pipeline, images: int = 4) -> La
 
 def relative_squared_error(found: Tensor, wanted: Tensor) -> float:
     """Return |found - wanted|^2 / |wanted|^2, tensors of the same shape; nan or infinite if `wanted` is zero."""
-    wanted = wanted.double()
-    return ((found.double() - wanted).square().sum() / wanted.square().sum()).item()
+    wanted = at_least_float32(wanted)
+    return ((at_least_float32(found) - wanted).square().sum() / wanted.square().sum()).item()

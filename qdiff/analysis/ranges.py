@@ -1,8 +1,8 @@
 """Ranges of activations over the timesteps of sampling (Q-Diffusion, Li et al. 2023, section 3.2)."""
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -31,17 +31,20 @@ class ActivationRanges:
 
     def change(self, site: str) -> float:
         """Return the largest width of a site's range, from minimum to maximum, divided by the smallest; >= 1."""
-        width = self.quantiles[site][:, -1] - self.quantiles[site][:, 0]
-        return (width.max() / width.min()).item()
+        widths = self.quantiles[site][:, -1] - self.quantiles[site][:, 0]
+        largest, smallest = widths.max().item(), widths.min().item()
+        return largest / smallest if smallest else 1.0 if not largest else math.inf
 
     def most_changing(self, count: int) -> list[str]:
-        """Return the sites whose width changes most over the timesteps, at most `count`, by falling change."""
-        found = sorted((site for site in self.quantiles if site != PREDICTION), key=self.change, reverse=True)
-        return found[:count]
+        """Return the sites whose width changes most over the timesteps, at most `count`, by falling change.
 
-    def matching(self, pattern: str) -> list[str]:
-        """Return the sites that a pattern matches, `*` standing for any characters, in the order of the network."""
-        return [site for site in self.quantiles if fnmatchcase(site, pattern)]
+        Of sites with the same quantiles, as where several layers take the same tensor, the first one stands for all.
+        """
+        found: list[str] = []
+        for site in sorted((site for site in self.quantiles if site != PREDICTION), key=self.change, reverse=True):
+            if not any(torch.equal(self.quantiles[site], self.quantiles[other]) for other in found):
+                found.append(site)
+        return found[:count]
 
 
 @torch.no_grad()
@@ -73,8 +76,13 @@ def activation_ranges(pipeline: Pipeline, images: int = 4) -> ActivationRanges:
             for site, parts in seen.items():
                 rows[site].append(_quantiles(joined(parts)))
             seen.clear()
-    order = [*(site for _, names in watched.values() for site in names), PREDICTION]
-    return ActivationRanges(tuple(timesteps), {site: torch.stack(rows[site]) for site in order if site in rows})
+    measured = {site: torch.stack(rows[site]) for site in site_names(pipeline) if site in rows}
+    return ActivationRanges(tuple(timesteps), measured)
+
+
+def site_names(pipeline: Pipeline) -> list[str]:
+    """Return the keys of `ActivationRanges.quantiles` for a pipeline in full precision, in the order of the network."""
+    return [*(site for _, names in sites(pipeline.network).values() for site in names), PREDICTION]
 
 
 def _quantiles(summary: RowSummary) -> Tensor:

@@ -74,13 +74,7 @@ def split_shortcuts(pipeline: Pipeline, images: int = 4) -> dict[str, SplitShort
         TypeError, ValueError: `images` is not a number >= 1, or the pipeline is quantized or has no weights.
         UserError: the network has no shortcut to split.
     """
-    check_full_precision(pipeline)
-    found = adapter_for(pipeline.network).splits(pipeline.network)
-    splits = {f"model.{path}": channels for path, channels in found.items()}
-    if not splits:
-        raise UserError(
-            f"the network of '{pipeline.source}' has no shortcut that concatenates two tensors: use another"
-        )
+    splits = split_channels(pipeline)
     modules = {path: module for path, module in layers(pipeline.network).items() if path in splits}
     seen: dict[str, list[list[RowSummary]]] = defaultdict(lambda: [[], []])
 
@@ -97,6 +91,17 @@ def split_shortcuts(pipeline: Pipeline, images: int = 4) -> dict[str, SplitShort
         rows = [RowSummary(x.amin()[None], x.amax()[None], x.reshape(1, -1)) for x in map(_on_cpu, weights)]
         measured[path] = SplitShortcut(channels, _histograms([[row] for row in rows]), _histograms(seen[path]))
     return measured
+
+
+def split_channels(pipeline: Pipeline) -> dict[str, tuple[int, int]]:
+    """Return the path of every split shortcut, and the input channels of its halves. Raises as `split_shortcuts`."""
+    check_full_precision(pipeline)
+    splits = adapter_for(pipeline.network).splits(pipeline.network)
+    if not splits:
+        raise UserError(
+            f"the network of '{pipeline.source}' has no shortcut that concatenates two tensors: use another"
+        )
+    return {f"model.{path}": channels for path, channels in splits.items()}
 
 
 def most_uneven(shortcuts: dict[str, SplitShortcut]) -> str:

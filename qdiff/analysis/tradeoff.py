@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from qdiff.errors import UserError, suggestion
+from qdiff.evaluation.results import Section, json_text
 
-COSTS = ("size", "bits")
 REMEDY = "give the results.json of a report"
 
 
@@ -55,6 +55,12 @@ def _result(model: str, row: dict[str, Any]) -> MethodResult:
     numbers = {key: float(x) for key, x in row.items() if isinstance(x, int | float)}
     numbers["bits"] = 32 * numbers["size"] / numbers.pop("fp32_size")
     return MethodResult(model, str(row["method"]), numbers)
+
+
+def results_of(section: Section) -> list[MethodResult]:
+    """Return the methods of a section of a report; its title names the model."""
+    found = json.loads(json_text([section], {}))["results"][section.name]
+    return [_result(section.title, row) for row in found]
 
 
 def check_key(flag: str, key: str, results: list[MethodResult]) -> None:

@@ -1,6 +1,7 @@
 """`python -m qdiff plot`: plots of activations, errors and images, as SVG or PNG."""
 
 import argparse
+import fnmatch
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -77,18 +78,22 @@ def _ranges_flags(parser: Parser) -> None:
 
 
 def _ranges(args: argparse.Namespace) -> "Figure":
-    from qdiff.analysis.ranges import activation_ranges
+    from qdiff.analysis.ranges import activation_ranges, site_names
     from qdiff.plots.ranges import draw_ranges
 
-    ranges = activation_ranges(pipeline_of(args), args.images)
-    if args.sites is None:
-        return draw_ranges(ranges)
-    sites = ranges.matching(args.sites)
-    if not sites:
-        raise UserError(f"--sites {args.sites} matches none: {_hint(args.sites, ranges.quantiles)}")
-    if len(sites) > MOST_SITES:
-        raise UserError(f"--sites {args.sites} matches {len(sites)}, more than {MOST_SITES}: narrow it down")
-    return draw_ranges(ranges, sites)
+    pipeline = pipeline_of(args)
+    sites = _matching(args.sites, site_names(pipeline)) if args.sites else []
+    return draw_ranges(activation_ranges(pipeline, args.images), sites)
+
+
+def _matching(pattern: str, names: Sequence[str]) -> list[str]:
+    """Return the sites that `--sites` names. Raises UserError if there are none, or too many."""
+    found = fnmatch.filter(names, pattern)
+    if not found:
+        raise UserError(f"--sites {pattern} matches none: {_hint(pattern, names)}")
+    if len(found) > MOST_SITES:
+        raise UserError(f"--sites {pattern} matches {len(found)}, more than {MOST_SITES}: narrow it down")
+    return found
 
 
 def _split_flags(parser: Parser) -> None:
@@ -98,13 +103,15 @@ def _split_flags(parser: Parser) -> None:
 
 
 def _split(args: argparse.Namespace) -> "Figure":
-    from qdiff.analysis.split import most_uneven, split_shortcuts
+    from qdiff.analysis.split import most_uneven, split_channels, split_shortcuts
     from qdiff.plots.split import draw_split
 
-    shortcuts = split_shortcuts(pipeline_of(args), args.images)
+    pipeline = pipeline_of(args)
+    known = split_channels(pipeline)
+    if args.layer and args.layer not in known:
+        raise UserError(f"--layer {args.layer} is no shortcut that can be split: {_hint(args.layer, known)}")
+    shortcuts = split_shortcuts(pipeline, args.images)
     path = args.layer or most_uneven(shortcuts)
-    if path not in shortcuts:
-        raise UserError(f"--layer {path} is no shortcut that can be split: {_hint(path, shortcuts)}")
     return draw_split(path, shortcuts[path])
 
 
@@ -171,7 +178,12 @@ MODEL = "--config FILE"
 KINDS = {
     "ranges": Kind("activation ranges over the timesteps of sampling", MODEL, _ranges_flags, _ranges),
     "split": Kind("weights and inputs of a shortcut, each of its two halves", MODEL, _split_flags, _split),
-    "layers": Kind("the error of each layer at each step", f"{MODEL} --quantized FILE", _layers_flags, _layers),
+    "layers": Kind(
+        "the error of each layer at each step, within the whole quantized network",
+        f"{MODEL} --quantized FILE",
+        _layers_flags,
+        _layers,
+    ),
     "trajectory": Kind(
         "errors along the trajectory of sampling", f"{MODEL} --quantized FILE ...", _several_flags, _trajectory
     ),

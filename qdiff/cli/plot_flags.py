@@ -29,7 +29,7 @@ def model(parser: Parser) -> None:
     )
     add("--device", default="auto", help="where to compute; auto takes cuda, else mps, else cpu", **device())
     add = parser.group("sampling (default: the settings in the YAML, else 50 steps of deterministic DDIM)")
-    add("-n", "--images", default=4, help="number of images, which are sampled in one batch", **number(int, 1))
+    add("-n", "--images", default=4, help="number of images", **number(int, 1))
     add("--steps", help="sampling steps", **number(int, 1))
     add("--eta", help="noise of DDIM: 0 is deterministic, 1 is DDPM", **number(float, 0, 1))
     add("--scale", help="classifier-free guidance scale, of a latent model", **number(float, 0, 100))
@@ -37,9 +37,9 @@ def model(parser: Parser) -> None:
     add(
         "--prompt",
         dest="prompts",
-        action="append",
+        nargs="+",
         metavar="TEXT",
-        help="prompt of a text-to-image model; repeat the flag for several, between which images alternate",
+        help="one or several prompts of a text-to-image model, between which images alternate",
     )
     parser.checks.append(_check_model)
 

@@ -10,7 +10,7 @@ from qdiff.plots.style import FONT, WIDTH, drawing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TITLE = 0.27  # inches
+TITLE, TALLEST = 0.27, 1.8  # inches: height of a title, of a row of images at most
 
 
 def draw_images(compared: ComparedImages) -> "Figure":
@@ -30,10 +30,11 @@ def draw_images(compared: ComparedImages) -> "Figure":
         )
     sheets = {title: to_pillow(grid_of(images, len(images))) for title, images in rows.items()}
     sheet = next(iter(sheets.values()))
-    height = WIDTH * sheet.height / sheet.width
+    height = min(TALLEST, WIDTH * sheet.height / sheet.width)
     with drawing((height + TITLE) * len(sheets)) as figure:
         for axes, (title, shown) in zip(figure.subplots(len(sheets), 1, squeeze=False).flatten(), sheets.items()):
             axes.imshow(shown, interpolation="nearest", cmap="gray", vmin=0, vmax=255)
             axes.set_title(title, loc="left", fontsize=FONT)
             axes.set_axis_off()
+            axes.set_anchor("W")
     return figure

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qdiff.analysis.ranges import LEVELS, PREDICTION, ActivationRanges
-from qdiff.plots.style import COLOURS, SMALL, drawing, timestep_axis
+from qdiff.plots.style import SMALL, drawing, shortened, timestep_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 COLUMNS = 2
 SHOWN = 5  # sites, by default, besides the prediction
-BANDS = {"minimum to maximum": 0.18, "1 % to 99 %": 0.35, "25 % to 75 %": 0.7}  # opacity
+LONGEST = 48  # characters of a site's name above its panel
+BANDS = {"minimum to maximum": "#d0e4f0", "1 % to 99 %": "#86bada", "25 % to 75 %": "#2a88bf"}  # ever darker
 
 
 def draw_ranges(ranges: ActivationRanges, sites: Sequence[str] = ()) -> "Figure":
@@ -37,8 +38,6 @@ def draw_ranges(ranges: ActivationRanges, sites: Sequence[str] = ()) -> "Figure"
             axes.tick_params(labelbottom=True)
         for axes in panels[len(sites) :]:
             axes.set_visible(False)
-        for axes in panels[::columns]:
-            axes.set_ylabel("value", fontsize=SMALL)
         figure.align_ylabels()
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=SMALL)
@@ -47,9 +46,10 @@ def draw_ranges(ranges: ActivationRanges, sites: Sequence[str] = ()) -> "Figure"
 
 def _draw_site(axes: "Axes", ranges: ActivationRanges, site: str) -> None:
     quantiles, calls = ranges.quantiles[site].T.numpy(), range(len(ranges.timesteps))
-    for i, (label, opacity) in enumerate(BANDS.items()):
-        axes.fill_between(calls, quantiles[i], quantiles[-1 - i], color=COLOURS[0], alpha=opacity, lw=0, label=label)
+    for i, (label, colour) in enumerate(BANDS.items()):
+        axes.fill_between(calls, quantiles[i], quantiles[-1 - i], color=colour, lw=0, label=label)
     axes.plot(calls, quantiles[len(LEVELS) // 2], color="black", label="median")
-    axes.set_title("prediction eps" if site == PREDICTION else f"input of {site}", loc="left", fontsize=SMALL)
+    axes.set_title(shortened(site, LONGEST), loc="left", fontsize=SMALL)
+    axes.set_ylabel("prediction" if site == PREDICTION else "input", fontsize=SMALL)
     axes.grid(axis="y")
     axes.margins(x=0)

@@ -37,5 +37,6 @@ def _draw_halves(axes: "Axes", halves: Halves, name: str) -> None:
     axes.stairs(below, edges, fill=True, color=COLOURS[5], alpha=0.8, label="below")
     axes.stairs(skip, edges, color=COLOURS[1], linewidth=1.6, label="skip")
     axes.set_yscale("log")
+    axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel(name)
     axes.set_title(f"ranges differ by {halves.ratio:.2g} x", loc="left")

@@ -96,3 +96,8 @@ def timestep_axis(axes: "Axes", timesteps: Sequence[float]) -> None:
 def spaced(count: int, most: int) -> range:
     """Return at most `most` of the indices 0..count - 1, evenly spaced from the first on."""
     return range(0, count, -(-count // most))
+
+
+def shortened(name: str, most: int) -> str:
+    """Return the end of a name that is longer than `most` characters, after "...", and other names as they are."""
+    return name if len(name) <= most else f"...{name[3 - most :]}"

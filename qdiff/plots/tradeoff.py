@@ -54,6 +54,8 @@ def draw_tradeoff(results: Sequence[MethodResult], metric: str = "psnr", cost: s
             axes.set_xlabel(x.title)
             axes.grid()
             axes.margins(0.12)
+            costs = [result.numbers[cost] * x.factor for result in shown if result.model == model]
+            axes.set_xlim(0, 1.15 * max(costs))  # from 0, so that files of almost the same size lie side by side
         for axes in panels[::columns]:
             axes.set_ylabel(y.title)
         for axes in panels[len(models) :]:

@@ -38,7 +38,7 @@ def test_what_the_names_load():
     assert {name for name in loaded if name not in sys.stdlib_module_names} <= OURS
 
 
-@pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"], ["convert", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"], ["convert", "--help"], ["plot", "--help"]])
 def test_help_needs_no_torch(words):
     code = f"import runpy\nsys.argv = ['qdiff', *{words}]\ntry: runpy.run_module('qdiff', run_name='__main__')\n"
     assert "torch" not in modules_after(code + "except SystemExit as end: assert not end.code")
