@@ -73,4 +73,4 @@ def quantized_network(pipeline: Pipeline, like: Pipeline) -> QuantModel:
 def summary_of(x: Tensor) -> RowSummary:
     """Return the extremes of a tensor of any shape, and up to 65,536 evenly spaced values, as one row on the CPU."""
     low, high, values = summarize(at_least_float32(x).reshape(1, -1))
-    return RowSummary(low.cpu(), high.cpu(), values.to("cpu", copy=True))  # not a view, which would keep all of x
+    return RowSummary(low.cpu(), high.cpu(), values.clone().cpu())  # not a view, which would keep all of x

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
 from qdiff.files.refusals import explaining
+from qdiff.pipelines.paths import as_path
 from qdiff.plots.style import styled
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def check_path(path: Path, flag: str = "path") -> None:
         raise UserError(f"{flag} '{path}' ends neither in .svg nor in .png: choose one of them")
 
 
-def write_figure(path: Path, figure: "Figure", flag: str = "path") -> None:
+def write_figure(path: str | Path, figure: "Figure", flag: str = "path") -> None:
     """Write a figure, whole or not at all; a file there is replaced.
 
     Args:
@@ -35,8 +36,10 @@ def write_figure(path: Path, figure: "Figure", flag: str = "path") -> None:
         flag: what gave the path, for error messages.
 
     Raises:
+        TypeError: `path` is not a path.
         UserError: as `check_path`, or the file cannot be written.
     """
+    path = as_path(flag, path)
     check_path(path, flag)
     suffix, content = path.suffix.lower(), io.BytesIO()
     with styled():

@@ -18,7 +18,7 @@ def figure():
 
 def test_the_extension_decides(figure, tmp_path):
     write_figure(tmp_path / "new" / "a.png", figure)
-    write_figure(tmp_path / "b.SVG", figure)
+    write_figure(str(tmp_path / "b.SVG"), figure)
     assert Image.open(tmp_path / "new" / "a.png").size == (round(130 * WIDTH), 260)
     assert ElementTree.parse(tmp_path / "b.SVG").getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
@@ -50,8 +50,10 @@ def test_a_folder_is_refused(figure, tmp_path):
 def test_a_file_that_cannot_be_written_stays_as_it_was(figure, tmp_path, monkeypatch):
     path = tmp_path / "a.svg"
     path.write_text("old")
+    write = Path.write_bytes
 
     def full(self, data):
+        write(self, data[:9])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
