@@ -47,14 +47,14 @@ def layer_errors(pipeline: Pipeline, quantized: Pipeline, images: int = 4) -> La
     """
     check_full_precision(pipeline)
     network, indices = quantized_network(quantized, pipeline), range(whole("images", images, 1))
-    outputs: dict[str, list[Tensor]] = defaultdict(list)  # of the network in full precision, in the current step
+    outputs: dict[str, Tensor] = {}  # of the network in full precision, in the current step; each layer has one call
     errors: dict[str, list[float]] = defaultdict(list)
 
     def see(path: str, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs[path].append(output)
+        outputs[path] = output
 
     def compare(path: str, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        errors[path].append(relative_squared_error(output, outputs[path].pop(0)))
+        errors[path].append(relative_squared_error(output, outputs.pop(path)))
 
     predict, timesteps = quantized.model_for(indices), []
     with watching(layers(pipeline.network), see), watching(network.layers(), compare):

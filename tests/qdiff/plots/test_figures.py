@@ -100,6 +100,7 @@ class TestLayerErrors:
         assert image.get_clim() == pytest.approx((10**-4.5, 10**-0.5))
         assert [tick.get_text() for tick in axes.get_yticklabels()] == [f"model.up.{i}.block" for i in range(5)]
         assert list(axes.get_yticks()) == [1, 4, 7, 10, 13]
+        assert [line.get_ydata()[0] for line in axes.lines] == [2.5, 5.5, 8.5, 11.5, 14.5], "between blocks"
         assert axes.get_title(loc="left") == "w4a8: errors within the whole network"
         assert bar.get_ylabel() == "relative squared error of a layer's output"
         check_layout(figure)
