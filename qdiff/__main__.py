@@ -1,4 +1,4 @@
-"""`python -m qdiff VERB`: inspect and convert checkpoint files, evaluate images, reproduce tables."""
+"""`python -m qdiff VERB`: checkpoint files, metrics of images, tables of papers, plots."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +27,13 @@ def evaluate(argv: Sequence[str]) -> None:
     main(argv)
 
 
+def plot(argv: Sequence[str]) -> None:
+    """draw activation ranges, errors by layer and step, quality against size, and images"""
+    from qdiff.cli.plot import main
+
+    main(argv)
+
+
 def reproduce(argv: Sequence[str]) -> None:
     """make tables of published values again, beside the values obtained"""
     from qdiff.cli.reproduce import main
@@ -35,7 +42,7 @@ def reproduce(argv: Sequence[str]) -> None:
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
-    verb.__name__: verb for verb in (inspect, convert, evaluate, reproduce)
+    verb.__name__: verb for verb in (inspect, convert, evaluate, reproduce, plot)
 }
 
 

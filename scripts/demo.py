@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
 TITLE = "A diffusion model with 4-bit weights and 8-bit activations"
 FP = "full precision"
+SHOWN = 8  # images of each method beside their differences to full precision
 BITS = {"weight_bits": 4, "act_bits": 8}
 LEARNED = {"split": True, "iterations": 40, "act_iterations": 8, "batch_size": 8}
 METHODS: dict[str, dict[str, Any]] = {
@@ -68,15 +70,17 @@ def folder(args: argparse.Namespace, name: str) -> Path:
 def compare(args: argparse.Namespace) -> "Section":
     """Sample in full precision and with each method, from the same seeds."""
     import qdiff
+    from qdiff.analysis.images import ComparedImages
     from qdiff.evaluation.measures import Batch, measured
     from qdiff.evaluation.paired import MAE, PSNR, distance_to_fp, psnr_to_fp
     from qdiff.evaluation.results import Result, Section
     from qdiff.files.grid import grid_of
     from qdiff.files.images import write_image
+    from qdiff.plots.report import write_plots
 
     pipe = qdiff.load_pipeline(args.config, steps=args.steps)
     fp32_bytes = sum(4 * x.numel() for x in pipe.network.parameters())
-    results, grids, reference = [], {}, None
+    results, grids, reference, pipelines, shown = [], {}, None, {}, {}
     for name, call, pipeline in quantized(pipe, args):
         images = pipeline.sample(args.images, seed=0, progress=True).tensor
         reference = images if reference is None else reference
@@ -87,7 +91,22 @@ def compare(args: argparse.Namespace) -> "Section":
         size = (place / "quantized.safetensors").stat().st_size if pipeline.is_quantized else fp32_bytes
         values = measured([psnr_to_fp(), distance_to_fp()], [Batch(images, reference)])
         results.append(Result(name, call, values, size, fp32_bytes))
-    return Section("pixel", f"{args.images} images per method, same seeds", [PSNR, MAE], results, grids)
+        if pipeline.is_quantized:
+            pipelines[name], shown[name] = pipeline, images[:SHOWN]
+    section = Section("pixel", f"{args.images} images per method, same seeds", [PSNR, MAE], results, grids)
+    plots = write_plots(args.out, section, ComparedImages(reference[:SHOWN], shown))
+    return replace(section, plots=plots | trajectory(args, pipe, pipelines))
+
+
+def trajectory(args: argparse.Namespace, pipe: "Pipeline", quantized: dict[str, "Pipeline"]) -> dict[str, Path]:
+    """Write the plot of errors along the trajectory; return its caption and file."""
+    from qdiff.analysis.trajectory import trajectory_errors
+    from qdiff.plots.output import write_figure
+    from qdiff.plots.trajectory import draw_trajectory
+
+    path = args.out / "trajectory_pixel.svg"
+    write_figure(path, draw_trajectory(trajectory_errors(pipe, quantized)))
+    return {"Errors along the trajectory": path}
 
 
 def main() -> None:

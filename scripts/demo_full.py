@@ -4,8 +4,10 @@
 import argparse
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository before PYTHONPATH
 
@@ -13,6 +15,9 @@ from qdiff.cli.parser import Parser, number, parse, run
 from qdiff.evaluation.experiments import FP, Experiment
 from qdiff.files.prompts import read_prompts
 from qdiff.files.version import environment
+
+if TYPE_CHECKING:
+    from qdiff.evaluation.results import Section
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
 FEATURES = ROOT / "models/features/emoji32"
@@ -22,6 +27,7 @@ ETA = 0.5  # noise between steps corrects errors of a briefly trained network
 SCALE = 3
 CATEGORIES = 9
 TURNS = 2  # images per prompt
+SHOWN = 8  # images of each method beside their differences to full precision
 
 
 def demo_parser() -> Parser:
@@ -151,6 +157,18 @@ def text_to_image(args: argparse.Namespace) -> Experiment:
     )
 
 
+def with_plots(experiment: Experiment, section: "Section", folder: Path) -> "Section":
+    """Write the plots of a section to a folder, and return the section with them."""
+    from qdiff.analysis.images import ComparedImages
+    from qdiff.files.images import image_path, read_images
+    from qdiff.plots.report import write_plots
+
+    indices = range(min(SHOWN, experiment.num_images))
+    images = {run.name: read_images([image_path(run.folder / "img", i) for i in indices]) for run in experiment.runs}
+    compared = ComparedImages(images.pop(FP), images)
+    return replace(section, plots=write_plots(folder, section, compared))
+
+
 def main() -> None:
     """Run the commands, then write the report."""
     args = parse(demo_parser())
@@ -162,7 +180,8 @@ def main() -> None:
     from qdiff.evaluation.report import write_report
     from qdiff.evaluation.results import text_table
 
-    sections = [experiment.section(FEATURES / "classifier.safetensors") for experiment in experiments]
+    classifier = FEATURES / "classifier.safetensors"
+    sections = [with_plots(experiment, experiment.section(classifier), args.out) for experiment in experiments]
     files = write_report(args.out, TITLE, sections, environment())
     for section in sections:
         print(f"\n{section.title}\n{text_table(section)}")

@@ -28,6 +28,7 @@ FILES = {
     "table.md",
     "report.html",
 }
+PLOTS = {f"{plot}_{name}" for name in ("pixel", "latent", "text") for plot in ("tradeoff", "differences")}
 RUNS = {
     "pixel": ["fp", "linear", "squant", "qdiff", "gptq"],
     "latent": ["fp", "linear_w4a8", "squant_w4a8", "qdiff_w4a8", "gptq_w4a8", "gptq_w8a8"],
@@ -92,7 +93,8 @@ def results(out) -> dict[str, list[dict]]:
 
 
 def test_everything_is_written_and_named(out, printed):
-    assert {p.name for p in out.iterdir()} == FILES | set(RUNS)
+    plots = {p.name for p in out.iterdir() if p.stem in PLOTS}
+    assert len(plots) == len(PLOTS) and {p.name for p in out.iterdir()} == FILES | set(RUNS) | plots
     assert all(str(out / name) in printed for name in FILES)
     for model, runs in RUNS.items():
         assert {p.name for p in (out / model).iterdir()} == set(runs)

@@ -17,14 +17,15 @@ from unittest import mock
 import pytest
 import torch
 
-from qdiff.cli import convert, evaluate, inspect, parser, reproduce
+from qdiff.cli import convert, evaluate, inspect, parser, plot, reproduce
 from qdiff.evaluation.record_file import read_evaluation
 from tests.command_line import qdiff, script
 from tests.markdown import ROOT, TEXTS, blocks, commands, read
 
 HELP = ROOT / "docs" / "help"
 SCRIPTS = ("sample_diffusion_ddim", "sample_diffusion_ldm", "txt2img", "demo", "demo_full")
-VERBS = ("inspect", "convert", "evaluate", "reproduce")
+VERBS = ("inspect", "convert", "evaluate", "reproduce", "plot")
+KINDS = tuple(f"plot {kind}" for kind in plot.KINDS)
 SMALL = {  # of the Python blocks, which would take minutes
     r"\b((?:act_)?iterations|timesteps)=\d+": r"\1=2",
     r"\bsteps=\d+": "steps=4",
@@ -41,19 +42,24 @@ SMALL = {  # of the Python blocks, which would take minutes
 def help_text(name: str) -> str:
     """Return what `--help` prints in a terminal of 100 columns, in the root of the repository."""
     with mock.patch.dict(os.environ, COLUMNS="100"):
-        return (qdiff(name, "--help") if name in VERBS else script(f"{name}.py", "--help")).out
+        return (script(f"{name}.py", "--help") if name in SCRIPTS else qdiff(*name.split(), "--help")).out
+
+
+def help_file(name: str) -> Path:
+    """Return the file of a script's, a verb's or a kind of plot's help text."""
+    return HELP / f"{name.replace(' ', '_')}.txt"
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="formats help texts differently")
-@pytest.mark.parametrize("name", [*SCRIPTS, *VERBS])
+@pytest.mark.parametrize("name", [*SCRIPTS, *VERBS, *KINDS])
 def test_help(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    written = read(HELP / f"{name}.txt")
+    written = read(help_file(name))
     assert help_text(name) == written, "python -m tests.test_documents writes it again"
 
 
 def test_every_help_text_has_its_program():
-    assert {path.stem for path in HELP.iterdir()} == {*SCRIPTS, *VERBS}
+    assert {*HELP.iterdir()} == {help_file(name) for name in (*SCRIPTS, *VERBS, *KINDS)}
 
 
 # ---- command lines
@@ -80,7 +86,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, words: Sequence[str]) -> None:
         real_args(self, *args, **kwargs)
         raise Parsed
 
-    for module in (parser, inspect, convert, evaluate, reproduce):
+    for module in (parser, inspect, convert, evaluate, reproduce, plot):
         monkeypatch.setattr(module, "parse", stop)
     program, *argv = words
     if program == "-m":
@@ -116,6 +122,7 @@ def test_a_wrong_command_is_not_accepted(monkeypatch):
         "scripts/txt2img.py --prompt x --weight_bit 4",
         "scripts/sample_diffusion_ldm.py -r x",
         "-m qdiff inspect",
+        "-m qdiff plot ranges --config x",
     ):
         with pytest.raises(Exception, match=r"needs|missing|required"):
             parse_only(monkeypatch, command.split())
@@ -201,5 +208,5 @@ def test_every_python_block_is_run():
 if __name__ == "__main__":
     os.chdir(ROOT)
     HELP.mkdir(exist_ok=True)
-    for program in (*SCRIPTS, *VERBS):
-        (HELP / f"{program}.txt").write_text(help_text(program), encoding="utf-8")
+    for program in (*SCRIPTS, *VERBS, *KINDS):
+        help_file(program).write_text(help_text(program), encoding="utf-8")

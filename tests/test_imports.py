@@ -30,6 +30,8 @@ FLOW = (
     ("calibration", "checkpoints"),
     ("evaluation",),
     ("pipelines",),
+    ("analysis",),
+    ("plots",),
     ("cli",),
     ("training", "__main__"),
 )
@@ -43,6 +45,8 @@ OPEN_FILES = (
     "qdiff/evaluation/",
     "qdiff/pipelines/",
     "qdiff/sampling/run_folder.py",
+    "qdiff/analysis/tradeoff.py",  # results files
+    "qdiff/plots/output.py",
     "qdiff/cli/",
     "qdiff/training/",
     "scripts/",

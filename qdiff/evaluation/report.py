@@ -54,5 +54,6 @@ def write_report(folder: Path, title: str, sections: Sequence[Section], settings
 
 
 def data_uri(path: Path) -> str:
-    """Return a PNG as an address that holds it. Raises OSError if it cannot be read."""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    """Return a PNG or SVG as an address that holds it. Raises OSError if it cannot be read."""
+    kind = {".png": "image/png", ".svg": "image/svg+xml"}[path.suffix]
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

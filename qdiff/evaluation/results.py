@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +59,7 @@ class Section:
         results: one row per method; the first one is in full precision.
         images: method -> its overview PNG.
         shown: meanings of each overview's columns, from the left; empty if they are obvious.
+        plots: caption -> plot, PNG or SVG.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Section:
     results: Sequence[Result]
     images: Mapping[str, Path]
     shown: Sequence[str] = ()
+    plots: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[Column]:

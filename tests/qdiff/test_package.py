@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import qdiff
+from qdiff.__main__ import VERBS
 from tests.command_line import refusal
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def test_what_the_names_load():
     assert {name for name in loaded if name not in sys.stdlib_module_names} <= OURS
 
 
-@pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"], ["convert", "--help"], ["evaluate", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS)])
 def test_help_needs_no_torch(words):
     code = f"import runpy\nsys.argv = ['qdiff', *{words}]\ntry: runpy.run_module('qdiff', run_name='__main__')\n"
     assert "torch" not in modules_after(code + "except SystemExit as end: assert not end.code")

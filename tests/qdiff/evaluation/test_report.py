@@ -60,6 +60,18 @@ def test_every_file_is_written(written):
     assert Image.open(written["comparison_one.png"]).size == (18 + 8 + 18 + 2 * 8, 36 + 12 + 8)
 
 
+def test_the_page_shows_plots_with_their_captions(images, tmp_path):
+    path, (image, *_) = tmp_path / "a.svg", images.values()
+    path.write_text("<svg/>")
+    section = replace(ONE, images=images, plots={"Quality & size": path, "Differences": image})
+    *_, html = write_report(tmp_path / "out", "title", [section], {})
+    page = Page(html.read_text(encoding="utf-8"))
+    assert page.texts["figcaption"] == [*images, "Quality & size", "Differences"]
+    svg, png = page.addresses[-2:]
+    assert base64.b64decode(svg.removeprefix("data:image/svg+xml;base64,")) == b"<svg/>"
+    assert base64.b64decode(png.removeprefix("data:image/png;base64,")) == image.read_bytes()
+
+
 def test_page_shows_everything_and_needs_nothing(written, images):
     html = written["report.html"].read_text(encoding="utf-8")
     page = Page(html)

@@ -1,0 +1,1 @@
+"""Plots of numbers and images, as matplotlib figures; needs the extra `plot`."""
