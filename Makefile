@@ -5,11 +5,11 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo demo-full test matrix
-# One model in three versions, in a minute
+# One model, five methods
 demo: $(INSTALLED)
 	$(RUN) scripts/demo.py $(ARGS)
 
-# Three models and more methods, in a quarter of an hour
+# Three models, with metrics and plots
 demo-full: $(INSTALLED)
 	$(RUN) scripts/demo_full.py --out demo/full $(ARGS)
 
