@@ -23,7 +23,7 @@ def _sizes(layer: QuantModule) -> tuple[int, int, int]:
 def solve_bytes(layers: Iterable[QuantModule], columns: int) -> int:
     """Return the peak bytes of tensors while the largest of these layers is solved, `columns` of its input included."""
     return max(
-        4 * (groups * k * (k + o + 6 * UNITS * PROBES) + 5 * k * k + 8 * k * o + columns * (2 * k + o))
+        4 * (groups * k * (k + o + 6 * UNITS * PROBES) + 5 * k * k + 8 * k * o + columns * (3 * k + 2 * o))
         for k, o, groups in map(_sizes, layers)
     )
 
