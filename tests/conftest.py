@@ -1,8 +1,9 @@
 """Fixtures and settings that the tests share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 from hypothesis import settings
 from torch import Tensor
 
@@ -12,6 +13,15 @@ from tests.golden_networks import GoldenCase, golden_state_dict, load_case
 # The same examples in every run, and no deadline, because a busy machine is no failure.
 settings.register_profile("repository", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("repository")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: sums in another order may turn a rounding, and with it all losses after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
