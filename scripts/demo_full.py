@@ -63,21 +63,25 @@ def quantization(args: argparse.Namespace, weight_bit: int, *words, cali_n: int 
     return ["--ptq", "--weight_bit", weight_bit, "--quant_act", "--act_bit", 8, *data, *words]
 
 
+def collected(run: Path) -> list:
+    """Return the arguments of a run that takes the data that another one collected."""
+    return ["--cali_data_path", run / "calibration_data.safetensors"]
+
+
 def learning(args: argparse.Namespace, data: Path) -> list:
     """Return the arguments of a run that learns from data that another one collected."""
     schedule = ["--cali_iters", args.cali_iters, "--cali_iters_a", args.cali_iters_a, "--cali_batch_size", 8]
-    return ["--cali_data_path", data / "calibration_data.safetensors", *schedule]
+    return [*collected(data), *schedule]
 
 
 def solving(data: Path) -> list:
     """Return the arguments of a run with weights in closed form, from data that another one collected."""
-    return ["--quant_mode", "gptq", "--split", "--cali_data_path", data / "calibration_data.safetensors"]
+    return ["--quant_mode", "gptq", "--split", *collected(data)]
 
 
 def correcting(data: Path) -> list:
     """Return the arguments of a run with SQuant's rounding and corrected biases, likewise."""
-    file = data / "calibration_data.safetensors"
-    return ["--quant_mode", "squant", "--split", "--correct_bias", "--cali_data_path", file]
+    return ["--quant_mode", "squant", "--split", "--correct_bias", *collected(data)]
 
 
 def pixel_space(args: argparse.Namespace) -> Experiment:
