@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qdiff.checkpoints.load import load_as_written, load_quantized, save_quantized
     from qdiff.errors import UserError
     from qdiff.files.journal import Journal
+    from qdiff.pipelines.correct import correct
     from qdiff.pipelines.evaluate import evaluate
     from qdiff.pipelines.load import load_pipeline
     from qdiff.pipelines.quantize import quantize
@@ -39,6 +40,7 @@ _HOME = {
     "UserError": "qdiff.errors",
     "block_reconstruction": "qdiff.block_recon",
     "calibrate": "qdiff.calibration.job",
+    "correct": "qdiff.pipelines.correct",
     "evaluate": "qdiff.pipelines.evaluate",
     "load_as_written": "qdiff.checkpoints.load",
     "load_pipeline": "qdiff.pipelines.load",
@@ -63,6 +65,7 @@ __all__ = [
     "UserError",
     "block_reconstruction",
     "calibrate",
+    "correct",
     "evaluate",
     "load_as_written",
     "load_pipeline",

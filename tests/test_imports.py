@@ -28,7 +28,7 @@ FLOW = (
     ("objectives",),
     ("quant_model", "block_recon"),
     ("calibration", "checkpoints"),
-    ("evaluation",),
+    ("correction", "evaluation"),
     ("pipelines",),
     ("analysis",),
     ("plots",),
@@ -41,6 +41,7 @@ OPEN_FILES = (
     "qdiff/checkpoints/",
     "qdiff/config/",
     "qdiff/calibration/data.py",
+    "qdiff/correction/file.py",
     "qdiff/calibration/capture.py",  # what exceeds the memory budget
     "qdiff/evaluation/",
     "qdiff/pipelines/",

@@ -24,7 +24,7 @@ from qdiff.checkpoints.content import CODES, PackedState, QuantizedFile
 from qdiff.checkpoints.summary import Layer
 from qdiff.errors import UserError
 from qdiff.files.atomic import replacing
-from qdiff.files.digest import digest, tensor_bytes
+from qdiff.files.digest import canonical_json, content_digest
 from qdiff.files.names import utf8_name
 from qdiff.files.version import own_version
 from qdiff.packing import pack
@@ -53,11 +53,11 @@ def write_quantized(path: str | Path, file: QuantizedFile) -> None:
         "provenance": file.provenance,
         "versions": {"qdiff": own_version() or "unknown", "torch": torch.__version__},
     }
-    header = json.loads(_json(header))  # what a reader will see: keys as strings, tuples as lists
-    header["sha256"] = _digest(header, tensors)
+    header = json.loads(canonical_json(header))  # what a reader will see: keys as strings, tuples as lists
+    header["sha256"] = content_digest(header, tensors)
     try:
         with replacing(Path(path)) as partial:
-            partial.write_bytes(save(tensors, {HEADER: _json(header)}))
+            partial.write_bytes(save(tensors, {HEADER: canonical_json(header)}))
     except OSError as e:
         raise UserError(f"cannot write '{path}' ({e.strerror}): make room, or choose another place") from e
 
@@ -109,7 +109,7 @@ def read_if_quantized(path: str | Path) -> QuantizedFile | None:
             raise UserError(f"'{path}' has format {written[1]}, this program reads {PHASES}: update qdiff to read it")
         if written not in [(FORMAT, UNIFORM), (FORMAT, RULES), (FORMAT, PHASES)]:
             raise ValueError(f"its format is {written[0]} {written[1]}")
-        if text != _json(header) or header.pop("sha256") != _digest(header, tensors):
+        if text != canonical_json(header) or header.pop("sha256") != content_digest(header, tensors):
             raise ValueError("its sha256 does not agree")
         return _content(header, tensors)
     except (ValueError, TypeError, KeyError, AttributeError) as e:
@@ -160,14 +160,3 @@ def _narrow(zero_point: Tensor) -> Tensor:
         if torch.equal(small.to(zero_point.dtype), zero_point):
             return small
     return zero_point
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    parts: list[bytes | memoryview] = [_json(header).encode()]
-    for key, x in sorted(tensors.items()):
-        parts += [_json([key, str(x.dtype), list(x.shape)]).encode(), tensor_bytes(x)]
-    return digest(parts)

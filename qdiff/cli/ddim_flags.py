@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from qdiff.cli.flags import calibration, quantization, running
+from qdiff.cli.flags import calibration, correction, quantization, running
 from qdiff.cli.parser import Parser, choice, number
 from qdiff.errors import UserError
 
@@ -48,6 +48,7 @@ def ddim_parser() -> Parser:
     _ddim_sampling(parser)
     quantization(parser)
     calibration(parser)
+    correction(parser)
     parser.checks += [_check_sampler, _check_cali_st]
     return parser
 

@@ -2,14 +2,17 @@
 
 import argparse
 import re
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qdiff.cli.parser import Parser, choice, number
+from qdiff.errors import UserError
 
 PTQ = ("--ptq",)
 ACTIVATIONS = ("--ptq", "--quant_act")
+PARTS = ("slope", "bias", "variance")  # of `qdiff.correction.parts`, which imports torch
 KEPT = ("ends", "time")  # names in `qdiff.adapters.Adapter.sensitive`
 
 
@@ -140,6 +143,41 @@ def quantization(parser: Parser) -> None:
     )
 
 
+def correction(parser: Parser) -> None:
+    """Add the flags of the correction of the predicted noise."""
+    add = parser.group("correction (PTQD)", needs=PTQ)
+    add(
+        "--correct",
+        type=_correction,
+        metavar="auto|FILE",
+        help="correct what quantization does to the predicted noise: auto fits on images of calibration, and keeps the "
+        "file in the run's folder; or a file that was fitted for this network and sampling",
+    )
+    add_fit = partial(add, needs=(*PTQ, "--correct"))
+    add_fit(
+        "--correct_fit",
+        default="ptqd",
+        help="ptqd: on trajectories of full precision, as in the paper; trajectory: on the quantized network's own, "
+        "step by step",
+        **choice("ptqd", "trajectory"),
+    )
+    add_fit(
+        "--correct_n", default=64, help="images, half to fit on, half to judge by which parts help", **number(int, 4)
+    )
+    add_fit(
+        "--correct_parts",
+        type=_parts,
+        metavar="PART,PART,...",
+        help="parts that may be used: slope, bias and variance of the sampler's noise (default: all)",
+    )
+    add_fit(
+        "--correct_interpolate",
+        action="store_true",
+        help="accept a file that was fitted for other steps, and interpolate it over log-SNR",
+    )
+    parser.checks.append(_check_correction)
+
+
 def calibration(parser: Parser) -> None:
     """Add the flags of the calibration data and of the reconstruction."""
     add = parser.group("calibration", needs=PTQ)
@@ -209,11 +247,32 @@ def calibration(parser: Parser) -> None:
     )
 
 
+def _check_correction(args: argparse.Namespace, given: set[str]) -> None:
+    """Refuse flags of a fit with a file, and that of a file with a fit."""
+    fits = {"--correct_fit", "--correct_n", "--correct_parts"}
+    other = given & ({"--correct_interpolate"} if args.correct == "auto" else fits)
+    if other:
+        flag = sorted(other)[0]
+        raise UserError(f"{flag} does not go with --correct {args.correct}: leave it out")
+
+
+def _correction(text: str) -> str | Path:
+    return text if text == "auto" else Path(text)
+
+
 def _words(text: str) -> tuple[str, ...]:
+    return _known(text, KEPT, " or ".join(KEPT) + ", or both with a comma")
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return _known(text, PARTS, f"{', '.join(PARTS)}, with commas")
+
+
+def _known(text: str, known: Collection[str], use: str) -> tuple[str, ...]:
     words = tuple(text.split(","))
     for word in words:
-        if word not in KEPT:
-            raise argparse.ArgumentTypeError(f"{word!r} is unknown: use {' or '.join(KEPT)}, or both with a comma")
+        if word not in known:
+            raise argparse.ArgumentTypeError(f"{word!r} is unknown: use {use}")
     return words
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from qdiff.cli.flags import calibration, quantization, running
+from qdiff.cli.flags import calibration, correction, quantization, running
 from qdiff.cli.parser import Parser, number
 from qdiff.errors import UserError
 
@@ -46,6 +46,7 @@ def ldm_parser() -> Parser:
     _classes(parser)
     quantization(parser)
     calibration(parser)
+    correction(parser)
     parser.checks += [_check_sampler, _check_count]
     return parser
 

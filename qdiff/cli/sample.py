@@ -5,14 +5,18 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from qdiff.cli.flags import PARTS
+
 if TYPE_CHECKING:
     from qdiff.calibration.settings import CalibrationSettings
+    from qdiff.pipelines.correction import CorrectionSource
     from qdiff.pipelines.output import Output
     from qdiff.pipelines.pipeline import Pipeline
     from qdiff.pipelines.quantization import Quantization
     from qdiff.pipelines.run import Record
     from qdiff.policy import QuantPolicy
 
+CORRECTION = ("correct", "correct_fit", "correct_n", "correct_parts", "correct_interpolate")
 # Flags that do not change the images, so that a run can be resumed with other values
 FILES = ("cali_ckpt", "cali_data_path")
 FREE = (*FILES, "device", "verbose", "dry_run", "cali_memory", "cali_devices", "low_memory", "logdir", "cond")
@@ -81,6 +85,17 @@ def quantization_of(args: Namespace) -> "Quantization | None":
     )
 
 
+def correction_of(args: Namespace) -> "CorrectionSource | None":
+    """Return the correction of the flags; None for none."""
+    from qdiff.pipelines.correction import FitCorrection, LoadCorrection
+
+    if args.correct is None:
+        return None
+    if args.correct == "auto":
+        return FitCorrection(args.correct_fit, args.correct_n, args.correct_parts or PARTS)
+    return LoadCorrection(args.correct, args.correct_interpolate)
+
+
 def record_of(args: Namespace, free: Collection[str], files: Collection[str] = ()) -> "Record":
     """Return the record of the flags.
 
@@ -94,6 +109,10 @@ def record_of(args: Namespace, free: Collection[str], files: Collection[str] = (
 
     rate = rounding_schedule(args.cali_iters, args.cali_lr_w).lr  # as used, for its default may change
     given, files = vars(args) | {"cali_lr_w": rate}, (*FILES, *files)
+    if args.correct is None:  # without them, folders of earlier versions can be resumed
+        given = {name: value for name, value in given.items() if name not in CORRECTION}
+    elif args.correct != "auto":
+        files = (*files, "correct")
     free = [*FREE, *free, *files[len(FILES) :]]
     return Record(
         flags={name: value for name, value in given.items() if name not in free},
@@ -108,7 +127,8 @@ def run_pipeline(
     """Run, or with `--dry_run` plan, a pipeline. Raises UserError for every error that the user can fix."""
     from qdiff.pipelines.run import Run
 
-    run = Run(pipeline, quantization_of(args), output, args.logdir, record, folder_flag)
+    correction = correction_of(args)
+    run = Run(pipeline, quantization_of(args), output, args.logdir, record, folder_flag, correction)
     if args.dry_run:
         run.dry_run()
     else:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from qdiff.cli.flags import calibration, quantization, running
+from qdiff.cli.flags import calibration, correction, quantization, running
 from qdiff.cli.parser import Parser, choice, number
 from qdiff.errors import UserError
 
@@ -32,6 +32,7 @@ def txt2img_parser() -> Parser:
     _sampling(parser)
     quantization(parser)
     calibration(parser)
+    correction(parser)
     parser.checks += [_check_prompt, _check_sampler]
     return parser
 

@@ -1,8 +1,10 @@
 """SHA-256 digests of files and tensors, as 64 hexadecimal characters."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +34,19 @@ def file_digest(path: Path) -> str:
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the digest of names, shapes, dtypes and values, in the order of the mapping."""
     return digest(_described(tensors.items()))
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one text that a JSON value has in headers: keys sorted, no spaces. Raises ValueError for NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def content_digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the digest of a header of JSON values and of each tensor's name, dtype, shape and values, by name."""
+    parts: list[bytes | memoryview] = [canonical_json(header).encode()]
+    for key, x in sorted(tensors.items()):
+        parts += [canonical_json([key, str(x.dtype), list(x.shape)]).encode(), tensor_bytes(x)]
+    return digest(parts)
 
 
 def tensor_bytes(x: Tensor) -> memoryview:

@@ -81,7 +81,7 @@ class BasePipeline(ABC, Generic[SamplingT]):
 
     @abstractmethod
     def with_network(self, network: nn.Module) -> Self:
-        """Return the pipeline that samples with another network, such as a quantized one; this one does not change."""
+        """Return the pipeline that samples with another network, such as a quantized one, and no correction."""
 
     @abstractmethod
     def load(self, *, network: bool = True) -> Mapping[str, Tensor]:
@@ -105,6 +105,12 @@ class BasePipeline(ABC, Generic[SamplingT]):
     @abstractmethod
     def abar(self) -> Tensor:
         """abar_t of the noise schedule, shape (T,)."""
+
+    @property
+    def timesteps(self) -> list[float]:
+        """The timestep of each network call, in the order of sampling."""
+        toy = torch.zeros(1, 1)
+        return [step.t for step in self.sampling.sampler.steps(lambda x, t: x, toy, self.abar, torch.zeros_like)]
 
     @property
     @abstractmethod

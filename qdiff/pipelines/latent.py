@@ -75,6 +75,7 @@ class LatentPipeline(Pipeline[GuidedT]):
         other.latent = _shallow(self.latent)
         other.latent.model = _shallow(self.latent.model)
         other.latent.model.diffusion_model = network
+        other.correction = None  # which belongs to the network
         return other
 
     @property

@@ -13,10 +13,14 @@ from typing_extensions import Self
 from diffusion.checks import whole
 from diffusion.steps import Correction, Model, Noise, Sampler, Step, uncorrected
 from qdiff.checkpoints.load import save_quantized
+from qdiff.correction.file import read_correction, write_correction
+from qdiff.correction.parts import PARTS
+from qdiff.correction.table import CorrectionTable, StepCorrection
 from qdiff.errors import UserError
 from qdiff.evaluation.bops import TrajectoryBops, network_bops
 from qdiff.files.images import to_uint8
 from qdiff.pipelines.base import BasePipeline, SamplingT
+from qdiff.pipelines.binding import checked, made_for
 from qdiff.pipelines.bits import bits_of
 from qdiff.pipelines.changes import changed, like
 from qdiff.pipelines.images import Images
@@ -40,29 +44,42 @@ def replaying(model: Model, known: Sequence[Tensor]) -> Model:
     return predict
 
 
+def _calibration_streams(indices: Sequence[int]) -> list[int]:
+    return [CALIBRATION_IMAGES + i for i in indices]
+
+
 class Pipeline(BasePipeline[SamplingT]):
     """A diffusion model with its sampler.
 
-    A loaded pipeline does not change: `with_sampling` and `with_network` return other pipelines, which share the
-    weights.
+    A loaded pipeline does not change: `with_sampling`, `with_network` and `with_correction` return other pipelines,
+    which share the weights.
+
+    Attributes:
+        correction: of the quantized network's predictions; None leaves them as they are.
     """
 
-    def steps(self, indices: Sequence[int], *, correct: Correction = uncorrected) -> Iterator[Step]:
+    correction: CorrectionTable | None = None
+
+    def steps(self, indices: Sequence[int], *, correct: Correction | None = None) -> Iterator[Step]:
         """Sample images one step at a time; image i does not depend on the rest of the batch.
 
         Args:
             indices: of the B images, each >= 0.
-            correct: improves each prediction; see `diffusion.steps.Correction`.
+            correct: improves each prediction, see `diffusion.steps.Correction`; None takes the pipeline's `correction`.
 
         Yields:
             one `Step` per network call, whose tensors are (B, *latent_shape).
         """
+        if correct is None:
+            correct = StepCorrection(self.correction) if self.correction else uncorrected
         return self._steps(self.model_for(indices), self.noise_streams(indices), correct)
 
     def calibration_steps(
         self, indices: Sequence[int], correct: Correction = uncorrected, known: Sequence[Tensor] = ()
     ) -> Iterator[Step]:
-        """Sample calibration images one step at a time; their noise is never that of the images of `steps`.
+        """Sample calibration images one step at a time, without the pipeline's own `correction`.
+
+        Their noise is never that of the images of `steps`.
 
         Args:
             indices: of the B images, each >= 0; equal ones give equal images.
@@ -70,13 +87,11 @@ class Pipeline(BasePipeline[SamplingT]):
             known: the first predictions, (B, *latent_shape), as an earlier call found them: the network is not called.
         """
         model = replaying(self.calibration_model_for(indices), known)
-        return self._steps(model, [CALIBRATION_IMAGES + i for i in indices], correct)
+        return self._steps(model, _calibration_streams(indices), correct)
 
-    @property
-    def timesteps(self) -> list[float]:
-        """The timestep of each network call, in the order of sampling."""
-        toy = torch.zeros(1, 1)
-        return [step.t for step in self.sampling.sampler.steps(lambda x, t: x, toy, self.abar, torch.zeros_like)]
+    def calibration_noise(self, indices: Sequence[int]) -> tuple[Tensor, Noise]:
+        """Return x_T of calibration images and a source of their further noise; see `noise`."""
+        return self.noise(_calibration_streams(indices))
 
     def _steps(self, model: Model, streams: Sequence[int], correct: Correction) -> Iterator[Step]:
         x_T, noise = self.noise(streams)
@@ -100,7 +115,53 @@ class Pipeline(BasePipeline[SamplingT]):
         """
         other = copy.copy(self)
         other._configure(changed(self.sampling, self._sampler(sampler), changes))
+        if self.correction:
+            belongs = made_for(other, known=self.correction.made_for["network"])
+            checked(self.correction, belongs, other, "the correction of this pipeline", interpolate=False)
         return other
+
+    def with_correction(self, correction: CorrectionTable | str | Path | None, *, interpolate: bool = False) -> Self:
+        """Return a pipeline that corrects the predictions of its quantized network; this one does not change.
+
+        Args:
+            correction: a table or a file of `qdiff.correct`; None corrects nothing.
+            interpolate: take one that was fitted for other steps of the same sampler, interpolated over log-SNR.
+
+        Raises:
+            TypeError: `correction` is neither.
+            ValueError: the network is in full precision.
+            UserError: the file is missing or damaged, or the correction was fitted for another network or sampling.
+        """
+        other = copy.copy(self)
+        if correction is None:
+            other.correction = None
+            return other
+        if not isinstance(self.network, QuantModel):
+            raise ValueError("the network is in full precision, nothing to correct: call qdiff.quantize first")
+        if isinstance(correction, CorrectionTable):
+            table, name = correction, "the correction"
+        else:
+            file = as_path("correction", correction)
+            table, name = read_correction(file), f"'{file}'"
+        other.correction = checked(table, made_for(self), self, name, interpolate)
+        return other
+
+    def correction_report(self) -> list[str]:
+        """Return lines about the correction and its parts; none if there is no correction."""
+        c = self.correction
+        return [f"correction, {c.fit} fit:", *(f"  {name:9} {c.parts[name]}" for name in PARTS)] if c else []
+
+    def save_correction(self, path: str | Path) -> None:
+        """Write the pipeline's correction to a file, whole or not at all, for `with_correction`.
+
+        Raises:
+            TypeError: `path` is not a path.
+            ValueError: there is no correction.
+            UserError: the file cannot be written.
+        """
+        if self.correction is None:
+            raise ValueError("there is no correction to save: call qdiff.correct first")
+        write_correction(as_path("path", path), self.correction)
 
     def _sampler(self, sampler: Sampler | str | None) -> Sampler:
         if not isinstance(sampler, str):

@@ -63,6 +63,7 @@ class PixelPipeline(Pipeline[Sampling]):
     def with_network(self, network: nn.Module) -> Self:
         other = copy.copy(self)
         other._network = network
+        other.correction = None  # which belongs to the network
         return other
 
     @property

@@ -16,5 +16,11 @@ def png_text(pipeline: Pipeline, indices: Sequence[int]) -> Mapping[str, str]:
         "sampler": str(pipeline),
         "bits": bits_of(pipeline.network),
         "precision": pipeline.precision,
+        **_correction(pipeline),
         "Software": " ".join(filter(None, ["qdiff", own_version()])),
     }
+
+
+def _correction(pipeline: Pipeline) -> Mapping[str, str]:
+    c = pipeline.correction
+    return {"correction": f"{c.fit}: {', '.join(c.used) or 'all parts off'}"} if c else {}

@@ -1,5 +1,6 @@
 """A run: plan, or load, quantize and sample into a folder; the same run again resumes."""
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from torch import Tensor
 from qdiff.calibration.measure import forward_seconds
 from qdiff.calibration.plan import format_duration
 from qdiff.files.digest import file_digest, tensors_digest
+from qdiff.pipelines.correction import CorrectionSource
 from qdiff.pipelines.output import Output
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.quantization import Quantization
@@ -46,6 +48,7 @@ class Run:
         folder: folder of the run.
         record: the settings to record.
         folder_flag: the flag that named the folder, for error messages.
+        correction: how the predictions of the quantized network are corrected; None leaves them as they are.
 
     Raises:
         UserError: the settings do not fit the model.
@@ -57,6 +60,7 @@ class Run:
     folder: Path
     record: Record
     folder_flag: str = "-l"
+    correction: CorrectionSource | None = None
 
     def __post_init__(self) -> None:
         if self.quantization:
@@ -66,8 +70,9 @@ class Run:
     def execute(self, *, verbose: bool = False) -> None:
         """Do what is not done yet. Raises UserError for every error that the user can fix."""
         with RunFolder.open(self.folder, flag=self.folder_flag, verbose=verbose) as folder:
-            needs_weights = self.quantization is None or self.quantization.needs_weights
-            weights = self.pipeline.load(network=needs_weights)
+            weights = self.pipeline.load(network=self._needs_weights)
+            if self.correction:
+                self.correction.check(self.pipeline)
             folder.record_config(self._settings(weights), [f"free.{name}" for name in self.record.free])
             self._announce()
             if self.quantization:  # before its work; sampling checks too, and reads every image for it
@@ -79,13 +84,21 @@ class Run:
         """Return the run with the pipeline whose network is quantized."""
         if self.quantization is None:
             return self
-        network = self.quantization.run(self.pipeline, folder)
-        return replace(self, pipeline=self.pipeline.with_network(network), quantization=None)
+        original = self.pipeline
+        if self.correction and self.correction.needs_weights:  # quantization changes the network
+            original = original.with_network(copy.deepcopy(original.network))
+        quantized = self.pipeline.with_network(self.quantization.run(self.pipeline, folder))
+        if self.correction:
+            quantized = self.correction.run(quantized, original, folder)
+            print(*quantized.correction_report(), sep="\n", flush=True)
+        return replace(self, pipeline=quantized, quantization=None)
 
     def dry_run(self) -> None:
         """Print the plan of the run; needs no weights and writes nothing."""
         p, n = self.pipeline, self.output.num_images
         p.init_random()
+        if self.correction:
+            self.correction.check(p)
         print(f"network: {p.source}, {sum(x.numel() for x in p.network.parameters()):,} parameters on {p.device}")
         if self.quantization:
             plan = self.quantization.plan(p, MEASURED)
@@ -93,6 +106,8 @@ class Run:
         for line in (*p.remarks(), *p.warnings(self._collects)):
             print(line)
         each = forward_seconds(p.network, p.example(MEASURED)) / MEASURED * p.cfg_copies
+        if self.correction:
+            print(*self.correction.describe(p, each), sep="\n")
         print(f"sampling: {n} images, {p.nfe} steps, about {format_duration(each * p.nfe * n)}, to {self.folder}")
 
     def _settings(self, weights: Mapping[str, Tensor]) -> dict:
@@ -115,6 +130,11 @@ class Run:
             log.info(line)
         for line in self.pipeline.warnings(self._collects):
             log.warning(line)
+
+    @property
+    def _needs_weights(self) -> bool:
+        """Whether the network's full-precision weights must be loaded."""
+        return self.quantization is None or any(x.needs_weights for x in (self.quantization, self.correction) if x)
 
     @property
     def _collects(self) -> bool:

@@ -1,0 +1,309 @@
+"""Correct a pipeline's quantized network: fit a correction, resumable, or read one from a file."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diffusion.checks import check_choice, whole
+from diffusion.steps import Model
+from qdiff.calibration.plan import format_duration
+from qdiff.correction.file import read_correction, write_correction
+from qdiff.correction.moments import Moments
+from qdiff.correction.parts import PARTS
+from qdiff.correction.predictions import Fitted, fit_predictions
+from qdiff.correction.steps import StepFactors, step_factors
+from qdiff.correction.table import FITS, CorrectionTable
+from qdiff.correction.trajectory import NEXT, TrajectoryFit
+from qdiff.errors import UserError
+from qdiff.files.digest import tensors_digest
+from qdiff.files.journal import Journal
+from qdiff.pipelines.binding import checked, log_snr, made_for
+from qdiff.pipelines.pipeline import Pipeline
+
+FILE, JOURNAL = "correction.safetensors", "correcting"
+SAMPLES = 64
+FIRST = 10**6  # calibration images before are those that networks are calibrated on
+
+AnyPipeline = TypeVar("AnyPipeline", bound=Pipeline)
+
+log = logging.getLogger(__name__)
+
+
+class CorrectionSource(Protocol):
+    """A way to get a correction.
+
+    Attributes:
+        needs_weights: whether the network in full precision takes part.
+    """
+
+    @property
+    def needs_weights(self) -> bool: ...
+
+    def check(self, pipeline: Pipeline) -> None:
+        """Raise UserError if the settings or the file do not fit this pipeline, which is loaded; before anything is computed."""
+
+    def describe(self, pipeline: Pipeline, seconds: float) -> Sequence[str]:
+        """Return lines of a dry run; a network call of one image takes so many seconds."""
+
+    def run(
+        self, quantized: AnyPipeline, full_precision: Pipeline | None, folder: Path, *, progress: bool | None = None
+    ) -> AnyPipeline:
+        """Return the pipeline that corrects its predictions.
+
+        Args:
+            quantized: samples with the quantized network.
+            full_precision: the same with the other one, if `needs_weights`.
+            folder: keeps the work of a fit, and its file.
+            progress: show a progress bar; None shows it on a terminal.
+
+        Raises:
+            UserError: a file does not fit, or the sampler does not.
+        """
+
+
+@dataclass(frozen=True)
+class LoadCorrection:
+    """Read a correction from a file.
+
+    Args:
+        path: the file.
+        interpolate: see `Pipeline.with_correction`.
+    """
+
+    path: Path
+    interpolate: bool = False
+
+    needs_weights = False
+
+    def check(self, pipeline: Pipeline) -> None:
+        """Read the file, and compare it with all but the network, which is not there yet."""
+        table = read_correction(self.path)
+        belongs = made_for(pipeline, known=table.made_for.get("network", ""))
+        checked(table, belongs, pipeline, f"'{self.path}'", self.interpolate)
+
+    def describe(self, pipeline: Pipeline, seconds: float) -> Sequence[str]:
+        """Name the file and its parts."""
+        return [f"correction: {self.path}, {', '.join(read_correction(self.path).used) or 'all parts off'}"]
+
+    def run(
+        self, quantized: AnyPipeline, full_precision: Pipeline | None, folder: Path, *, progress: bool | None = None
+    ) -> AnyPipeline:
+        """Read the file; see `CorrectionSource`."""
+        return quantized.with_correction(self.path, interpolate=self.interpolate)
+
+
+@dataclass(frozen=True)
+class FitCorrection:
+    """Fit a correction.
+
+    Args:
+        fit: "ptqd" or "trajectory", see `qdiff.correction.table.CorrectionTable`.
+        samples: images, half of which the parts are judged on; at least 4.
+        parts: of `PARTS`, those that may be used.
+
+    Raises:
+        TypeError, ValueError: a setting of another type, or outside its range.
+    """
+
+    fit: str = "ptqd"
+    samples: int = SAMPLES
+    parts: tuple[str, ...] = PARTS
+
+    needs_weights = True
+
+    def __post_init__(self) -> None:
+        check_choice("fit", self.fit, FITS)
+        object.__setattr__(self, "samples", whole("samples", self.samples, 4))
+        for part in self.parts:
+            check_choice("parts", part, PARTS)
+
+    def check(self, pipeline: Pipeline) -> None:
+        """Refuse a sampler that the fit cannot be used with."""
+        if self.fit == "trajectory":
+            self._one_step(pipeline)
+
+    def calls(self, nfe: int) -> int:
+        """Return the network calls of one image each that the fit takes, at the most; half of them are quantized."""
+        walks = 1 + len(set(NEXT) & set(self.parts)) if self.fit == "trajectory" else 1
+        return (1 + walks) * self.samples * nfe
+
+    def describe(self, pipeline: Pipeline, seconds: float) -> Sequence[str]:
+        """Name the fit, and say how long it takes."""
+        calls = self.calls(pipeline.nfe)
+        return [
+            f"correction: {self.fit} fit on {self.samples} images, {calls:,} network calls, about "
+            f"{format_duration(calls * seconds)}"
+        ]
+
+    def run(
+        self, quantized: AnyPipeline, full_precision: Pipeline | None, folder: Path, *, progress: bool | None = None
+    ) -> AnyPipeline:
+        """Fit, or take the result of this fit if the folder has it; see `CorrectionSource`."""
+        assert full_precision is not None
+        file, journal = folder / FILE, folder / JOURNAL
+        belongs, provenance = made_for(quantized), self._provenance(quantized, full_precision)
+        if file.exists():
+            log.info("correction fitted before: %s", file)
+            table = read_correction(file)
+            _check_same(file, table, provenance)
+        else:
+            records = Journal(journal, {"made_for": belongs, **provenance, "parts": None})
+            hidden = None if progress is None else not progress
+            calls = self.calls(quantized.nfe)
+            with tqdm(total=calls, unit="call", desc="fitting the correction", disable=hidden) as bar:
+                found = self._fit(quantized, full_precision, records, bar.update)
+            timesteps = tuple(float(t) for t in quantized.timesteps)
+            numbers = {name: x for name, x in vars(found).items() if name != "parts"}
+            table = CorrectionTable(
+                fit=self.fit,
+                timesteps=timesteps,
+                log_snr=tuple(log_snr(quantized)),
+                parts=found.parts,
+                made_for=belongs,
+                provenance=provenance,
+                **numbers,
+            )
+            write_correction(file, table)
+        shutil.rmtree(journal, ignore_errors=True)
+        for name, part in table.parts.items():
+            log.info("correction, %s: %s", name, part)
+        return quantized.with_correction(table)
+
+    def _one_step(self, pipeline: Pipeline) -> StepFactors:
+        factors = step_factors(pipeline.sampling.sampler, pipeline.abar, clipped=True)
+        if factors is None:
+            raise UserError(
+                "a fit on the quantized trajectory needs DDIM, where a step depends on the last prediction alone, not "
+                f"{pipeline.sampling.sampler}: leave out --correct_fit trajectory, or change the sampler"
+            )
+        return factors
+
+    def _provenance(self, quantized: Pipeline, full_precision: Pipeline) -> dict[str, object]:
+        return {
+            "fit": self.fit,
+            "samples": self.samples,
+            "parts": list(self.parts),
+            "seed": quantized.sampling.seed,
+            "weights": tensors_digest(full_precision.network.state_dict()),
+            **quantized.digests(),
+        }
+
+    @torch.no_grad()
+    def _fit(
+        self, quantized: Pipeline, full_precision: Pipeline, journal: Journal, progress: Callable[[int], object]
+    ) -> Fitted:
+        sampler, abar = quantized.sampling.sampler, quantized.abar
+        if self.fit == "ptqd":
+            halves = _halves(self.samples)
+            fitted, held_out = (_Collected(quantized, full_precision, half, journal, progress) for half in halves)
+            return fit_predictions(fitted, held_out, self.parts, step_factors(sampler, abar))
+        factors = self._one_step(quantized)
+        images = range(FIRST, FIRST + self.samples)
+        fp, q = (_InBatches(pipeline, images, progress) for pipeline in (full_precision, quantized))
+        job = TrajectoryFit(
+            sampler,
+            abar,
+            factors,
+            lambda: quantized.calibration_noise(images),
+            lambda: _remembered(fp, journal, "fp"),
+            lambda parts: _remembered(q, journal, "-".join(("q", *sorted(parts)))),
+        )
+        return job.run(self.parts)
+
+
+def _halves(samples: int) -> tuple[range, range]:
+    middle = FIRST + samples // 2
+    return range(FIRST, middle), range(middle, FIRST + samples)
+
+
+class _Collected:
+    """Moments of both predictions on trajectories of full precision, a batch at a time; the journal keeps them."""
+
+    def __init__(
+        self,
+        quantized: Pipeline,
+        full_precision: Pipeline,
+        images: range,
+        journal: Journal,
+        progress: Callable[[int], object],
+    ):
+        self.quantized, self.full_precision = quantized, full_precision
+        self.images, self.journal, self.progress = images, journal, progress
+        self.finished: set[range] = set()
+
+    def __iter__(self) -> Iterator[Moments]:
+        size = self.quantized.batch_size
+        for start in range(self.images.start, self.images.stop, size):
+            yield self._of(range(start, min(start + size, self.images.stop)))
+
+    def _of(self, batch: range) -> Moments:
+        unit = f"images-{batch.start}-{batch.stop}"
+        recorded = self.journal.read(unit)
+        if recorded:
+            moments = Moments(recorded[0]["moments"], recorded[1]["pixels"], recorded[1]["cells"])
+            if batch not in self.finished:
+                self.progress(2 * len(batch) * self.quantized.nfe)
+        else:
+            moments = self._measured(batch)
+            numbers = {"pixels": moments.pixels, "cells": moments.cells}
+            self.journal.write(unit, {"moments": moments.values}, numbers)
+        self.finished.add(batch)
+        return moments
+
+    def _measured(self, batch: range) -> Moments:
+        model = self.quantized.calibration_model_for(batch)
+        each = []
+        for step in self.full_precision.calibration_steps(batch):
+            t = torch.full((len(batch),), step.t, device=step.x_t.device)
+            each.append(Moments.of(step.eps, model(step.x_t, t)))
+            self.progress(2 * len(batch))
+        return each[0].like(torch.stack([m.values for m in each], 1))
+
+
+class _InBatches:
+    """The model of many images, which the network gets a batch at a time."""
+
+    def __init__(self, pipeline: Pipeline, images: range, progress: Callable[[int], object]):
+        self.size, self.images, self.progress = pipeline.batch_size, images, progress
+        batches = [images[start : start + self.size] for start in range(0, len(images), self.size)]
+        self.models = [pipeline.calibration_model_for(batch) for batch in batches]
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        parts = []
+        for model, x, times in zip(self.models, x_t.split(self.size), t.split(self.size)):
+            parts.append(model(x, times))
+            self.progress(len(x))
+        return torch.cat(parts)
+
+
+def _remembered(model: _InBatches, journal: Journal, name: str) -> Model:
+    """Return the model that writes its predictions down, call by call, and takes them from there if they are known."""
+    calls = iter(range(10**9))
+
+    def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        unit = f"{name}-{next(calls):04d}"
+        recorded = journal.read(unit)
+        if recorded:
+            return recorded[0]["eps"].to(x_t)
+        eps = model(x_t, t)
+        journal.write(unit, {"eps": eps})
+        return eps
+
+    return predict
+
+
+def _check_same(file: Path, table: CorrectionTable, wanted: dict[str, object]) -> None:
+    described = json.loads(json.dumps(wanted))
+    changed = [key for key, value in described.items() if table.provenance.get(key) != value]
+    if changed:
+        raise UserError(
+            f"'{file}' was fitted with other {', '.join(changed)}: give another folder, or delete it to fit again"
+        )
