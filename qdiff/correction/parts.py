@@ -1,6 +1,5 @@
 """The parts of a correction, and what the samples that were not fitted say about each."""
 
-from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,12 +18,20 @@ class Part:
         gain: the share of the error on held-out samples that it removes; None where that was not measured.
         error: standard error of the gain, over the samples.
         note: what else there is to say.
+
+    Raises:
+        TypeError: an attribute has another type.
     """
 
     on: bool
     gain: float | None = None
     error: float | None = None
     note: str = ""
+
+    def __post_init__(self) -> None:
+        numbers = all(x is None or isinstance(x, int | float) for x in (self.gain, self.error))
+        if not (isinstance(self.on, bool) and numbers and isinstance(self.note, str)):
+            raise TypeError(f"a part is {self.on!r}, {self.gain!r}, {self.error!r}, {self.note!r}")
 
     def __str__(self) -> str:
         """Say it in one line."""
@@ -52,22 +59,3 @@ def judged(gains: Mean, whole: float) -> Part:
         return Part(False, note="there is no error")
     gain, error = (float(x) / whole for x in (gains.mean, gains.error))
     return Part(gain > CERTAIN * error, gain, error)
-
-
-def choose(
-    asked: Collection[str], names: Collection[str], gains: Callable[[frozenset[str], str], tuple[Mean, float]]
-) -> Mapping[str, Part]:
-    """Decide about parts one after the other, each beside those that were found to help before it.
-
-    Args:
-        asked: parts that may be used.
-        names: the parts, in the order of decision.
-        gains: parts in use and the next one -> the arguments of `judged`.
-    """
-    chosen: frozenset[str] = frozenset()
-    found = {}
-    for name in names:
-        found[name] = judged(*gains(chosen, name)) if name in asked else NOT_ASKED
-        if found[name].on:
-            chosen |= {name}
-    return found

@@ -51,4 +51,5 @@ def _probed(sampler: Sampler, abar: Tensor, size: float) -> StepFactors | None:
             return None
         factors.append([*solution.flatten().tolist(), 0.0][:3])
         drawn[0] = torch.zeros(ROWS, 1)
-    return StepFactors(*torch.tensor(factors, dtype=torch.float64).unbind(1))
+    found = torch.tensor(factors, dtype=torch.float64)
+    return StepFactors(*torch.where(found.abs() > EXACT, found, 0).unbind(1))  # repeated timesteps have c = 0

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from diffusion.steps import Correction, Model, Noise, Sampler, Step, uncorrected
-from qdiff.correction.moments import Mean, Moments, mean_of
-from qdiff.correction.parts import Part, choose
+from qdiff.correction.moments import Moments, mean_of
+from qdiff.correction.parts import NOT_ASKED, Part, judged
 from qdiff.correction.predictions import Fitted
 from qdiff.correction.steps import StepFactors
 
@@ -50,17 +50,16 @@ class TrajectoryFit:
         Args:
             asked: the parts that may be used.
         """
-        walks = {frozenset[str](): self._walk(frozenset())}
-
-        def gains(chosen: frozenset[str], name: str) -> tuple[Mean, float]:
-            walks[chosen | {name}] = after = self._walk(chosen | {name})
-            gain = walks[chosen].distance - after.distance
-            return mean_of([gain]), float(walks[frozenset()].distance.mean())
-
-        parts = dict(choose(asked, NEXT, gains))
+        best = self._walk(frozenset())
+        whole = float(best.distance.mean())
+        parts = dict.fromkeys(NEXT, NOT_ASKED)
+        for name in NEXT:
+            if name in asked:
+                walk = self._walk(best.parts | {name})
+                parts[name] = judged(mean_of([best.distance - walk.distance]), whole)
+                best = walk if parts[name].on else best
         parts["variance"] = Part(False, note="this fit compares states that the sampler's noise is part of")
-        used = frozenset(name for name in NEXT if parts[name].on)
-        return walks[used].fitted(parts)
+        return best.fitted(parts)
 
     def _walk(self, parts: frozenset[str]) -> "_Walk":
         """Sample with both networks, fitting and correcting each step of the quantized one."""

@@ -48,7 +48,7 @@ class CorrectionSource(Protocol):
     def needs_weights(self) -> bool: ...
 
     def check(self, pipeline: Pipeline) -> None:
-        """Raise UserError if the settings or the file do not fit this pipeline, which is loaded; before anything is computed."""
+        """Raise UserError if the settings or the file do not fit this pipeline, whose schedule is loaded."""
 
     def describe(self, pipeline: Pipeline, seconds: float) -> Sequence[str]:
         """Return lines of a dry run; a network call of one image takes so many seconds."""
