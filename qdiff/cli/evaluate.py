@@ -4,17 +4,25 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qdiff.cli.flags import device
 from qdiff.cli.parser import Parser, number, parse
+from qdiff.cli.recorded import load_run
 from qdiff.errors import UserError
+from qdiff.evaluation.run_protocol import CONFIG
 from qdiff.files.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from qdiff.pipelines.finished import FinishedRun
 
 EXAMPLES = """examples:
   FID, sFID, IS, KID, precision and recall of a run
     python -m qdiff evaluate runs/w4a8 --reference VIRTUAL_imagenet256_labeled.npz -o w4a8.json
   how far a quantized model's images are from those in full precision, same seeds
     python -m qdiff evaluate runs/w4a8 --fp runs/fp
+  the same without the sampler's amplification: errors of eps, for which both runs are loaded
+    python -m qdiff evaluate runs/w4a8 --fp runs/fp --metrics psnr,eps
   small sets, on the features of the bundled classifier, beside an earlier result
     python -m qdiff evaluate runs/w4a8 --features models/features/emoji32/classifier.safetensors \\
       --reference models/features/emoji32/reference.safetensors --compare fp.json
@@ -43,8 +51,8 @@ def _parser() -> Parser:
         "--metrics",
         type=_words,
         metavar="NAME,NAME,...",
-        help="of fid, sfid, is, kid, prc (precision and recall), psnr, mae, ssim, lpips and clip (default: all whose "
-        "inputs are given)",
+        help="of fid, sfid, is, kid, prc (precision and recall), psnr, mae, ssim, lpips, clip and, of two runs, eps "
+        "(default: all whose inputs are given, but eps)",
     )
     add("--few", action="store_true", help="compute also what needs more images, under a name that says so")
     add(
@@ -104,9 +112,9 @@ def main(argv: Sequence[str]) -> None:
 
     earlier = [read_evaluation(path) for path in args.compare]
     found = evaluate(
-        args.images,
+        _source(args.images, args.device),
         reference=args.reference,
-        full_precision=args.fp,
+        full_precision=args.fp and _source(args.fp, args.device),
         metrics=args.metrics,
         inception=args.inception,
         features=args.features,
@@ -128,6 +136,11 @@ def main(argv: Sequence[str]) -> None:
             raise
     check_comparable([*earlier, found])
     print(text([*earlier, found]))
+
+
+def _source(path: Path, device: str) -> "Path | FinishedRun":
+    """Return the run of a folder, and other paths as they are."""
+    return load_run(path, device=device) if (path / CONFIG).is_file() else path
 
 
 def _words(text: str) -> list[str]:

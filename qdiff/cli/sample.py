@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from qdiff.pipelines.output import Output
     from qdiff.pipelines.pipeline import Pipeline
     from qdiff.pipelines.quantization import Quantization
-    from qdiff.pipelines.run import Record
+    from qdiff.pipelines.run import Record, Run
     from qdiff.policy import QuantPolicy
 
 # Flags that do not change the images, so that a run can be resumed with other values
@@ -102,13 +102,17 @@ def record_of(args: Namespace, free: Collection[str], files: Collection[str] = (
     )
 
 
-def run_pipeline(
+def assembled(
     pipeline: "Pipeline", args: Namespace, output: "Output", record: "Record", folder_flag: str = "-l"
-) -> None:
-    """Run, or with `--dry_run` plan, a pipeline. Raises UserError for every error that the user can fix."""
+) -> "Run":
+    """Return the run of the flags. Raises UserError if they do not fit the model."""
     from qdiff.pipelines.run import Run
 
-    run = Run(pipeline, quantization_of(args), output, args.logdir, record, folder_flag)
+    return Run(pipeline, quantization_of(args), output, args.logdir, record, folder_flag)
+
+
+def perform(run: "Run", args: Namespace) -> None:
+    """Do, or with `--dry_run` plan, a run. Raises UserError for every error that the user can fix."""
     if args.dry_run:
         run.dry_run()
     else:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qdiff.errors import UserError
 from qdiff.evaluation.record import SamplingRecord
-from qdiff.evaluation.run_protocol import read_config, rounding_of, sampling_record, section
+from qdiff.evaluation.run_protocol import CONFIG, read_config, rounding_of, sampling_record, section
 from qdiff.files.digest import digest, file_digest
 from qdiff.files.images import Shape, image_shape, image_text, read_image
 from qdiff.files.npz import StoredImages
@@ -60,14 +60,14 @@ class Folder:
     @classmethod
     def open(cls, folder: Path) -> "Folder":
         """List the PNGs of a folder, or of a run's `img`. Raises UserError if there are none."""
-        run = folder / "img" if (folder / "config.yaml").is_file() else None
+        run = folder / "img" if (folder / CONFIG).is_file() else None
         paths = sorted((run or folder).glob("*.png"))
         if not paths:
             raise UserError(f"'{run or folder}' has no PNG images: give a folder of PNGs, a run's folder or an .npz")
         shape = image_shape(paths[0])
         if run is None:
             return cls(str(folder), paths, shape)
-        config = read_config(folder / "config.yaml")
+        config = read_config(folder / CONFIG)
         weights = section(config, "sha256").get("weights")
         sampling = sampling_record(image_text(paths[0]), weights)
         return cls(str(folder), paths, shape, rounding_of(section(section(config, "config"), "data")), sampling)

@@ -71,6 +71,31 @@ class SamplingRecord:
 
 
 @dataclass(frozen=True)
+class ModelRecord:
+    """The model that the images were sampled with, and what its network takes.
+
+    Attributes:
+        source: file of its configuration.
+        parameters: of the network that predicts the noise.
+        file_bytes: size of the network's file; in full precision, of its parameters in float32; None for a quantized
+            one that was not read from a file.
+        step_bops: bit operations of a sampling step for one image, averaged over the steps; see `qdiff.evaluation.bops`.
+        bops: bit operations of all steps for one image.
+    """
+
+    source: str
+    parameters: int
+    file_bytes: int | None
+    step_bops: float
+    bops: int
+
+    @property
+    def bits(self) -> float | None:
+        """Bits that the file takes per parameter; None if its size is not known."""
+        return None if self.file_bytes is None else 8 * self.file_bytes / self.parameters
+
+
+@dataclass(frozen=True)
 class Row:
     """A value.
 
@@ -105,6 +130,7 @@ class Evaluation:
         left_out: metric -> why it has no value.
         notes: what a reader must know before comparing these values with others, the most important first.
         settings: package versions and the machine.
+        model: what the images were sampled with; None if it is not known.
     """
 
     images: ImagesRecord
@@ -116,6 +142,7 @@ class Evaluation:
     left_out: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
+    model: ModelRecord | None = None
 
     @property
     def values(self) -> dict[str, float]:

@@ -12,7 +12,8 @@ from qdiff.errors import UserError
 from qdiff.evaluation.record import Evaluation
 from qdiff.files.atomic import replacing
 
-FORMAT, VERSION = "qdiff evaluation", 1
+FORMAT, VERSION = "qdiff evaluation", 2
+READ = (1, VERSION)  # version 1 did not know the model
 REMEDY = "evaluate the images again"
 
 
@@ -42,8 +43,9 @@ def read_evaluation(path: Path) -> Evaluation:
         raise UserError(f"'{path}' is not valid JSON ({e}): {REMEDY}") from e
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"'{path}' is not a results file of python -m qdiff evaluate: {REMEDY}")
-    if content.get("version") != VERSION:
-        raise UserError(f"'{path}' has version {content.get('version')!r}, this program reads {VERSION}: {REMEDY}")
+    if content.get("version") not in READ:
+        known = " and ".join(map(str, READ))
+        raise UserError(f"'{path}' has version {content.get('version')!r}, this program reads {known}: {REMEDY}")
     try:
         return parsed(Evaluation, {key: value for key, value in content.items() if key not in ("format", "version")})
     except ValueError as e:

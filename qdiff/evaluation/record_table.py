@@ -1,11 +1,11 @@
 """Evaluations of one protocol as a table for a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from qdiff.errors import UserError
 from qdiff.evaluation.notes import published_notes
-from qdiff.evaluation.record import Evaluation, Row
-from qdiff.files.tables import aligned
+from qdiff.evaluation.record import Evaluation, ModelRecord, Row
+from qdiff.files.tables import aligned, with_prefix
 
 ROLES = {"features": "feature network", "clip": "CLIP model", "lpips": "LPIPS network"}
 
@@ -39,12 +39,22 @@ def text(evaluations: Sequence[Evaluation]) -> str:
         ["", *(found.images.source for found in evaluations)],
         ["images", *(f"{found.images.number:,}" for found in evaluations)],
         ["bits", *(found.sampling.bits if found.sampling else "-" for found in evaluations)],
+        *_costs([found.model for found in evaluations]),
         *([title, *(found.get(key, "-") for found in cells)] for key, title in titles.items()),
     ]
     first = [note for found in evaluations if found.is_full_precision for note in published_notes(found)]
     notes = [f"note: {note}" for note in (*first, *(note for note in last.notes if note not in first))]
     left_out = [f"left out: {name}: {reason}" for name, reason in last.left_out.items()]
     return "\n".join([*notes[: len(first)], aligned(rows), *notes[len(first) :], *left_out])
+
+
+def _costs(models: Sequence[ModelRecord | None]) -> Iterator[list[str]]:
+    """Yield rows about networks; none if nothing is known about them."""
+    if any(models):
+        files = [model.file_bytes if model else None for model in models]
+        yield ["file of the network", *("-" if size is None else f"{size / 1e6:.2f} MB" for size in files)]
+        yield ["BOPs per step", *(with_prefix(model.step_bops) if model else "-" for model in models)]
+        yield ["BOPs per image", *(with_prefix(model.bops) if model else "-" for model in models)]
 
 
 def _title(row: Row) -> str:

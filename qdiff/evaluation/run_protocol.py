@@ -9,6 +9,7 @@ import yaml
 from qdiff.errors import UserError
 from qdiff.evaluation.record import SamplingRecord
 
+CONFIG = "config.yaml"  # in the folder of a run
 SAMPLER = re.compile(r"(?P<sampler>\w+\(.*\)), (?P<nfe>\d+) network calls(, scale (?P<scale>\S+))?")
 
 

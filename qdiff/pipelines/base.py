@@ -131,6 +131,10 @@ class BasePipeline(ABC, Generic[SamplingT]):
     def example(self, batch_size: int) -> Call:
         """Return arguments of the network: x_t (B, *latent_shape), t (B,) and the condition, if it takes one."""
 
+    def shapes(self) -> Call:
+        """Return arguments of the network for one image, whose values mean nothing; needs no weights."""
+        return self.example(1)
+
     def decode(self, x: Tensor) -> Tensor:
         """Turn the sampler's last x_prev into images (B, 1 or 3, H, W) of about -1..1."""
         return x

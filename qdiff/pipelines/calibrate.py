@@ -117,7 +117,7 @@ class Calibrate:
             provenance["spectrum_images"] = self.spectrum_images
         if file.exists():
             log.info("calibrated before: %s", file)
-            model = self.finished(file).run(pipeline, folder)
+            model = self.result(folder).run(pipeline, folder)
             _check_same(file, model.provenance, provenance)
             return model
         data = calibration_set(pipeline, self.data, folder, weights, progress) if self._samples(pipeline) else None
@@ -137,11 +137,11 @@ class Calibrate:
         model.forget_full_precision()  # sampling does not need them
         return model
 
-    def finished(self, path: Path) -> LoadQuantized:
-        """Return the way to load the file that this calibration writes."""
+    def result(self, folder: Path) -> LoadQuantized:
+        """Return the way to load the file that this calibration writes; see `Quantization`."""
         p = self.policy
         act_bit, a_sym = (p.act.bits, p.act.symmetric) if p.act else (None, False)
-        return LoadQuantized(path, p.weight.bits, act_bit, a_sym, p.split, p.softmax_bits)
+        return LoadQuantized(folder / FILE, p.weight.bits, act_bit, a_sym, p.split, p.softmax_bits)
 
     def _samples(self, pipeline: Pipeline) -> int:
         """Return the size of the calibration set; 0 if none is needed."""

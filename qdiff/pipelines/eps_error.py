@@ -1,12 +1,21 @@
 """Error of a quantized network's predictions along the trajectories of full precision."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
 
 import torch
 
 from diffusion.steps import Model, Step
+from qdiff.errors import UserError
+from qdiff.evaluation.record import Evaluation, Row
+from qdiff.files.version import own_version
 from qdiff.functional import relative_squared_error
 from qdiff.pipelines.pipeline import Pipeline
+
+EPS = "eps"  # key of its metric
+MOST = 8  # images of which a metric is measured
 
 
 @torch.no_grad()
@@ -35,3 +44,21 @@ def relative_eps_error(quantized: Pipeline, full_precision: Pipeline, indices: S
     """
     model = quantized.model_for(indices)
     return [eps_error(model, step) for step in full_precision.steps(indices)]
+
+
+def with_eps(found: Evaluation, quantized: Pipeline, full_precision: Pipeline) -> Evaluation:
+    """Add the error of eps, averaged over the steps of the first images, to their evaluation.
+
+    Raises:
+        UserError: the pipelines are of models whose x_t differ in shape.
+    """
+    here, there = quantized.latent_shape, full_precision.latent_shape
+    if here != there:
+        raise UserError(f"--metrics {EPS}: x_t has the shapes {here} and {there}: compare a model with itself")
+    images = range(min(MOST, found.images.number or 1))
+    error = fmean(relative_eps_error(quantized, full_precision, images))
+    if math.isnan(error):
+        return replace(found, left_out={**found.left_out, EPS: "its value is not a number"})
+    name = f"relative squared error of eps, {len(images)} images"
+    value = None if math.isinf(error) else error
+    return replace(found, rows=(*found.rows, Row(EPS, name, "", value, f"qdiff {own_version() or 'not installed'}")))

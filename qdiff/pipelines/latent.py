@@ -5,12 +5,13 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from diffusion.steps import Model
 from qdiff.adapters.ldm.checkpoints import PublishedKeys
-from qdiff.adapters.ldm.models import Condition, build, decode, guided, image_shape
+from qdiff.adapters.ldm.models import Condition, build, decode, example, guided, image_shape
 from qdiff.adapters.ldm.samplers import DDIM, DDPM, PLMS, DPMSolver
 from qdiff.calls import Call
 from qdiff.checkpoints.weights import load_weights
@@ -133,6 +134,10 @@ class LatentPipeline(Pipeline[GuidedT]):
         c = self.conditions.for_calibration([0])
         condition = () if c is None else (c.expand(batch_size, -1, -1),)
         return Call((x, self._latest_timestep(batch_size), *condition))
+
+    def shapes(self) -> Call:
+        _, t, *condition = example(self.latent)
+        return Call((torch.zeros(1, *self.latent_shape), t, *condition))
 
     def decode(self, x: Tensor) -> Tensor:
         with self._context:

@@ -186,12 +186,12 @@ class Pipeline(BasePipeline[SamplingT]):
     def bops(self) -> TrajectoryBops:
         """Count the network's bit operations for one image, without computing it.
 
-        Conditioners and the decoding of latents are not counted.
+        Conditioners and the decoding of latents are not counted. The network needs no weights.
         """
         network = self.network
         policy = network.policy if isinstance(network, QuantModel) else QuantPolicy()
         phases = tuple(map(policy.phase_of, self.timesteps))
-        return TrajectoryBops(network_bops(network, self.example(1)), phases, self.cfg_copies)
+        return TrajectoryBops(network_bops(network, self.shapes()), phases, self.cfg_copies)
 
     def check_loaded(self) -> None:
         """Check that the network has weights. Raises ValueError if they are on the meta device."""

@@ -68,7 +68,7 @@ class Run:
         with RunFolder.open(self.folder, flag=self.folder_flag, verbose=verbose) as folder:
             needs_weights = self.quantization is None or self.quantization.needs_weights
             weights = self.pipeline.load(network=needs_weights)
-            folder.record_config(self._settings(weights), [f"free.{name}" for name in self.record.free])
+            folder.record_config(self.settings(weights), [f"free.{name}" for name in self.record.free])
             self._announce()
             if self.quantization:  # before its work; sampling checks too, and reads every image for it
                 self.output.check(self.pipeline, folder)
@@ -95,7 +95,7 @@ class Run:
         each = forward_seconds(p.network, p.example(MEASURED)) / MEASURED * p.cfg_copies
         print(f"sampling: {n} images, {p.nfe} steps, about {format_duration(each * p.nfe * n)}, to {self.folder}")
 
-    def _settings(self, weights: Mapping[str, Tensor]) -> dict:
+    def settings(self, weights: Mapping[str, Tensor]) -> dict:
         """Return everything that determines the images; `weights` are the loaded ones."""
         p, flags = self.pipeline, dict(self.record.flags)
         if "precision" in flags:  # resolved, for another device may compute otherwise

@@ -78,16 +78,15 @@ class RunFolder:
                 but no `config.yaml`.
         """
         file = self.path / "config.yaml"
-        text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         if file.exists():
-            self._refuse_other(_flat(self._read(file)), _flat(yaml.safe_load(text)), resumable)
+            self._refuse_other(self._read(file), config, resumable)
         elif any(self.image_dir.glob("*.png")):
             raise UserError(
                 f"'{self.image_dir}' holds images, but no config.yaml says how they were made: move them away, or give "
                 f"another folder with {self.flag}"
             )
         with replacing(file) as partial:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_text(_as_yaml(config), encoding="utf-8")
 
     def _read(self, file: Path) -> dict:
         try:
@@ -98,18 +97,28 @@ class RunFolder:
             raise UserError(f"'{file}' is not the configuration of a run: give another folder with {self.flag}")
         return config
 
-    def _refuse_other(self, before: dict[str, str], now: dict[str, str], resumable: Collection[str]) -> None:
-        sections = list(dict.fromkeys(key.partition(".")[0] for key in before | now))
-        changed = [
-            _change(key, before.get(key, ABSENT), now.get(key, ABSENT))
-            for key in sorted(before | now, key=lambda key: sections.index(key.partition(".")[0]))
-            if key not in resumable and before.get(key) != now.get(key)
-        ]
-        if changed:
+    def _refuse_other(self, before: Mapping, now: Mapping[str, object], resumable: Collection[str]) -> None:
+        if changed := changes(before, now, resumable):
             raise UserError(
-                f"'{self.path}' holds another run: {_in_short(changed)}; change that back, or give another folder with "
-                f"{self.flag}"
+                f"'{self.path}' holds another run: {changed}; change that back, or give another folder with {self.flag}"
             )
+
+
+def changes(recorded: Mapping, config: Mapping[str, object], ignored: Collection[str] = ()) -> str:
+    """Describe in one line what differs between configurations; empty if nothing does.
+
+    Args:
+        recorded: as `config.yaml` has it.
+        config, ignored: as `config` and `resumable` of `RunFolder.record_config`.
+    """
+    before, now = _flat(recorded), _flat(yaml.safe_load(_as_yaml(config)))
+    sections = list(dict.fromkeys(key.partition(".")[0] for key in before | now))
+    changed = [
+        _change(key, before.get(key, ABSENT), now.get(key, ABSENT))
+        for key in sorted(before | now, key=lambda key: sections.index(key.partition(".")[0]))
+        if key not in ignored and before.get(key) != now.get(key)
+    ]
+    return _in_short(changed) if changed else ""
 
 
 def _change(key: str, before: str, now: str) -> str:
@@ -152,6 +161,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_multi_representer(PurePath, lambda dumper, path: dumper.represent_str(str(path)))
+
+
+def _as_yaml(config: Mapping[str, object]) -> str:
+    return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _flat(config: object, prefix: str = "") -> dict[str, str]:
