@@ -154,19 +154,33 @@ def _images(args: argparse.Namespace) -> "Figure":
 
 
 def _tradeoff_flags(parser: Parser) -> None:
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="results.json of a report")
+    parser.add_argument(
+        "files",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="results of python -m qdiff evaluate, each a method, or results.json of a report",
+    )
     add = parser.group("plot")
     add("--metric", default="psnr", metavar="KEY", help="number of the results to show, such as psnr, mae or frechet")
-    add("--cost", default="size", metavar="KEY", help="number to show it against: size of the file, bits per parameter")
+    add(
+        "--cost",
+        default="size",
+        metavar="KEY",
+        help="number to show it against: size of the file, bits per parameter; of evaluations also bops, bit operations "
+        "per image, and step_bops, per step",
+    )
 
 
 def _tradeoff(args: argparse.Namespace) -> "Figure":
-    from qdiff.analysis.tradeoff import check_key, read_results
+    from qdiff.analysis.tradeoff import check_keys, read_results
     from qdiff.plots.tradeoff import draw_tradeoff
 
-    results = [result for path in args.files for result in read_results(path)]
-    check_key("--metric", args.metric, results)
-    check_key("--cost", args.cost, results)
+    results = read_results(args.files)
+    check_keys(args.metric, args.cost, results)
+    for result in results:
+        if args.metric not in result.numbers:
+            print(f"left out: {result.method}, whose {args.metric} is infinite or not known")
     return draw_tradeoff(results, args.metric, args.cost)
 
 
@@ -190,5 +204,5 @@ KINDS = {
     "images": Kind(
         "images and their differences to full precision", f"{MODEL} --quantized FILE ...", _several_flags, _images
     ),
-    "tradeoff": Kind("quality against size or bits, from results files", "FILE ...", _tradeoff_flags, _tradeoff),
+    "tradeoff": Kind("quality against size, bits or bit operations, from results files", "FILE ...", _tradeoff_flags, _tradeoff),
 }

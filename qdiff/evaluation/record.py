@@ -115,6 +115,11 @@ class Row:
     by: str
     published: float | None = None
 
+    @property
+    def title(self) -> str:
+        """Name and unit."""
+        return f"{self.name} [{self.unit}]" if self.unit else self.name
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -11,10 +11,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from qdiff.errors import UserError
 from qdiff.evaluation.record import Evaluation
 from qdiff.files.atomic import replacing
+from qdiff.files.json_file import read_json
 
 FORMAT, VERSION = "qdiff evaluation", 2
 READ = (1, VERSION)  # version 1 did not know the model
-REMEDY = "evaluate the images again"
+KIND, REMEDY = "a results file of python -m qdiff evaluate", "evaluate the images again"
 
 
 def to_json(evaluation: Evaluation) -> str:
@@ -35,14 +36,27 @@ def read_evaluation(path: Path) -> Evaluation:
     Raises:
         UserError: the file is missing, damaged, of another kind or version, or a field is missing or wrong.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"cannot read '{path}' ({e.strerror}): give a results file of python -m qdiff evaluate") from e
-    except ValueError as e:
-        raise UserError(f"'{path}' is not valid JSON ({e}): {REMEDY}") from e
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"'{path}' is not a results file of python -m qdiff evaluate: {REMEDY}")
+    content = read_json(path, f"give {KIND}")
+    if not is_evaluation(content):
+        raise UserError(f"'{path}' is not {KIND}: {REMEDY}")
+    return evaluation_of(path, content)
+
+
+def is_evaluation(content: object) -> bool:
+    """Return whether the content of a JSON file claims to be an evaluation, of any version."""
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def evaluation_of(path: Path, content: Mapping[str, Any]) -> Evaluation:
+    """Return the evaluation that a JSON file holds.
+
+    Args:
+        path: the file, for error messages.
+        content: of the file; `is_evaluation`.
+
+    Raises:
+        UserError: the version is another one, or a field is missing or wrong.
+    """
     if content.get("version") not in READ:
         known = " and ".join(map(str, READ))
         raise UserError(f"'{path}' has version {content.get('version')!r}, this program reads {known}: {REMEDY}")

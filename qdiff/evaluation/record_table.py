@@ -10,8 +10,16 @@ from qdiff.files.tables import aligned, with_prefix
 ROLES = {"features": "feature network", "clip": "CLIP model", "lpips": "LPIPS network"}
 
 
-def check_comparable(evaluations: Sequence[Evaluation]) -> None:
-    """Check that evaluations may stand in one table. Raises UserError for other references, networks or numbers."""
+def check_comparable(evaluations: Sequence[Evaluation], flag: str = "--compare") -> None:
+    """Check that evaluations may stand side by side.
+
+    Args:
+        evaluations: at least one; all are compared with the last.
+        flag: the flag that names the others, for error messages.
+
+    Raises:
+        UserError: another reference, network or number of images.
+    """
     *earlier, last = evaluations
     for other in earlier:
         for what, (theirs, ours) in {
@@ -21,7 +29,7 @@ def check_comparable(evaluations: Sequence[Evaluation]) -> None:
         }.items():
             if theirs and ours and theirs != ours:
                 raise UserError(
-                    f"--compare: '{other.images.source}' was evaluated with another {what} ({theirs}, now {ours}): "
+                    f"{flag}: '{other.images.source}' was evaluated with another {what} ({theirs}, now {ours}): "
                     "compare results of one protocol"
                 )
 
@@ -33,7 +41,7 @@ def text(evaluations: Sequence[Evaluation]) -> str:
         evaluations: comparable ones; the notes are those of the last; what full precision misses comes first.
     """
     last = evaluations[-1]
-    titles = {row.metric: _title(row) for found in evaluations for row in found.rows}
+    titles = {row.metric: row.title for found in evaluations for row in found.rows}
     cells = [{row.metric: _cell(row) for row in found.rows} for found in evaluations]
     rows = [
         ["", *(found.images.source for found in evaluations)],
@@ -55,10 +63,6 @@ def _costs(models: Sequence[ModelRecord | None]) -> Iterator[list[str]]:
         yield ["file of the network", *("-" if size is None else f"{size / 1e6:.2f} MB" for size in files)]
         yield ["BOPs per step", *(with_prefix(model.step_bops) if model else "-" for model in models)]
         yield ["BOPs per image", *(with_prefix(model.bops) if model else "-" for model in models)]
-
-
-def _title(row: Row) -> str:
-    return f"{row.name} [{row.unit}]" if row.unit else row.name
 
 
 def _cell(row: Row) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from diffusion.steps import Model
-from qdiff.adapters.ldm.checkpoints import PublishedKeys
+from qdiff.adapters.ldm.checkpoints import PublishedKeys, schedule
 from qdiff.adapters.ldm.models import Condition, build, decode, example, guided, image_shape
 from qdiff.adapters.ldm.samplers import DDIM, DDPM, PLMS, DPMSolver
 from qdiff.calls import Call
@@ -54,6 +54,7 @@ class LatentPipeline(Pipeline[GuidedT]):
         self.config = load_latent_config(self.source, model.overrides)
         self.latent = build_latent(self.config, self.source, empty=True).eval().requires_grad_(False)
         self.stride = cast(int, self.network.stride)
+        self._abar = schedule(self.config)["alphas_cumprod"]  # which the weights must agree with
         self._configure(sampling)
         self.precision = resolved(model.precision, self.device)
         self._context = precision_of(self.precision, self.device)
@@ -80,7 +81,7 @@ class LatentPipeline(Pipeline[GuidedT]):
 
     @property
     def abar(self) -> Tensor:
-        return cast(Tensor, self.latent.alphas_cumprod)
+        return self._abar
 
     @property
     def latent_shape(self) -> Shape:
