@@ -79,8 +79,8 @@ class ModelRecord:
         parameters: of the network that predicts the noise.
         file_bytes: size of the network's file; in full precision, of its parameters in float32; None for a quantized
             one that was not read from a file.
-        step_bops: bit operations of a sampling step for one image, averaged over the steps; see `qdiff.evaluation.bops`.
-        bops: bit operations of all steps for one image.
+        step_bops: bit operations of a sampling step for one image, averaged over all steps.
+        bops: of all steps for one image; see `qdiff.evaluation.bops`.
     """
 
     source: str

@@ -1,6 +1,5 @@
 """A finished run: its folder, from which the pipeline that sampled it is made again."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from qdiff.evaluation.run_protocol import CONFIG, read_config
 from qdiff.pipelines.model_record import model_record
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.run import Run
+from qdiff.pipelines.settings import Sampling
 from qdiff.sampling.run_folder import changes
 
 
@@ -52,30 +52,39 @@ class FinishedRun:
         """
         run = self._open()
         self._check(run, run.pipeline.load(network=_takes_weights(run)))
-        return self._quantized(run, run.pipeline)
+        way = run.quantization
+        if way is None:
+            return run.pipeline
+        return run.pipeline.with_network(way.result(self.folder).run(run.pipeline, self.folder))
 
-    def load_pair(self) -> tuple[Pipeline, Pipeline]:
-        """Load the pipeline in full precision, and the one that sampled the images.
+    def load_full_precision(self) -> Pipeline:
+        """Load the model of the run in full precision, with its sampling.
 
         Raises:
-            UserError: as `load`, or the run is in full precision.
+            UserError: as `load`.
         """
         run = self._open()
-        if run.quantization is None:
-            raise UserError(f"'{self}' is in full precision: give a run with --ptq")
         weights = run.pipeline.load()
         self._check(run, weights if _takes_weights(run) else None)
-        return run.pipeline, self.with_network(run.pipeline)
+        return run.pipeline
 
-    def with_network(self, pipeline: Pipeline) -> Pipeline:
-        """Return a pipeline of the same model with the run's quantized network; `pipeline` does not change."""
-        own = pipeline.with_network(copy.deepcopy(pipeline.network))  # a file is loaded in place
-        return self._quantized(self._open(), own)
+    def quantized(self, pipeline: Pipeline) -> Pipeline:
+        """Return the pipeline that samples with the run's quantized network instead; `pipeline` does not change.
 
-    def _quantized(self, run: Run, pipeline: Pipeline) -> Pipeline:
-        if run.quantization is None:
-            return pipeline
-        return pipeline.with_network(run.quantization.result(self.folder).run(pipeline, self.folder))
+        Args:
+            pipeline: of the model that the run quantized.
+
+        Raises:
+            UserError: the run is in full precision, or its quantized file is missing, damaged or of another network.
+        """
+        way = self._open().quantization
+        if way is None:
+            raise UserError(f"'{self}' is in full precision: give a run with --ptq")
+        return way.result(self.folder).applied(pipeline)
+
+    def sampling(self) -> Sampling:
+        """Return the settings of sampling, but for the batch size. Raises UserError if the run cannot be made again."""
+        return replace(self._open().pipeline.sampling, batch_size=None)
 
     def _check(self, run: Run, weights: Mapping[str, Tensor] | None) -> None:
         """Check a run against what its folder recorded.

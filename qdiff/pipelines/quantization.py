@@ -1,5 +1,6 @@
 """Ways to quantize the network of a pipeline: read a file, or calibrate (see `calibrate`)."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -92,6 +93,11 @@ class LoadFile(ABC):
     def run(self, pipeline: Pipeline, folder: Path, *, progress: bool | None = None) -> QuantModel:
         """Read the file; see `Quantization`."""
         return self.load(pipeline.network).eval().to(pipeline.device)
+
+    def applied(self, pipeline: Pipeline) -> Pipeline:
+        """Return the pipeline that samples with this file; `pipeline` keeps its network. Raises UserError as `load`."""
+        own = pipeline.with_network(copy.deepcopy(pipeline.network))  # a file is loaded in place
+        return pipeline.with_network(self.run(own, Path()))
 
     def result(self, folder: Path) -> "LoadFile":
         """Return this; see `Quantization`."""

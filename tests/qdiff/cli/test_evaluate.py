@@ -57,7 +57,8 @@ def test_a_table_and_a_results_file(runs):
     rows = {"": runs / "w4", "images": "40", "bits": "W4A8, split"} | dict(zip(titles, values))
     width = max(map(len, rows)) + 2
     assert lines[:7] == [f"{title:{width}}{cell}" for title, cell in rows.items()]
-    assert [line.split(":")[0] for line in lines[7:]] == ["note"] + ["left out"] * 5
+    assert [line.split(":")[0] for line in lines[7:]] == ["note", "note"] + ["left out"] * 5
+    assert "w4/config.yaml' does not have the flags of a sampling script" in lines[8] and found.model is None
     assert found.sampling.bits == "W4A8, split" and found.reference.number == 338
     assert [n.role for n in found.networks] == ["features"] and "torch" in found.settings["versions"]
 
@@ -192,7 +193,7 @@ def test_results_of_another_version_or_protocol_are_one_line(runs):
     assert "was evaluated with another reference (ffffffff, now" in refusal(*words)
     content["version"] = 7
     out.write_text(json.dumps(content))
-    assert "fp.json' has version 7, this program reads 1" in refusal(*words)
+    assert "fp.json' has version 7, this program reads 1 and 2" in refusal(*words)
 
 
 def test_flags_that_are_refused(runs):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qdiff.errors import UserError
-from qdiff.evaluation.record import Evaluation, ImagesRecord, NetworkRecord, Row, SamplingRecord
+from qdiff.evaluation.record import Evaluation, ImagesRecord, ModelRecord, NetworkRecord, Row, SamplingRecord
 from qdiff.evaluation.record_file import read_evaluation, to_json, write_evaluation
 
 EVALUATION = Evaluation(
@@ -20,6 +20,7 @@ EVALUATION = Evaluation(
     {"lpips": "no weights"},
     ("note",),
     {"versions": "torch 2"},
+    ModelRecord("configs/m.yml", 1000, 750, 1.5e9, 3 * 10**9),
 )
 
 
@@ -54,16 +55,26 @@ def test_the_schema():
         raise AssertionError(constant)
 
     content = json.loads(to_json(EVALUATION), parse_constant=refuse)
-    assert (content["format"], content["version"]) == ("qdiff evaluation", 1)
+    assert (content["format"], content["version"]) == ("qdiff evaluation", 2)
     images = {"source", "kind", "number", "shape", "sha256", "rounding"}
     assert {key: set(content[key]) for key in ("images", "reference")} == {"images": images, "reference": images}
     sampling = {"sampler", "steps", "nfe", "eta", "scale", "seed", "bits", "precision", "weights"}
     assert set(content["sampling"]) == sampling
     assert set(content["networks"][0]) == {"role", "name", "sha256", "standard"}
     assert set(content["rows"][0]) == {"metric", "name", "unit", "value", "by", "published"}
-    others = {"full_precision", "left_out", "notes", "settings"}
+    assert set(content["model"]) == {"source", "parameters", "file_bytes", "step_bops", "bops"}
+    others = {"full_precision", "left_out", "model", "notes", "settings"}
     assert set(content) == {"format", "version", "images", "reference", "sampling", "networks", "rows"} | others
     assert content["images"]["shape"] == [3, 8, 8] and content["rows"][1]["value"] is None
+
+
+def test_version_1_did_not_know_the_model(path):
+    edited(path, lambda content: content.update(version=1) or content.pop("model"))
+    assert read_evaluation(path) == replace(EVALUATION, model=None)
+
+
+def test_bits_per_parameter():
+    assert EVALUATION.model.bits == 6 and replace(EVALUATION.model, file_bytes=None).bits is None
 
 
 def test_whole_numbers_stand_for_numbers(path):
@@ -74,7 +85,7 @@ def test_whole_numbers_stand_for_numbers(path):
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda c: c.update(version=2), "has version 2, this program reads 1: evaluate the images again"),
+        (lambda c: c.update(version=3), "has version 3, this program reads 1 and 2: evaluate the images again"),
         (lambda c: c.pop("version"), "has version None"),
         (lambda c: c.update(format="other"), "is not a results file"),
         (lambda c: c.pop("rows"), "file.rows is missing"),

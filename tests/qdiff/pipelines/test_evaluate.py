@@ -144,7 +144,7 @@ def test_a_stream_that_turns_out_too_short_keeps_what_can_be_computed(tmp_path):
         ({"metrics": ["fid"]}, "--metrics fid cannot be computed: give the reference's images"),
         ({"metrics": ["psrn"]}, "--metrics: 'psrn' is unknown: did you mean psnr?"),
         ({"metrics": ["psnr"]}, "--metrics psnr cannot be computed: give the full-precision images"),
-        ({"metrics": ["eps"]}, "eps needs two pipelines"),
+        ({"metrics": ["eps"]}, "--metrics eps needs the folders of two runs, or from Python two pipelines"),
         ({"metrics": ["clip"]}, "--metrics clip cannot be computed: give a CLIP model"),
         ({"clip": "x"}, "the images do not say their prompts: give them with --prompts FILE"),
         ({"full_precision": OTHERS, "metrics": ["lpips"]}, "get torchvision's https://"),
