@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdiff.cli.flags import device
+from qdiff.cli.flags import check_new, device
 from qdiff.cli.parser import Parser, number, parse
 from qdiff.cli.recorded import load_run
 from qdiff.errors import UserError
@@ -33,7 +33,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m qdiff evaluate",
         usage="%(prog)s IMAGES [--reference REF] [--fp IMAGES] [-o FILE] [flags]",
-        description="Compute metrics of images: the folder of a run, a folder of PNGs, or an .npz with arr_0.",
+        description="Compute metrics of images: the folder of a run, a folder of PNG, JPEG or WebP images, or an\n"
+        ".npz with arr_0.",
         epilog=EXAMPLES,
     )
     parser.add_argument("images", type=Path, metavar="IMAGES", help="images to evaluate")
@@ -100,10 +101,8 @@ def main(argv: Sequence[str]) -> None:
         UserError: `--out` exists; as `qdiff.evaluate`; or an earlier result is of another kind or protocol.
     """
     args = parse(_parser(), argv)
-    if args.out and args.out.is_dir():
-        raise UserError(f"'{args.out}' is a folder: give --out the name of a file")
-    if args.out and args.out.exists() and not args.force:
-        raise UserError(f"'{args.out}' exists: choose another --out, or add --force to replace it")
+    if args.out:
+        check_new(args.out, args.force)
 
     from qdiff.evaluation.record_file import read_evaluation, write_evaluation
     from qdiff.evaluation.record_table import check_comparable, text
@@ -111,22 +110,23 @@ def main(argv: Sequence[str]) -> None:
     from qdiff.pipelines.evaluate import evaluate
 
     earlier = [read_evaluation(path) for path in args.compare]
-    found = evaluate(
-        _source(args.images, args.device),
-        reference=args.reference,
-        full_precision=args.fp and _source(args.fp, args.device),
-        metrics=args.metrics,
-        inception=args.inception,
-        features=args.features,
-        clip=args.clip,
-        prompts=read_prompts(args.prompts, "--prompts") if args.prompts else None,
-        lpips=args.lpips,
-        few=args.few,
-        published=args.published,
-        batch_size=args.batch_size,
-        device=args.device,
-        progress=None,
-    )
+    with explaining(args.images, "IMAGES"):
+        found = evaluate(
+            _source(args.images, args.device),
+            reference=args.reference,
+            full_precision=args.fp and _source(args.fp, args.device),
+            metrics=args.metrics,
+            inception=args.inception,
+            features=args.features,
+            clip=args.clip,
+            prompts=read_prompts(args.prompts, "--prompts") if args.prompts else None,
+            lpips=args.lpips,
+            few=args.few,
+            published=args.published,
+            batch_size=args.batch_size,
+            device=args.device,
+            progress=None,
+        )
     if args.out:  # before the comparison, which may be refused
         try:
             with explaining(args.out, "--out"):
@@ -144,7 +144,10 @@ def _source(path: Path, device: str) -> "Path | FinishedRun":
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in text.split(",") if word]
+    words = [word for word in text.split(",") if word]
+    if not words:
+        raise argparse.ArgumentTypeError(f"{text!r} names no metric, such as fid,is")
+    return words
 
 
 def _values(text: str) -> dict[str, float]:

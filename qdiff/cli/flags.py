@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qdiff.cli.parser import Parser, choice, number
+from qdiff.errors import UserError
+from qdiff.files.refusals import explaining
 
 PTQ = ("--ptq",)
 ACTIVATIONS = ("--ptq", "--quant_act")
@@ -46,6 +48,19 @@ def running(parser: Parser, *folder_names: str, folder: Path, seed: int | None) 
     )
     add("--dry_run", "--dry-run", action="store_true", help="print the plan (blocks, sizes, memory, time) and exit")
     add("--verbose", action="store_true", help="log in more detail, to the console as well")
+
+
+def check_new(out: Path, force: bool) -> None:
+    """Check a file that is to be written. Raises UserError if it is no file, or exists and `force` is not given."""
+    with explaining(out, "--out"):
+        if out.is_dir():
+            raise UserError(f"'{out}' is a folder: give --out the name of a file")
+        if not out.exists():
+            return
+        if not out.is_file():  # a device, which would be replaced by a file
+            raise UserError(f"'{out}' is not a file: choose another --out")
+        if not force:
+            raise UserError(f"'{out}' exists: choose another --out, or add --force to replace it")
 
 
 def device() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdiff.cli.flags import device
+from qdiff.cli.flags import check_new, device
 from qdiff.cli.parser import Parser, number
 from qdiff.cli.recorded import load_run
 from qdiff.errors import UserError
@@ -75,9 +75,8 @@ def check_output(args: argparse.Namespace) -> None:
     """Check `--out` before anything is computed. Raises UserError if it is no new .svg or .png."""
     from qdiff.plots.output import check_path
 
+    check_new(args.out, args.force)
     check_path(args.out, "--out")
-    if args.out.exists() and not args.force:
-        raise UserError(f"'{args.out}' exists: choose another --out, or add --force to replace it")
 
 
 def pipeline_of(args: argparse.Namespace) -> "Pipeline":

@@ -107,7 +107,7 @@ def _check_pair(images: ImageSet, full_precision: ImageSet) -> None:
         raise UserError(f"'{here}' and '{there}' have {counts} images: give --fp those of the same seeds")
     if isinstance(images, Folder) and isinstance(full_precision, Folder):
         for a, b in zip(images.paths, full_precision.paths):
-            if a.name != b.name:
+            if a.stem != b.stem:
                 raise UserError(f"'{a}' has no counterpart in '{there}': give --fp the images of the same seeds")
     if images.sampling and full_precision.sampling and images.sampling.seed != full_precision.sampling.seed:
         seeds = f"{images.sampling.seed} and {full_precision.sampling.seed}"

@@ -16,6 +16,7 @@ class ImagesRecord:
         sha256: digest of the pixels in order, in whatever files they are; of statistics that do not name their images,
             of the file.
         rounding: how images were rounded to 8 bits, "nearest" or "down"; None if it is not known.
+        files: formats of the images' files, such as "PNG"; None if there are none, or it is not known.
     """
 
     source: str
@@ -24,6 +25,7 @@ class ImagesRecord:
     shape: tuple[int, ...] | None
     sha256: str
     rounding: str | None
+    files: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from qdiff.files.atomic import replacing
 from qdiff.files.json_file import read_json
 
 FORMAT, VERSION = "qdiff evaluation", 2
+LARGE = 10**300  # whole numbers that are read as floating-point ones
 READ = (1, VERSION)  # version 1 did not know the model
 KIND, REMEDY = "a results file of python -m qdiff evaluate", "evaluate the images again"
 
@@ -57,7 +58,7 @@ def evaluation_of(path: Path, content: Mapping[str, Any]) -> Evaluation:
     Raises:
         UserError: the version is another one, or a field is missing or wrong.
     """
-    if content.get("version") not in READ:
+    if type(content.get("version")) is not int or content["version"] not in READ:
         known = " and ".join(map(str, READ))
         raise UserError(f"'{path}' has version {content.get('version')!r}, this program reads {known}: {REMEDY}")
     try:
@@ -81,7 +82,7 @@ def parsed(kind: Any, value: Any, place: str = "file") -> Any:
         return tuple(parsed(inner[0], x, f"{place}[{i}]") for i, x in enumerate(value))
     if origin is Mapping and isinstance(value, dict):
         return {key: parsed(inner[1], x, f"{place}.{key}") for key, x in value.items()}
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < LARGE:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise ValueError(f"{place} is {value!r}, not {getattr(origin or kind, '__name__', kind)}")

@@ -56,7 +56,7 @@ def evaluate(
     """Compute metrics of images, with the protocol that they depend on.
 
     Args:
-        images: folder of a run or of PNGs, what `load_run` returns, an `.npz` with `arr_0`, a pipeline that samples
+        images: folder of a run or of images, what `load_run` returns, an `.npz` with `arr_0`, a pipeline that samples
             `count` images, a tensor, what `Pipeline.sample` returns, or batches of any sizes, uint8 (B, 1 or 3, H, W),
             such as from `Pipeline.batches`: the latter are read once and never all in memory.
         reference: what distributions are compared with: a folder, an `.npz` of images or of statistics, or our
@@ -94,6 +94,8 @@ def evaluate(
     )
     if sum(x is not None for x in (network, inception, features)) > 1:
         raise ValueError("network, inception and features exclude each other: give one of them")
+    if metrics is not None and not metrics:
+        raise ValueError("metrics is empty: name some, or leave it out")
     source = image_set("images", images, count)
     if prompts:
         source = WithPrompts(source, prompts)

@@ -11,7 +11,7 @@ from qdiff.evaluation.record import SamplingRecord
 from qdiff.evaluation.recorder import Recorder
 from qdiff.evaluation.run_protocol import sampling_record
 from qdiff.files.arrays import write_array
-from qdiff.files.images import image_path, write_image
+from qdiff.files.images import image_path, to_pillow, write_image
 from tests.qdiff.evaluation.networks import drawn_images
 
 IMAGES = drawn_images(7, 0)
@@ -113,14 +113,15 @@ def test_prompts_that_are_given(folder):
 
 def test_bad_folders(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "empty' has no PNG images" in refusal(lambda: open_images(tmp_path / "empty"))
+    assert "empty' has no PNG, JPEG or WebP images" in refusal(lambda: open_images(tmp_path / "empty"))
     assert "none' does not exist" in refusal(lambda: open_images(tmp_path / "none"))
     write_image(folder / "000009.png", torch.zeros(3, 8, 9, dtype=torch.uint8))
-    assert "000009.png' is a different image" in refusal(lambda: list(open_images(folder).batches(4)))
+    sizes = "img' has images of 8 x 8 ('000000.png') and 9 x 8 ('000009.png') pixels: crop and resize them"
+    assert sizes in refusal(lambda: open_images(folder))
     (folder / "000009.png").write_bytes((folder / "000001.png").read_bytes()[:-20])
-    assert "000009.png' is incomplete" in refusal(lambda: list(open_images(folder).batches(4)))
+    assert "000009.png' is incomplete" in refusal(lambda: open_images(folder))
     (folder / "000009.png").write_bytes(b"GIF89a")
-    assert "000009.png' is not a PNG" in refusal(lambda: list(open_images(folder).batches(4)))
+    assert "000009.png' is not a PNG" in refusal(lambda: open_images(folder))
 
 
 @pytest.mark.parametrize(
@@ -148,3 +149,15 @@ def test_a_stream_is_read_as_it_is_used():
 
     next(Stream(lazily()).batches(4))
     assert read == [0, 1]
+
+
+def test_folders_of_other_formats(tmp_path):
+    for i, pixels in enumerate(IMAGES):
+        image = to_pillow(pixels)
+        image.save(tmp_path / (f"{i}.jpg" if i % 2 else f"{i}.png"))
+    images = open_images(tmp_path)
+    (read,) = images.batches(7)
+    assert torch.equal(read[::2], IMAGES[::2]) and not torch.equal(read[1::2], IMAGES[1::2])
+    recorder = Recorder(images)
+    list(recorder.batches(7))
+    assert (images.files, recorder.record.files, images.prompts) == ("JPEG, PNG", "JPEG, PNG", None)

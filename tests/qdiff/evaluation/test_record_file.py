@@ -56,7 +56,7 @@ def test_the_schema():
 
     content = json.loads(to_json(EVALUATION), parse_constant=refuse)
     assert (content["format"], content["version"]) == ("qdiff evaluation", 2)
-    images = {"source", "kind", "number", "shape", "sha256", "rounding"}
+    images = {"source", "kind", "number", "shape", "sha256", "rounding", "files"}
     assert {key: set(content[key]) for key in ("images", "reference")} == {"images": images, "reference": images}
     sampling = {"sampler", "steps", "nfe", "eta", "scale", "seed", "bits", "precision", "weights"}
     assert set(content["sampling"]) == sampling
@@ -97,6 +97,8 @@ def test_whole_numbers_stand_for_numbers(path):
         (lambda c: c.update(sampling=[]), "file.sampling is [], not a section"),
         (lambda c: c.update(left_out=[]), "file.left_out is [], not Mapping"),
         (lambda c: c["left_out"].update(lpips=3), "file.left_out.lpips is 3, not str"),
+        (lambda c: c["rows"][0].update(value=10**400), "file.rows[0].value is 1000"),
+        (lambda c: c.update(version=True), "has version True"),
         (lambda c: c["rows"][0].update(value=math.nan), "file.rows[0].value is nan"),
     ],
 )
