@@ -7,6 +7,7 @@ from qdiff.cli.sample import record_of, run_pipeline
 
 if TYPE_CHECKING:
     from diffusion.steps import Sampler
+    from qdiff.pipelines.output import Output
     from qdiff.pipelines.pixel import PixelPipeline
 
 FREE = ("max_images", "batch_size", "config", "ckpt", "use_pretrained")
@@ -32,9 +33,13 @@ def pipeline_of(args: Namespace) -> "PixelPipeline":
     return PixelPipeline(model, Sampling(sampler_of(args), args.batch_size, args.seed))
 
 
-def sample(args: Namespace) -> None:
-    """Run the script with its flags. Raises UserError for every error that the user can fix."""
+def output_of(args: Namespace) -> "Output":
+    """Return the files that a run with these flags writes."""
     from qdiff.pipelines.output import Output
 
-    output = Output(args.max_images, sequence=args.sequence)
-    run_pipeline(pipeline_of(args), args, output, record_of(args, FREE))
+    return Output(args.max_images, sequence=args.sequence)
+
+
+def sample(args: Namespace) -> None:
+    """Run the script with its flags. Raises UserError for every error that the user can fix."""
+    run_pipeline(pipeline_of(args), args, output_of(args), record_of(args, FREE))

@@ -9,6 +9,7 @@ from qdiff.config.latent import find_checkpoint, find_config
 if TYPE_CHECKING:
     from diffusion.steps import Sampler
     from qdiff.pipelines.class_conditional import ClassPipeline
+    from qdiff.pipelines.output import Output
 
 FREE = ("n_samples", "batch_size", "n_samples_per_class", "resume_base", "config", "overrides")
 
@@ -33,8 +34,13 @@ def pipeline_of(args: Namespace) -> "ClassPipeline":
     return ClassPipeline(model, ClassSampling(sampler_of(args), args.batch_size, args.seed, args.scale, classes))
 
 
-def sample(args: Namespace) -> None:
-    """Run the script with its flags. Raises UserError for every error that the user can fix."""
+def output_of(args: Namespace) -> "Output":
+    """Return the files that a run with these flags writes."""
     from qdiff.pipelines.output import Output
 
-    run_pipeline(pipeline_of(args), args, Output(args.n_samples, array=True), record_of(args, FREE))
+    return Output(args.n_samples, array=True)
+
+
+def sample(args: Namespace) -> None:
+    """Run the script with its flags. Raises UserError for every error that the user can fix."""
+    run_pipeline(pipeline_of(args), args, output_of(args), record_of(args, FREE))

@@ -9,6 +9,7 @@ from qdiff.files.prompts import as_text, read_prompts
 
 if TYPE_CHECKING:
     from diffusion.steps import Sampler
+    from qdiff.pipelines.output import Output
     from qdiff.pipelines.text import TextPipeline
 
 FREE = ("config", "ckpt", "clip_path", "skip_grid", "no_grad_ckpt")
@@ -56,17 +57,21 @@ def free_flags(args: Namespace) -> tuple[str, ...]:
     return (*FREE, "n_iter", "n_rows") if args.fixed_code else (*FREE, "n_iter", "n_rows", "n_samples")
 
 
-def sample(args: Namespace) -> None:
-    """Run the script with its flags. Raises UserError for every error that the user can fix."""
+def output_of(args: Namespace) -> "Output":
+    """Return the files that a run with these flags writes."""
     from qdiff.pipelines.output import Output
 
-    pipeline = pipeline_of(args)
-    prompts = len(pipeline.sampling.prompts) if args.from_file else args.n_samples
-    output = Output(
+    prompts = len(read_prompts(args.from_file, "--from-file")) if args.from_file else args.n_samples
+    return Output(
         args.n_iter * prompts,
         columns=args.n_rows or args.n_samples,
         grid=not args.skip_grid,
         images=not args.skip_save,
         watermark=args.watermark,
     )
-    run_pipeline(pipeline, args, output, record_of(args, free_flags(args), ("from_file", "cali_prompts")), "--outdir")
+
+
+def sample(args: Namespace) -> None:
+    """Run the script with its flags. Raises UserError for every error that the user can fix."""
+    record = record_of(args, free_flags(args), ("from_file", "cali_prompts"))
+    run_pipeline(pipeline_of(args), args, output_of(args), record, "--outdir")

@@ -1,34 +1,93 @@
 """Rows of a table as command lines of the sampling scripts."""
 
+import shlex
+import subprocess
+import sys
+import time
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from qdiff.cli import sample_ddim, sample_ldm, sample_txt2img
 from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.ldm_flags import ldm_parser
 from qdiff.cli.parser import Parser, parse
 from qdiff.cli.txt2img_flags import txt2img_parser
-from qdiff.config.presets import Arguments, Row, Table
+from qdiff.config.tables import Arguments, Row, Table
 from qdiff.errors import UserError, suggestion
 from qdiff.evaluation.choices import Choices
-from qdiff.evaluation.experiments import Method
+
+if TYPE_CHECKING:
+    from qdiff.pipelines.output import Output
+    from qdiff.pipelines.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
 class Script:
-    """A sampling script: its file, its parser, and its arguments for the folder and, if it has one, for the images."""
+    """A sampling script.
+
+    Attributes:
+        file: below the root of the repository.
+        parser: returns its parser.
+        pipeline: its flags -> the pipeline that they describe.
+        output: its flags -> the files that it writes.
+        folder: argument that names the folder of the run.
+        images: argument that gives the number of images; None if it has none, because they come from prompts.
+    """
 
     file: str
     parser: Callable[[], Parser]
-    folder: str
-    images: str | None
+    pipeline: "Callable[[Namespace], Pipeline]"
+    output: "Callable[[Namespace], Output]"
+    folder: str = "logdir"
+    images: str | None = None
+
+    def parse(self, arguments: Arguments) -> Namespace:
+        """Return the flags of a row. Raises UserError if the script does not accept them."""
+        return parse(self.parser(), words(arguments))
 
 
 SCRIPTS = {
-    "ddim": Script("scripts/sample_diffusion_ddim.py", ddim_parser, "logdir", "max_images"),
-    "ldm": Script("scripts/sample_diffusion_ldm.py", ldm_parser, "logdir", "n_samples"),
-    "txt2img": Script("scripts/txt2img.py", txt2img_parser, "outdir", None),  # images come from prompts
+    "ddim": Script(
+        "scripts/sample_diffusion_ddim.py",
+        ddim_parser,
+        sample_ddim.pipeline_of,
+        sample_ddim.output_of,
+        images="max_images",
+    ),
+    "ldm": Script(
+        "scripts/sample_diffusion_ldm.py", ldm_parser, sample_ldm.pipeline_of, sample_ldm.output_of, images="n_samples"
+    ),
+    "txt2img": Script(
+        "scripts/txt2img.py", txt2img_parser, sample_txt2img.pipeline_of, sample_txt2img.output_of, "outdir"
+    ),
 }
+
+
+@dataclass(frozen=True)
+class Command:
+    """The command line of a row: what it is called, the folder of its run, and the arguments of `python`."""
+
+    title: str
+    folder: Path
+    words: list[str]
+
+    def __str__(self) -> str:
+        """The command line, as typed."""
+        return shlex.join(["python", *self.words])
+
+    def run(self) -> None:
+        """Print and run the command. Raises UserError if it fails."""
+        print(f"\n{self.title}\n  {self}", flush=True)
+        start = time.perf_counter()
+        status = subprocess.run([sys.executable, *self.words], check=False).returncode
+        if status:
+            raise UserError(
+                f"'{self.title}' ended with status {status}: see its output above; to start afresh, give another --out"
+            )
+        print(f"  {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def words(arguments: Arguments) -> list[str]:
@@ -73,20 +132,15 @@ def check(table: Table, chosen: Choices) -> Table:
             for key in ("resume_w", "correct_bias", "cali_data_path"):  # of calibrating
                 arguments.pop(key, None)
         rows.append(replace(row, arguments=arguments))
-        _parse(script, rows[-1], table)
+        try:
+            script.parse(arguments)
+        except UserError as e:
+            raise UserError(f"table '{table.name}', row '{row.name}': {e}") from e
     return replace(table, rows=tuple(rows))
 
 
-def method_of(table: Table, row: Row, out: Path, root: Path, device: str = "auto") -> Method:
-    """Return the run of a row, in its folder below `out`, by the scripts below `root`."""
+def command_of(table: Table, row: Row, out: Path, root: Path, device: str = "auto") -> Command:
+    """Return the command line of a row, whose folder is below `out`, by the scripts below `root`."""
     script, folder = SCRIPTS[table.script], out / row.name
     arguments = {**row.arguments, script.folder: folder, **({} if device == "auto" else {"device": device})}
-    return Method(f"{table.name}: {row.title}", folder, [str(root / script.file), *words(arguments)])
-
-
-def _parse(script: Script, row: Row, table: Table) -> None:
-    """Parse a row's command line. Raises UserError, which names the row, if the script does not accept it."""
-    try:
-        parse(script.parser(), words(row.arguments))
-    except UserError as e:
-        raise UserError(f"table '{table.name}', row '{row.name}': {e}") from e
+    return Command(f"{table.name}: {row.title}", folder, [str(root / script.file), *words(arguments)])

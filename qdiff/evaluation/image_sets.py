@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qdiff.errors import UserError
 from qdiff.evaluation.record import SamplingRecord
-from qdiff.evaluation.run_protocol import read_config, rounding_of, sampling_record, section
+from qdiff.evaluation.run_protocol import labels_of, read_config, rounding_of, sampling_record, section
 from qdiff.files.digest import digest, file_digest
 from qdiff.files.images import Shape, image_shape, image_text, read_image
 from qdiff.files.npz import StoredImages
@@ -39,6 +39,10 @@ class ImageSet(Protocol):
     def prompts(self) -> Sequence[str] | None:
         """Their prompts, of which image i has the i-th, starting over after the last; None if there are none."""
 
+    @property
+    def labels(self) -> Sequence[str] | None:
+        """Names of their classes, one each; None if they are not known."""
+
     def batches(self, size: int) -> Iterator[Tensor]:
         """Yield all images, uint8 (B, C, H, W), B = `size` but for the last batch.
 
@@ -56,6 +60,7 @@ class Folder:
     shape: Shape
     rounding: str | None = None
     sampling: SamplingRecord | None = None
+    classes: object = None  # their names, as the run's configuration has them
 
     @classmethod
     def open(cls, folder: Path) -> "Folder":
@@ -68,9 +73,9 @@ class Folder:
         if run is None:
             return cls(str(folder), paths, shape)
         config = read_config(folder / "config.yaml")
-        weights = section(config, "sha256").get("weights")
-        sampling = sampling_record(image_text(paths[0]), weights)
-        return cls(str(folder), paths, shape, rounding_of(section(section(config, "config"), "data")), sampling)
+        model = section(config, "config")
+        sampling = sampling_record(image_text(paths[0]), section(config, "sha256").get("weights"))
+        return cls(str(folder), paths, shape, rounding_of(section(model, "data")), sampling, model.get("classes"))
 
     @property
     def count(self) -> int:
@@ -82,6 +87,11 @@ class Folder:
         """What the PNGs say about their prompts; None unless all do."""
         texts = [image_text(path).get("prompt") for path in self.paths]
         return [text for text in texts if text is not None] if None not in texts else None
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Names of the classes that the PNGs of a run state; None unless all do."""
+        return labels_of(map(image_text, self.paths), self.classes)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         for start in range(0, len(self.paths), size):
@@ -100,6 +110,7 @@ class Array:
     rounding: str | None = None
     sampling: SamplingRecord | None = None
     prompts: Sequence[str] | None = None
+    labels: Sequence[str] | None = None
 
     @property
     def source(self) -> str:
@@ -138,6 +149,7 @@ class Stream:
     rounding: str | None = None
     sampling: SamplingRecord | None = None
     prompts: Sequence[str] | None = None
+    labels: Sequence[str] | None = None
 
     def batches(self, size: int) -> Iterator[Tensor]:
         waiting: Tensor | None = None
@@ -163,6 +175,7 @@ class WithPrompts:
         self.source, self.count = images.source, images.count
         self.rounding, self.sampling = images.rounding, images.sampling
         self.prompts: Sequence[str] | None = prompts
+        self.labels = images.labels
         self.batches = images.batches
 
 

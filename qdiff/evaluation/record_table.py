@@ -33,7 +33,7 @@ def text(evaluations: Sequence[Evaluation]) -> str:
         evaluations: comparable ones; the notes are those of the last; what full precision misses comes first.
     """
     last = evaluations[-1]
-    titles = {row.metric: _title(row) for found in evaluations for row in found.rows}
+    titles = {row.metric: row.title for found in evaluations for row in found.rows}
     cells = [{row.metric: _cell(row) for row in found.rows} for found in evaluations]
     rows = [
         ["", *(found.images.source for found in evaluations)],
@@ -45,10 +45,6 @@ def text(evaluations: Sequence[Evaluation]) -> str:
     notes = [f"note: {note}" for note in (*first, *(note for note in last.notes if note not in first))]
     left_out = [f"left out: {name}: {reason}" for name, reason in last.left_out.items()]
     return "\n".join([*notes[: len(first)], aligned(rows), *notes[len(first) :], *left_out])
-
-
-def _title(row: Row) -> str:
-    return f"{row.name} [{row.unit}]" if row.unit else row.name
 
 
 def _cell(row: Row) -> str:

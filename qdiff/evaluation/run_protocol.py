@@ -1,7 +1,7 @@
 """Protocol of a run, read from its folder: how its images were sampled and rounded."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -23,6 +23,23 @@ def read_config(path: Path) -> dict:
     return config
 
 
+def fp32_bytes(path: Path) -> int:
+    """Return the size of a network's parameters in float32.
+
+    Args:
+        path: the configuration of a run.
+
+    Raises:
+        UserError: the file is none, or describes no network.
+    """
+    from omegaconf import OmegaConf
+
+    from qdiff.config.networks import network_shapes
+
+    network, _ = network_shapes(OmegaConf.create(dict(section(read_config(path), "config"))), path)
+    return 4 * sum(x.numel() for x in network.parameters())
+
+
 def section(config: Mapping, name: str) -> Mapping:
     """Return a section of a configuration; empty if it has none of that name."""
     found = config.get(name)
@@ -32,6 +49,23 @@ def section(config: Mapping, name: str) -> Mapping:
 def rounding_of(data: Mapping[str, object]) -> str:
     """Return how images of a model are rounded to 8 bits; `data` is that section of its configuration, or empty."""
     return "down" if data.get("uniform_dequantization") else "nearest"
+
+
+def labels_of(texts: Iterable[Mapping[str, str]], classes: object) -> list[str] | None:
+    """Return the names of the classes that text chunks of our PNGs state, one each.
+
+    Args:
+        texts: of one image each.
+        classes: names by index, as the configuration of a model has them.
+
+    Returns:
+        as many names as texts; None if a text states no class, or a class has no name.
+    """
+    if not isinstance(classes, list):
+        return None
+    numbers = [text.get("class", "") for text in texts]
+    known = {str(i): str(name) for i, name in enumerate(classes)}
+    return [known[number] for number in numbers] if known.keys() >= {*numbers} else None
 
 
 def sampling_record(text: Mapping[str, str], weights: str | None = None) -> SamplingRecord | None:
