@@ -15,7 +15,6 @@ from qdiff.files.tables import aligned
 
 TITLES = ("row", "state", "calibration", "sampling", "memory", "disk")
 MEASURED = "Times are of this machine, with random weights; metrics, and images on the disk, are not counted."
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class RowPlan:
         from qdiff.calibration.plan import format_duration
 
         times = map(format_duration, (self.calibration, self.sampling))
-        return [self.title, self.state, *times, f"{self.memory / GIB:.1f} GiB", _gigabytes(self.kept + self.passing)]
+        return [self.title, self.state, *times, _bytes(self.memory), _bytes(self.kept + self.passing)]
 
 
 def show_plan(table: Table, out: Path, chosen: Choices, root: Path, device: str) -> None:
@@ -86,7 +85,7 @@ def _plan(table: Table, row: Row, out: Path, device: str) -> RowPlan:
         (cost.calibration + collected * cost.image) * calibrates,
         (wanted - there) * cost.image,
         cost.memory,
-        (cost.network_file + cost.data_file * bool(collected)) * calibrates,
+        (cost.network_file + collected * args.cali_st * cost.inputs) * calibrates,
         cost.captured_files * calibrates,
     )
 
@@ -96,7 +95,7 @@ def _sum(plans: Sequence[RowPlan]) -> RowPlan:
     calibration, sampling = sum(plan.calibration for plan in plans), sum(plan.sampling for plan in plans)
     return RowPlan(
         "all",
-        f"{(calibration + sampling) / 3600:.1f} hours",
+        f"{(calibration + sampling) / 3600:,.1f} hours",
         calibration,
         sampling,
         max((plan.memory for plan in plans), default=0),
@@ -126,5 +125,5 @@ def _network_state(row: Row, file: Path) -> str:
     return "calibrated" if file.exists() else "to be calibrated"
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

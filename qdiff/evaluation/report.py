@@ -23,8 +23,9 @@ def wide(section: Section) -> list[list[str]]:
 
 
 def long(section: Section) -> list[list[str]]:
-    """Return a table with a row for each value beside the published one, its titles first; empty without such."""
-    return [[*LINE_TITLES], *(line.cells for line in section.lines)] if section.is_published else []
+    """Return a table with a row for each published value, beside the one obtained, titles first; empty without such."""
+    lines = [line.cells for line in section.lines if line.published is not None]
+    return [[*LINE_TITLES], *lines] if lines else []
 
 
 def text(section: Section) -> str:

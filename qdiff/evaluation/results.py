@@ -98,11 +98,6 @@ class Section:
         return [line for r in self.results for line in lines_of(r.method, r.published, r.evaluation)]
 
     @property
-    def is_published(self) -> bool:
-        """Whether there are published values to compare with."""
-        return any(result.published for result in self.results)
-
-    @property
     def statements(self) -> list[str]:
         """What to know before reading the values, the most important first."""
         first = [note for result in self.results[:1] for note in published_notes(result.evaluation)]

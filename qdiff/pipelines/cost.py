@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from qdiff.calibration.measure import forward_seconds
@@ -24,16 +25,16 @@ class Cost:
         calibration: seconds of the calibration, with the sensitivity spectrum and without collecting data.
         memory: peak bytes of weights and tensors.
         network_file: about the bytes of the file with the quantized network; 0 in full precision.
-        data_file: bytes of calibration data.
+        inputs: bytes of the network's inputs for an image at one step, of which calibration data consist.
         captured_files: bytes of activations that files hold while a block is calibrated.
     """
 
     image: float
-    calibration: float = 0.0
-    memory: int = 0
-    network_file: int = 0
-    data_file: int = 0
-    captured_files: int = 0
+    calibration: float
+    memory: int
+    network_file: int
+    inputs: int
+    captured_files: int
 
 
 def measured_cost(pipeline: Pipeline, quantization: Quantization | None) -> Cost:
@@ -53,18 +54,16 @@ def measured_cost(pipeline: Pipeline, quantization: Quantization | None) -> Cost
         quantization.check(pipeline)
         plan = quantization.plan(pipeline, 1)
     example, batch = pipeline.example(1), pipeline.batch_size * pipeline.cfg_copies
-    sampling = batch_peak(pipeline.network, pipeline.network, example, batch)
+    with torch.no_grad():
+        sampling = batch_peak(pipeline.network, pipeline.network, example, batch)
     each = forward_seconds(pipeline.network, example) * pipeline.cfg_copies * pipeline.nfe
-    file = _file_bytes(pipeline.network)
-    if plan is None:
-        return Cost(each, memory=weights + sampling, network_file=file)
     return Cost(
         each,
-        plan.seconds + plan.sensitivity_seconds,
-        weights + max(sampling, _peak(plan)),
-        file,
-        plan.data_bytes,
-        plan.processes * plan.on_disk_bytes,
+        plan.seconds + plan.sensitivity_seconds if plan else 0.0,
+        weights + max(sampling, _peak(plan) if plan else 0),
+        _file_bytes(pipeline.network),
+        example.sample_bytes * pipeline.cfg_copies,
+        plan.processes * plan.on_disk_bytes if plan else 0,
     )
 
 
