@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdiff.cli.parser import parse
 from qdiff.cli.reproduce_flags import RANDOM, ROOT, argument, reproduce_parser
-from qdiff.cli.table_commands import SCRIPTS, check, command_of
+from qdiff.cli.table_commands import SCRIPTS, Command, check, command_of
 from qdiff.cli.table_plan import show_plan
 from qdiff.cli.table_results import section_of
 from qdiff.config.presets import load_table
@@ -47,7 +47,10 @@ def main(argv: Sequence[str]) -> None:
         return
     _check_installed(tables)
     command = shlex.join(["python", "-m", "qdiff", "reproduce", *argv])
-    sections = [_made(*each, args, command) for each in zip(stated, tables, choices)]
+    sections = []
+    for before, table, chosen in zip(stated, tables, choices):
+        runs = _sample(table, chosen, args)
+        sections.append(_evaluate(before, table, chosen, runs, args, command))
     if len(sections) > 1:
         _write(args.out, f"Tables {', '.join(names)}", sections)
 
@@ -78,17 +81,24 @@ def _check_installed(tables: Sequence[Table]) -> None:
         check_names(f"table '{table.name}', metrics", table.metrics)
 
 
-def _made(stated: Table, table: Table, chosen: Choices, args: argparse.Namespace, command: str) -> "Section":
-    """Sample, evaluate and write a table; `stated` is the table without the choices."""
+def _sample(table: Table, chosen: Choices, args: argparse.Namespace) -> list[Command]:
+    """Run the rows of a table; return what was run. Raises UserError if one fails."""
+    if chosen.random:
+        _draw_weights(table, chosen)
+    runs = [command_of(table, row, args.out / table.name, ROOT, args.device) for row in table.rows]
+    for run in runs:
+        run.run()
+    return runs
+
+
+def _evaluate(
+    stated: Table, table: Table, chosen: Choices, runs: Sequence[Command], args: argparse.Namespace, command: str
+) -> "Section":
+    """Evaluate and write a table; `stated` is the table without the choices."""
     from qdiff.evaluation.report import write_comparison
     from qdiff.files.refusals import explaining
 
     out = args.out / table.name
-    if chosen.random:
-        _draw_weights(table, chosen)
-    runs = [command_of(table, row, out, ROOT, args.device) for row in table.rows]
-    for run in runs:
-        run.run()
     options = {
         "reference": args.reference or table.reference.file or None,
         "inception": args.inception,
