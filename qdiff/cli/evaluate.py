@@ -43,8 +43,8 @@ def _parser() -> Parser:
         "--metrics",
         type=_words,
         metavar="NAME,NAME,...",
-        help="of fid, sfid, is, kid, prc (precision and recall), psnr, mae, ssim, lpips and clip (default: all whose "
-        "inputs are given)",
+        help="of fid, sfid, is, kid, prc (precision and recall), psnr, mae, ssim, lpips, clip and recognised (default: "
+        "all whose inputs are given)",
     )
     add("--few", action="store_true", help="compute also what needs more images, under a name that says so")
     add(

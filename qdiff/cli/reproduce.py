@@ -84,7 +84,7 @@ def _check_installed(tables: Sequence[Table]) -> None:
 def _sample(table: Table, chosen: Choices, args: argparse.Namespace) -> list[Command]:
     """Run the rows of a table; return what was run. Raises UserError if one fails."""
     if chosen.random:
-        _draw_weights(table, chosen)
+        _draw_weights(table, chosen, args.device)
     runs = [command_of(table, row, args.out / table.name, ROOT, args.device) for row in table.rows]
     for run in runs:
         run.run()
@@ -117,7 +117,7 @@ def _evaluate(
     return section
 
 
-def _draw_weights(table: Table, chosen: Choices) -> None:
+def _draw_weights(table: Table, chosen: Choices, device: str) -> None:
     """Make the random weights of a table unless they are there. Raises UserError if they cannot be written."""
     from qdiff.evaluation.results import NO_REPRODUCTION
     from qdiff.files.refusals import explaining
@@ -127,7 +127,7 @@ def _draw_weights(table: Table, chosen: Choices) -> None:
     assert path is not None, "a path comes with the choice"
     print(f"{NO_REPRODUCTION}: the weights of table '{table.name}' are random, '{path}'", flush=True)
     if not path.exists():
-        flags = script.parse({**table.rows[0].arguments, "device": "cpu", "dry_run": True})
+        flags = script.parse({**table.rows[0].arguments, "device": device, "dry_run": True})
         with explaining(path, "--out"):
             write_random_weights(script.pipeline(flags), path)
 

@@ -48,7 +48,7 @@ def measured_cost(pipeline: Pipeline, quantization: Quantization | None) -> Cost
         UserError: the settings do not fit the model, or a file does not.
     """
     pipeline.init_random()
-    weights = FLOAT * sum(x.numel() for x in pipeline.network.parameters())
+    weights = FLOAT * sum(x.numel() for x in pipeline.module.parameters())
     plan = None
     if quantization:
         quantization.check(pipeline)

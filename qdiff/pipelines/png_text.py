@@ -1,16 +1,13 @@
 """Text chunks of a PNG: how the image was sampled; how the network was quantized is in the network's file."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from qdiff.files.version import own_version
+from qdiff.pipelines.base import BasePipeline
 from qdiff.pipelines.bits import bits_of
 
-if TYPE_CHECKING:
-    from qdiff.pipelines.pipeline import Pipeline
 
-
-def png_text(pipeline: "Pipeline", indices: Sequence[int]) -> Mapping[str, str]:
+def png_text(pipeline: BasePipeline, indices: Sequence[int]) -> Mapping[str, str]:
     """Return the text chunks of a PNG of these images, by key."""
     streams = pipeline.noise_streams(indices)
     return {
