@@ -23,7 +23,7 @@ from tests.command_line import qdiff, script
 from tests.markdown import ROOT, TEXTS, blocks, commands, read
 
 HELP = ROOT / "docs" / "help"
-SCRIPTS = ("sample_diffusion_ddim", "sample_diffusion_ldm", "txt2img", "demo", "demo_full")
+SCRIPTS = ("sample_diffusion_ddim", "sample_diffusion_ldm", "txt2img", "demo")
 VERBS = ("inspect", "convert", "evaluate", "reproduce", "plot")
 KINDS = tuple(f"plot {kind}" for kind in plot.KINDS)
 SMALL = {  # of the Python blocks, which would take minutes

@@ -52,8 +52,8 @@ def _parser() -> Parser:
         "--metrics",
         type=_words,
         metavar="NAME,NAME,...",
-        help="of fid, sfid, is, kid, prc (precision and recall), psnr, mae, ssim, lpips, clip and, of two runs, eps "
-        "(default: all whose inputs are given, but eps)",
+        help="of fid, sfid, is, kid, prc (precision and recall), psnr, mae, ssim, lpips, clip, recognised and, of two "
+        "runs, eps (default: all whose inputs are given, but eps)",
     )
     add("--few", action="store_true", help="compute also what needs more images, under a name that says so")
     add(

@@ -1,15 +1,13 @@
 """Runs from their folders: the flags that a folder recorded become the run that its script made of them."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdiff.cli.ddim_flags import ddim_parser
-from qdiff.cli.ldm_flags import ldm_parser
 from qdiff.cli.parser import Flag, Parser
-from qdiff.cli.txt2img_flags import txt2img_parser
+from qdiff.cli.scripts import SCRIPTS
 from qdiff.errors import UserError
 from qdiff.evaluation.run_protocol import CONFIG, read_config, section
 
@@ -49,13 +47,13 @@ def recorded_run(folder: Path, device: str) -> "Run":
     path = folder / CONFIG
     config = read_config(path)
     flags = {**section(config, "flags"), **section(config, "free")}
-    for make_parser, make_run in SCRIPTS:
-        parser = make_parser()
+    for script in SCRIPTS.values():
+        parser = script.parser()
         required = {flag.action.dest for flag in parser.flags if flag.required}
         if flags and required <= flags.keys() <= {*_flags(parser), OVERRIDES}:
             args = restored(parser, flags | {"logdir": str(folder), "device": device}, path)
             _check_paths(args, path)
-            return make_run(args)
+            return script.run(args)
     raise UserError(f"'{path}' does not have the flags of a sampling script: give the folder of a run")
 
 
@@ -112,28 +110,3 @@ def _listed(recorded: object) -> list:
     if recorded is None:
         return []
     return recorded if isinstance(recorded, list) else [recorded]
-
-
-def _ddim(args: argparse.Namespace) -> "Run":
-    from qdiff.cli.sample_ddim import run_of
-
-    return run_of(args)
-
-
-def _ldm(args: argparse.Namespace) -> "Run":
-    from qdiff.cli.sample_ldm import run_of
-
-    return run_of(args)
-
-
-def _txt2img(args: argparse.Namespace) -> "Run":
-    from qdiff.cli.sample_txt2img import run_of
-
-    return run_of(args)
-
-
-SCRIPTS: tuple[tuple[Callable[[], Parser], Callable[[argparse.Namespace], "Run"]], ...] = (
-    (ddim_parser, _ddim),
-    (ldm_parser, _ldm),
-    (txt2img_parser, _txt2img),
-)

@@ -37,8 +37,7 @@ def run_of(args: Namespace) -> "Run":
     """Return the run that the flags describe; nothing is loaded yet. Raises UserError if it is impossible."""
     from qdiff.pipelines.output import Output
 
-    output = Output(args.max_images, sequence=args.sequence)
-    return assembled(pipeline_of(args), args, output, record_of(args, FREE))
+    return assembled(pipeline_of(args), args, Output(args.max_images, sequence=args.sequence), record_of(args, FREE))
 
 
 def sample(args: Namespace) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qdiff.errors import UserError
 from qdiff.evaluation.record import SamplingRecord
-from qdiff.evaluation.run_protocol import CONFIG, read_config, rounding_of, sampling_record, section
+from qdiff.evaluation.run_protocol import CONFIG, labels_of, read_config, rounding_of, sampling_record, section
 from qdiff.files.digest import digest, file_digest
 from qdiff.files.foreign_images import PNG, common_shape, format_of, list_images, read_foreign
 from qdiff.files.images import Shape, image_text
@@ -44,6 +44,10 @@ class ImageSet(Protocol):
     def files(self) -> str | None:
         """Formats of their files, such as "PNG"; None if there are none."""
 
+    @property
+    def labels(self) -> Sequence[str] | None:
+        """Names of their classes, one each; None if they are not known."""
+
     def batches(self, size: int) -> Iterator[Tensor]:
         """Yield all images, uint8 (B, C, H, W), B = `size` but for the last batch.
 
@@ -61,6 +65,7 @@ class Folder:
     shape: Shape
     rounding: str | None = None
     sampling: SamplingRecord | None = None
+    classes: object = None  # their names, as the run's configuration has them
 
     @classmethod
     def open(cls, folder: Path) -> "Folder":
@@ -78,9 +83,9 @@ class Folder:
         if run is None:
             return cls(str(folder), paths, shape)
         config = read_config(folder / CONFIG)
-        weights = section(config, "sha256").get("weights")
-        sampling = sampling_record(image_text(paths[0]), weights)
-        return cls(str(folder), paths, shape, rounding_of(section(section(config, "config"), "data")), sampling)
+        model = section(config, "config")
+        sampling = sampling_record(image_text(paths[0]), section(config, "sha256").get("weights"))
+        return cls(str(folder), paths, shape, rounding_of(section(model, "data")), sampling, model.get("classes"))
 
     @property
     def count(self) -> int:
@@ -100,6 +105,11 @@ class Folder:
         texts = [image_text(path).get("prompt") for path in self.paths]
         return [text for text in texts if text is not None] if None not in texts else None
 
+    @property
+    def labels(self) -> list[str] | None:
+        """Names of the classes that the PNGs of a run state; None unless all do."""
+        return labels_of(map(image_text, self.paths), self.classes)
+
     def batches(self, size: int) -> Iterator[Tensor]:
         for start in range(0, len(self.paths), size):
             yield torch.stack([read_foreign(path, self.shape) for path in self.paths[start : start + size]])
@@ -117,6 +127,7 @@ class Array:
     rounding: str | None = None
     sampling: SamplingRecord | None = None
     prompts: Sequence[str] | None = None
+    labels: Sequence[str] | None = None
     files: str | None = None
 
     @property
@@ -156,6 +167,7 @@ class Stream:
     rounding: str | None = None
     sampling: SamplingRecord | None = None
     prompts: Sequence[str] | None = None
+    labels: Sequence[str] | None = None
     files: str | None = None
 
     def batches(self, size: int) -> Iterator[Tensor]:
@@ -182,6 +194,7 @@ class WithPrompts:
         self.source, self.count = images.source, images.count
         self.rounding, self.sampling, self.files = images.rounding, images.sampling, images.files
         self.prompts: Sequence[str] | None = prompts
+        self.labels = images.labels
         self.batches = images.batches
 
 

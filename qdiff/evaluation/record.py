@@ -108,6 +108,8 @@ class Row:
         value: None stands for infinity, such as the PSNR of equal images.
         by: package that computed it, with its version.
         published: the value that a paper gives for the same; None if none was given.
+        meaning: one sentence without a full stop; empty if the name says it.
+        spec: format of the value in a table.
     """
 
     metric: str
@@ -116,11 +118,18 @@ class Row:
     value: float | None
     by: str
     published: float | None = None
+    meaning: str = ""
+    spec: str = "#.4g"
 
     @property
     def title(self) -> str:
         """Name and unit."""
         return f"{self.name} [{self.unit}]" if self.unit else self.name
+
+    @property
+    def cell(self) -> str:
+        """The value as text."""
+        return "∞" if self.value is None else format(self.value, self.spec)
 
 
 @dataclass(frozen=True)

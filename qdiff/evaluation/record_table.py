@@ -66,8 +66,7 @@ def _costs(models: Sequence[ModelRecord | None]) -> Iterator[list[str]]:
 
 
 def _cell(row: Row) -> str:
-    value = "∞" if row.value is None else f"{row.value:#.4g}"
-    return value if row.published is None else f"{value} (published {row.published:g})"
+    return row.cell if row.published is None else f"{row.cell} (published {row.published:g})"
 
 
 def _reference(found: Evaluation) -> str:

@@ -79,6 +79,11 @@ class BasePipeline(ABC, Generic[SamplingT]):
     def network(self) -> nn.Module:
         """The network that predicts the noise."""
 
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """All that has weights: the network, and of a latent model its first stage and conditioner."""
+
     @abstractmethod
     def with_network(self, network: nn.Module) -> Self:
         """Return the pipeline that samples with another network, such as a quantized one; this one does not change."""

@@ -66,8 +66,12 @@ class Calibrate:
 
     @property
     def collects(self) -> bool:
-        """Whether calibration data come from the model's own sampling."""
-        return self.data.path is None
+        """Whether calibration data are needed, and come from the model's own sampling."""
+        return self._needs_data and self.data.path is None
+
+    @property
+    def _needs_data(self) -> bool:
+        return self.learning.changes_blocks or self.policy.act is not None
 
     def check(self, pipeline: Pipeline) -> None:
         """Raise UserError for settings that do not fit.
@@ -145,8 +149,7 @@ class Calibrate:
 
     def _samples(self, pipeline: Pipeline) -> int:
         """Return the size of the calibration set; 0 if none is needed."""
-        needed = self.learning.changes_blocks or self.policy.act
-        return self.data.timesteps * self.data.samples * pipeline.cfg_copies if needed else 0
+        return self.data.timesteps * self.data.samples * pipeline.cfg_copies if self._needs_data else 0
 
     def _sensitivity_calls(self, pipeline: Pipeline) -> int:
         """Return the network calls, of one image each, that measuring the spectrum takes; 0 if none is needed."""

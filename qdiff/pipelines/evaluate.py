@@ -18,7 +18,7 @@ from qdiff.evaluation.inception import load_inception
 from qdiff.evaluation.kinds import Inputs
 from qdiff.evaluation.plan import Request
 from qdiff.evaluation.record import Evaluation
-from qdiff.evaluation.run_protocol import rounding_of, sampling_record
+from qdiff.evaluation.run_protocol import labels_of, rounding_of, sampling_record
 from qdiff.pipelines.device import find_device
 from qdiff.pipelines.eps_error import EPS, with_eps
 from qdiff.pipelines.finished import FinishedRun
@@ -62,8 +62,8 @@ def evaluate(
         reference: what distributions are compared with: a folder, an `.npz` of images or of statistics, or our
             statistics.
         full_precision: images of the same seeds in full precision; anything that `images` may be.
-        metrics: of "fid", "sfid", "is", "kid", "prc", "psnr", "mae", "ssim", "lpips", "clip" and, of two pipelines or
-            runs from `load_run`, "eps"; None takes all whose inputs are given, but no "eps" of runs.
+        metrics: of "fid", "sfid", "is", "kid", "prc", "psnr", "mae", "ssim", "lpips", "clip", "recognised" and, of two
+            pipelines or runs from `load_run`, "eps"; None takes all whose inputs are given, but no "eps" of runs.
         count: number of images of a pipeline.
         network: a feature network of your own; instead of `inception` and `features`.
         inception: weights of FID's Inception network; None downloads the published ones when they are needed.
@@ -81,9 +81,7 @@ def evaluate(
         TypeError, ValueError: an argument has another type, or contradicts another one.
         UserError: as `qdiff.evaluation.evaluate.evaluate_images`; a file cannot be read; or a package is missing.
     """
-    for package in PACKAGES:
-        if find_spec(package) is None:
-            raise UserError(f"evaluating needs {package}: pip install 'qdiff[eval]'")
+    check_installed()
     where, size = find_device(str(device)), whole("batch_size", batch_size, 1)
     inputs = Inputs(
         lambda: _network(network, inception, features, where),
@@ -108,6 +106,13 @@ def evaluate(
     return _with_model(found, images)
 
 
+def check_installed() -> None:
+    """Check that what evaluating needs is installed. Raises UserError otherwise."""
+    for package in PACKAGES:
+        if find_spec(package) is None:
+            raise UserError(f"evaluating needs {package}: pip install 'qdiff[eval]'")
+
+
 def image_set(name: str, given: Source, count: int | None = None) -> ImageSet:
     """Return the images that an argument stands for. Raises TypeError, ValueError and UserError as `evaluate`."""
     if isinstance(given, Pipeline):
@@ -117,7 +122,7 @@ def image_set(name: str, given: Source, count: int | None = None) -> ImageSet:
     if isinstance(given, str | Path | FinishedRun):
         return open_images(given.folder if isinstance(given, FinishedRun) else Path(given))
     if isinstance(given, Images):
-        return Stream([given.tensor], name, len(given), rounding="nearest")
+        return Stream([given.tensor], name, len(given), "nearest", sampling_record(given.text))
     if isinstance(given, Tensor):
         return Stream([given], name, len(given))
     if isinstance(given, Iterable):
@@ -163,6 +168,7 @@ def _of_pipeline(pipeline: Pipeline, count: int) -> Stream:
         rounding_of(data),
         sampling_record(png_text(pipeline, [0])),
         [prompts[i % len(prompts)] for i in range(count)] if prompts else None,
+        labels_of((pipeline.image_text([i]) for i in range(count)), pipeline.config_dict.get("classes")),
     )
 
 

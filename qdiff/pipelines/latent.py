@@ -72,6 +72,10 @@ class LatentPipeline(Pipeline[GuidedT]):
     def network(self) -> nn.Module:
         return self.latent.model.diffusion_model
 
+    @property
+    def module(self) -> nn.Module:
+        return self.latent
+
     def with_network(self, network: nn.Module) -> Self:
         other = copy.copy(self)
         other.latent = _shallow(self.latent)

@@ -21,6 +21,7 @@ from qdiff.pipelines.bits import bits_of
 from qdiff.pipelines.changes import changed, like
 from qdiff.pipelines.images import Images
 from qdiff.pipelines.paths import as_path
+from qdiff.pipelines.png_text import png_text
 from qdiff.policy import QuantPolicy
 from qdiff.quant_model import QuantModel
 from qdiff.sampling.images import check_finite
@@ -150,7 +151,7 @@ class Pipeline(BasePipeline[SamplingT]):
         """
         if changes:
             return self.with_sampling(**changes).sample(count, progress=progress)
-        return Images(torch.cat(list(self.batches(count, progress=progress))))
+        return Images(torch.cat(list(self.batches(count, progress=progress))), png_text(self, [0]))
 
     def batches(self, count: int, *, progress: bool = False) -> Iterator[Tensor]:
         """Sample images a batch at a time, for uses that need not have all of them in memory or in files.

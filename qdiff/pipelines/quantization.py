@@ -22,7 +22,7 @@ class Quantization(Protocol):
 
     Attributes:
         needs_weights: whether the network's full-precision weights must be loaded first.
-        collects: whether calibration data come from the model's own sampling.
+        collects: whether calibration data are needed, and come from the model's own sampling.
     """
 
     @property

@@ -79,6 +79,33 @@ def test_a_run_knows_its_protocol(uniform, rounding, folder, tmp_path):
     assert images.sampling == SamplingRecord(sampler, 20, 20, 0.5, 7.5, 41, "W4A8, split", "full", "abc")
 
 
+@pytest.mark.parametrize(
+    ("classes", "labels"),
+    [
+        ("[cat, dog, eel]", ["cat", "dog"] * 3 + ["cat"]),
+        ("[cat, dog]", ["cat", "dog"] * 3 + ["cat"]),
+        ("[cat]", None),
+        ("[]", None),
+        ("3", None),
+        ("{0: cat, 1: dog}", None),
+        ("null", None),
+    ],
+)
+def test_a_run_names_the_classes_of_its_images(classes, labels, tmp_path):
+    for i, pixels in enumerate(IMAGES):
+        write_image(image_path(tmp_path / "img", i), pixels, TEXT | {"class": str(i % 2)})
+    assert open_images(tmp_path / "img").labels is None, "a folder of PNGs alone does not name them"
+    (tmp_path / "config.yaml").write_text(f"config: {{classes: {classes}}}\n")
+    images = open_images(tmp_path)
+    assert images.labels == labels == WithPrompts(images, ["red"]).labels
+
+
+def test_images_without_classes_have_no_labels(folder, tmp_path):
+    (tmp_path / "config.yaml").write_text("config: {classes: [cat, dog]}\n")
+    assert open_images(tmp_path).labels is None
+    assert Stream([IMAGES]).labels is None
+
+
 @pytest.mark.parametrize("config", ["- 1", "{", "sha256: 3\nconfig: []"])
 def test_a_strange_configuration_is_no_crash(config, folder, tmp_path):
     (tmp_path / "config.yaml").write_text(config)

@@ -16,7 +16,10 @@ EVALUATION = Evaluation(
     None,
     SamplingRecord("DDIM(steps=20, eta=0.0)", 20, 20, 0.0, None, 41, "W4A8", "full"),
     (NetworkRecord("features", "Inception", "c" * 64, True),),
-    (Row("fid", "FID, 64 images", "", 4.5, "torch-fidelity 0.4.0", 4.22), Row("psnr", "PSNR", "dB", None, "qdiff 0.1")),
+    (
+        Row("fid", "FID, 64 images", "", 4.5, "torch-fidelity 0.4.0", 4.22),
+        Row("psnr", "PSNR", "dB", None, "qdiff 0.1", None, "higher is closer", ".2f"),
+    ),
     {"lpips": "no weights"},
     ("note",),
     {"versions": "torch 2"},
@@ -61,7 +64,7 @@ def test_the_schema():
     sampling = {"sampler", "steps", "nfe", "eta", "scale", "seed", "bits", "precision", "weights"}
     assert set(content["sampling"]) == sampling
     assert set(content["networks"][0]) == {"role", "name", "sha256", "standard"}
-    assert set(content["rows"][0]) == {"metric", "name", "unit", "value", "by", "published"}
+    assert set(content["rows"][0]) == {"metric", "name", "unit", "value", "by", "published", "meaning", "spec"}
     assert set(content["model"]) == {"source", "parameters", "file_bytes", "step_bops", "bops"}
     others = {"full_precision", "left_out", "model", "notes", "settings"}
     assert set(content) == {"format", "version", "images", "reference", "sampling", "networks", "rows"} | others
@@ -75,6 +78,13 @@ def test_version_1_did_not_know_the_model(path):
 
 def test_bits_per_parameter():
     assert EVALUATION.model.bits == 6 and replace(EVALUATION.model, file_bytes=None).bits is None
+
+
+def test_a_row_as_text():
+    fid, psnr = EVALUATION.rows
+    assert (fid.title, fid.cell) == ("FID, 64 images", "4.500")
+    assert (psnr.title, psnr.cell) == ("PSNR [dB]", "∞")
+    assert replace(psnr, value=23.456).cell == "23.46" and replace(fid, value=0.254, spec=".0%").cell == "25%"
 
 
 def test_whole_numbers_stand_for_numbers(path):

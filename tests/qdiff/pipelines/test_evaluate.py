@@ -146,6 +146,7 @@ def test_a_stream_that_turns_out_too_short_keeps_what_can_be_computed(tmp_path):
         ({"metrics": ["psnr"]}, "--metrics psnr cannot be computed: give the full-precision images"),
         ({"metrics": ["eps"]}, "--metrics eps needs the folders of two runs, or from Python two pipelines"),
         ({"metrics": ["clip"]}, "--metrics clip cannot be computed: give a CLIP model"),
+        ({"metrics": ["recognised"]}, "--metrics recognised cannot be computed: it needs images of a run with classes"),
         ({"clip": "x"}, "the images do not say their prompts: give them with --prompts FILE"),
         ({"full_precision": OTHERS, "metrics": ["lpips"]}, "get torchvision's https://"),
         ({"full_precision": OTHERS[:3]}, "'images' and 'full_precision' have 12 and 3 images"),
@@ -234,6 +235,33 @@ def test_pipelines_are_compared_while_they_sample(pixel, quantized):
     assert list(only.values) == ["eps"]
     with pytest.raises(ValueError, match="images is a pipeline: give count"):
         qdiff.evaluate(pixel, full_precision=pixel)
+
+
+@pytest.mark.parametrize("names", [("dark", "bright"), ("dark", "light"), ()])
+def test_classes_are_recognised_where_the_network_knows_them(names, tmp_path):
+    """Image 0 is bright, the others are dark; that is what their classes say of all but the last."""
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    images[0] = 255
+    for i, label in enumerate([1, 0, 0, 1]):
+        write_image(image_path(tmp_path / "img", i), images[i], {"class": str(label)})
+    (tmp_path / "config.yaml").write_text("config: {classes: [dark, bright]}\n")
+    network, reference = MeanColours(categories=names), archive(tmp_path / "r.npz", OTHERS[..., :8, :8])
+    found = qdiff.evaluate(tmp_path, reference=reference, network=network)
+    assert found.values.get("recognised") == (0.75 if "bright" in names else None)
+    assert "recognised" not in found.left_out, "most images have no class"
+    if "bright" in names:
+        only = qdiff.evaluate(tmp_path, network=network, metrics=["recognised"])
+        assert only.values == {"recognised": 0.75} and only.networks[0].name == "mean-colours"
+    else:
+        assert "a feature network with categories" in refusal(
+            UserError, tmp_path, network=network, metrics=["recognised"]
+        )
+
+
+def test_sampled_images_carry_how_they_were_sampled(pixel, quantized):
+    found = qdiff.evaluate(quantized.sample(3), full_precision=pixel.sample(3))
+    assert found.notes == () and (found.sampling.bits, found.sampling.seed, found.sampling.nfe) == ("W4", 0, 4)
+    assert "seeds 0 and 1" in refusal(UserError, quantized.sample(3), full_precision=pixel.sample(3, seed=1))
 
 
 def test_the_folder_of_a_run_is_its_pipeline(pixel, tmp_path):
