@@ -52,6 +52,7 @@ def _result(row: Row, run: Command, fp: Path, options: Mapping[str, Any]) -> "Re
     finished, grid = load_run(run.folder), run.folder / "grid.png"
     found = evaluate(finished, full_precision=fp, published=row.published, **options)
     model = finished.model()
+    assert model.file_bytes is not None, "the network of a run is in a file"
     size, fp32 = model.file_bytes, 4 * model.parameters
     return Result(
         row.name, row.title, str(run), found, size, fp32, grid if grid.exists() else None, row.published, row.source
