@@ -15,6 +15,8 @@ from qdiff.cli.table_plan import show_plan
 from qdiff.config.presets import Table, load_table
 from qdiff.errors import UserError
 from qdiff.evaluation.choices import Choices
+from qdiff.evaluation.experiments import Method
+from qdiff.sampling.rank import Rank
 
 ROOT = Path(os.path.relpath(Path(qdiff.__file__).resolve().parents[1]))
 
@@ -76,7 +78,7 @@ def _parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Make the tables of the command line.
+    """Make the tables of the command line. Ranks of a job share the images of each row; rank 0 does the rest.
 
     Raises:
         UserError: a table, row or argument is unknown; a preset is wrong; a file is missing; or a row's run fails.
@@ -99,20 +101,32 @@ def main(argv: Sequence[str]) -> None:
     if args.rows:
         stated = [table.selected(args.rows) for table in stated]
     tables = [check(table, chosen) for table in stated]
-    for before, table in zip(stated, tables):
-        if args.dry_run:
+    if not args.dry_run:
+        _make(list(zip(stated, tables)), args, chosen, shlex.join(["python", "-m", "qdiff", "reproduce", *argv]))
+    elif Rank.from_environment().first:
+        for table in tables:
             show_plan(table, args.out / table.name, chosen, ROOT, args.device)
-        else:
-            _make(before, table, args, chosen, shlex.join(["python", "-m", "qdiff", "reproduce", *argv]))
 
 
-def _make(stated: Table, table: Table, args: argparse.Namespace, chosen: Choices, command: str) -> None:
-    """Sample, evaluate and write a table; `stated` is the table without the choices."""
-    out = args.out / table.name
-    methods = [method_of(table, row, out, ROOT, args.device) for row in table.rows]
-    for method in methods:
-        method.run()
+def _make(tables: Sequence[tuple[Table, Table]], args: argparse.Namespace, chosen: Choices, command: str) -> None:
+    """Sample, evaluate and write tables, each given as stated and with the choices."""
+    rank = Rank.from_environment()
+    for stated, table in tables:
+        for method in _methods(table, args):
+            method.run(shown=rank.first)  # its script reads the rank too
+        if rank.alone:
+            _evaluate(stated, table, args, chosen, command)
+    if rank.first and not rank.alone:  # at the end, because the others would wait for it in the next table
+        for stated, table in tables:
+            _evaluate(stated, table, args, chosen, command)
 
+
+def _methods(table: Table, args: argparse.Namespace) -> list[Method]:
+    return [method_of(table, row, args.out / table.name, ROOT, args.device) for row in table.rows]
+
+
+def _evaluate(stated: Table, table: Table, args: argparse.Namespace, chosen: Choices, command: str) -> None:
+    """Evaluate a table that is sampled, and write it; `stated` is the table without the choices."""
     from qdiff.evaluation.deviations import deviations
     from qdiff.evaluation.reproduction import Reproduced, Reproduction, text, write_reproduction
     from qdiff.files.refusals import explaining
@@ -128,6 +142,7 @@ def _make(stated: Table, table: Table, args: argparse.Namespace, chosen: Choices
         "device": args.device,
         "progress": None,
     }
+    out, methods = args.out / table.name, _methods(table, args)
     rows = []
     for row, method in zip(table.rows, methods):
         found = evaluate(method.folder, full_precision=methods[0].folder, published=row.published, **options)

@@ -35,16 +35,18 @@ class Method:
         """Path of the quantized network."""
         return self.folder / "quantized.safetensors"
 
-    def run(self) -> None:
-        """Print and run the command. Raises UserError if it fails."""
-        print(f"\n{self.name}\n  {self.command}", flush=True)
+    def run(self, *, shown: bool = True) -> None:
+        """Run the command, and print it and its time if they are to be shown. Raises UserError if it fails."""
+        if shown:
+            print(f"\n{self.name}\n  {self.command}", flush=True)
         start = time.perf_counter()
         status = subprocess.run([sys.executable, *self.words], check=False).returncode
         if status:
             raise UserError(
                 f"'{self.name}' ended with status {status}: see its output above; to start afresh, give another --out"
             )
-        print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+        if shown:
+            print(f"  {time.perf_counter() - start:.0f} s", flush=True)
 
 
 @dataclass(frozen=True)
