@@ -2,7 +2,7 @@
 
 import argparse
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from qdiff.config.presets import load_table
 from qdiff.config.tables import Table
 from qdiff.errors import UserError
 from qdiff.evaluation.choices import Choices
+from qdiff.sampling.rank import Rank
 
 if TYPE_CHECKING:
     from qdiff.evaluation.results import Section
@@ -24,7 +25,7 @@ RANDOM_FILE = "random_weights/model.safetensors"  # in the folder of a table
 
 
 def main(argv: Sequence[str]) -> None:
-    """Make the tables of the command line.
+    """Make the tables of the command line. Ranks of a job share the images of each row; rank 0 does the rest.
 
     Raises:
         UserError: a table, row or argument is unknown; a preset is wrong; a file or package is missing; or a row's run
@@ -42,18 +43,22 @@ def main(argv: Sequence[str]) -> None:
         stated = [table.selected(args.rows) for table in stated]
     choices = [_choices(args, arguments, table) for table in stated]
     tables = [check(table, chosen) for table, chosen in zip(stated, choices)]
+    rank = Rank.from_environment()
     if args.dry_run:
         for table, chosen in zip(tables, choices):
-            show_plan(table, args.out / table.name, chosen, ROOT, args.device)
+            if rank.first:
+                show_plan(table, args.out / table.name, chosen, ROOT, args.device)
         return
     _check_installed(tables)
-    command = shlex.join(["python", "-m", "qdiff", "reproduce", *argv])
-    sections = []
-    for before, table, chosen in zip(stated, tables, choices):
-        runs = _sample(table, chosen, args)
-        sections.append(_evaluate(before, table, chosen, runs, args, command))
-    if len(sections) > 1:
-        _write(args.out, f"Tables {', '.join(names)}", sections)
+    sampled: Iterable[list[Command]] = (_sample(table, chosen, args, rank) for table, chosen in zip(tables, choices))
+    if not rank.alone:  # all tables before the first evaluation, for which the other ranks would wait
+        sampled = list(sampled)
+    if rank.first:
+        command = shlex.join(["python", "-m", "qdiff", "reproduce", *argv])
+        made = zip(stated, tables, choices, sampled)
+        sections = [_evaluate(before, table, chosen, runs, args, command) for before, table, chosen, runs in made]
+        if len(sections) > 1:
+            _write(args.out, f"Tables {', '.join(names)}", sections)
 
 
 def _choices(args: argparse.Namespace, arguments: Mapping[str, Any], table: Table) -> Choices:
@@ -82,13 +87,17 @@ def _check_installed(tables: Sequence[Table]) -> None:
         check_names(f"table '{table.name}', metrics", table.metrics)
 
 
-def _sample(table: Table, chosen: Choices, args: argparse.Namespace) -> list[Command]:
+def _sample(table: Table, chosen: Choices, args: argparse.Namespace, rank: Rank) -> list[Command]:
     """Run the rows of a table; return what was run. Raises UserError if one fails."""
     if chosen.random:
+        from qdiff.evaluation.results import NO_REPRODUCTION
+
+        if rank.first:
+            print(f"{NO_REPRODUCTION}: the weights of table '{table.name}' are random, '{chosen.weights}'", flush=True)
         _draw_weights(table, chosen, args.device)
     runs = [command_of(table, row, args.out / table.name, ROOT, args.device) for row in table.rows]
     for run in runs:
-        run.run()
+        run.run(shown=rank.first)  # its script reads the rank too
     return runs
 
 
@@ -119,14 +128,16 @@ def _evaluate(
 
 
 def _draw_weights(table: Table, chosen: Choices, device: str) -> None:
-    """Make the random weights of a table unless they are there. Raises UserError if they cannot be written."""
-    from qdiff.evaluation.results import NO_REPRODUCTION
+    """Make the random weights of a table unless they are there; all ranks make the same.
+
+    Raises:
+        UserError: they cannot be written.
+    """
     from qdiff.files.refusals import explaining
     from qdiff.pipelines.random_weights import write_random_weights
 
     path, script = chosen.weights, SCRIPTS[table.script]
     assert path is not None, "a path comes with the choice"
-    print(f"{NO_REPRODUCTION}: the weights of table '{table.name}' are random, '{path}'", flush=True)
     if not path.exists():
         flags = script.parse({**table.rows[0].arguments, "device": device, "dry_run": True})
         with explaining(path, "--out"):

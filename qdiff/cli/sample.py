@@ -5,6 +5,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from qdiff.sampling.rank import ALONE, Rank
+
 if TYPE_CHECKING:
     from qdiff.calibration.settings import CalibrationSettings
     from qdiff.pipelines.output import Output
@@ -53,8 +55,8 @@ def learning_of(args: Namespace) -> "CalibrationSettings":
     return replace(settings, rounding=None, squant=False, closed_form=None) if args.resume_w else settings
 
 
-def quantization_of(args: Namespace) -> "Quantization | None":
-    """Return the quantization of the flags; None for full precision."""
+def quantization_of(args: Namespace, rank: Rank = ALONE) -> "Quantization | None":
+    """Return the quantization of the flags for a process; None for full precision."""
     from qdiff.calibration.plan import GIB
     from qdiff.pipelines.calibrate import Calibrate
     from qdiff.pipelines.calibration_set import DataSettings
@@ -77,7 +79,7 @@ def quantization_of(args: Namespace) -> "Quantization | None":
         a.cali_spectrum_n,
         a.act_groups,
         tuple(a.keep8),
-        a.cali_devices,
+        a.cali_devices if rank.first else 1,  # the others load what it calibrates
     )
 
 
@@ -108,12 +110,13 @@ def assembled(
     """Return the run of the flags. Raises UserError if they do not fit the model."""
     from qdiff.pipelines.run import Run
 
-    return Run(pipeline, quantization_of(args), output, args.logdir, record, folder_flag)
+    rank = Rank.from_environment()
+    return Run(pipeline, quantization_of(args, rank), output, args.logdir, record, folder_flag, rank)
 
 
 def perform(run: "Run", args: Namespace) -> None:
     """Do, or with `--dry_run` plan, a run. Raises UserError for every error that the user can fix."""
-    if args.dry_run:
-        run.dry_run()
-    else:
+    if not args.dry_run:
         run.execute(verbose=args.verbose)
+    elif run.rank.first:
+        run.dry_run()

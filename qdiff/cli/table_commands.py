@@ -25,16 +25,18 @@ class Command:
         """The command line, as typed."""
         return shlex.join(["python", *self.words])
 
-    def run(self) -> None:
-        """Print and run the command. Raises UserError if it fails."""
-        print(f"\n{self.title}\n  {self}", flush=True)
+    def run(self, *, shown: bool = True) -> None:
+        """Run the command, and print it and its time if they are to be shown. Raises UserError if it fails."""
+        if shown:
+            print(f"\n{self.title}\n  {self}", flush=True)
         start = time.perf_counter()
         status = subprocess.run([sys.executable, *self.words], check=False).returncode
         if status:
             raise UserError(
                 f"'{self.title}' ended with status {status}: see its output above; to start afresh, give another --out"
             )
-        print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+        if shown:
+            print(f"  {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def check(table: Table, chosen: Choices) -> Table:

@@ -63,6 +63,7 @@ class Calibrate:
     devices: int = 1
 
     needs_weights = True
+    writes = FILE
 
     @property
     def collects(self) -> bool:

@@ -23,12 +23,15 @@ class Quantization(Protocol):
     Attributes:
         needs_weights: whether the network's full-precision weights must be loaded first.
         collects: whether calibration data are needed, and come from the model's own sampling.
+        writes: name of the file that `run` leaves in the folder; None if it leaves none.
     """
 
     @property
     def needs_weights(self) -> bool: ...
     @property
     def collects(self) -> bool: ...
+    @property
+    def writes(self) -> str | None: ...
 
     def check(self, pipeline: Pipeline) -> None:
         """Raise UserError if the settings do not fit this pipeline, before anything is loaded."""
@@ -73,6 +76,7 @@ class LoadFile(ABC):
 
     needs_weights = False
     collects = False
+    writes = None
 
     @abstractmethod
     def load(self, network: nn.Module) -> QuantModel:

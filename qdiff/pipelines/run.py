@@ -13,6 +13,7 @@ from qdiff.files.digest import file_digest, tensors_digest
 from qdiff.pipelines.output import Output
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.quantization import Quantization
+from qdiff.sampling.rank import ALONE, Rank
 from qdiff.sampling.run_folder import RunFolder
 
 MEASURED = 1  # images in the forward that a dry run measures; time is proportional to the batch size
@@ -37,7 +38,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Run:
-    """One run.
+    """One run, by one process or by the ranks of one job, of which rank 0 does what is done once.
 
     Args:
         pipeline: model and sampler, not loaded yet.
@@ -46,6 +47,7 @@ class Run:
         folder: folder of the run.
         record: the settings to record.
         folder_flag: the flag that named the folder, for error messages.
+        rank: this process.
 
     Raises:
         UserError: the settings do not fit the model.
@@ -57,29 +59,37 @@ class Run:
     folder: Path
     record: Record
     folder_flag: str = "-l"
+    rank: Rank = ALONE
 
     def __post_init__(self) -> None:
         if self.quantization:
             self.quantization.check(self.pipeline)
         self.output.decode_for(self.pipeline)
+        if not self.rank.alone:
+            self.output.check_shared()
 
     def execute(self, *, verbose: bool = False) -> None:
         """Do what is not done yet. Raises UserError for every error that the user can fix."""
-        with RunFolder.open(self.folder, flag=self.folder_flag, verbose=verbose) as folder:
+        with RunFolder.open(self.folder, flag=self.folder_flag, verbose=verbose, rank=self.rank) as folder:
             needs_weights = self.quantization is None or self.quantization.needs_weights
             weights = self.pipeline.load(network=needs_weights)
             folder.record_config(self.settings(weights), [f"free.{name}" for name in self.record.free])
-            self._announce()
+            if self.rank.first:
+                self._announce()
             if self.quantization:  # before its work; sampling checks too, and reads every image for it
                 self.output.check(self.pipeline, folder)
-            run = self._quantized(folder.path)
-            print(run.output.write(run.pipeline, folder))
+            run = self._quantized(folder)
+            line = run.output.write(run.pipeline, folder)
+            if self.rank.first:
+                print(line)
 
-    def _quantized(self, folder: Path) -> "Run":
-        """Return the run with the pipeline whose network is quantized."""
+    def _quantized(self, folder: RunFolder) -> "Run":
+        """Return the run with the pipeline whose network is quantized; what rank 0 calibrates, the others load."""
         if self.quantization is None:
             return self
-        network = self.quantization.run(self.pipeline, folder)
+        if self.quantization.writes:
+            folder.lock.wait_for(folder.path / self.quantization.writes)
+        network = self.quantization.run(self.pipeline, folder.path)
         return replace(self, pipeline=self.pipeline.with_network(network), quantization=None)
 
     def dry_run(self) -> None:

@@ -53,16 +53,20 @@ def run_here(monkeypatch):
 
 @pytest.fixture
 def presets(tmp_path) -> Path:
-    """A table of two rows on a tiny network, whose weights have the stated digest."""
-    config = write_tiny(tmp_path)
-    weights = tmp_path / "tiny.safetensors"
+    return table_of(tmp_path)
+
+
+def table_of(parent: Path) -> Path:
+    """Write presets of a table of two rows, on a tiny network whose weights have the stated digest."""
+    config = write_tiny(parent)
+    weights = parent / "tiny.safetensors"
     table = {
         "arguments": {"config": str(config), "ckpt": str(weights), "timesteps": 4, "batch_size": 2},
         "weights": {"argument": "ckpt", "file": str(weights), "sha256": file_digest(weights), "how": "made by hand"},
     }
     linear = {"ptq": True, "quant_mode": "linear", "weight_bit": 4}
     rows = {"01_linear": {"arguments": linear, "published": {"psnr": 20.0, "mae": 1.5}}}
-    folder = write(tmp_path / "presets", table, **rows)
+    folder = write(parent / "presets", table, **rows)
     (folder / "mine" / "02_other.yaml").unlink()
     return folder
 
