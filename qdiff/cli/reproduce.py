@@ -32,15 +32,16 @@ def main(argv: Sequence[str]) -> None:
             fails.
     """
     args = parse(reproduce_parser(), argv)
-    arguments = dict(argument(word) for word in [*args.tables, *args.overrides] if "=" in word)
-    names = dict.fromkeys(word for word in args.tables if "=" not in word)
+    given = args.tables, args.rows or ()  # which swallow words that follow them
+    arguments = dict(argument(word) for words in (*given, args.overrides) for word in words if "=" in word)
+    names, rows = (dict.fromkeys(word for word in words if "=" not in word) for words in given)
     for flag in ("weights", "reference", "inception", "features"):
         path = getattr(args, flag)
         if path and not path.exists() and not (flag == "weights" and path == RANDOM):
             raise UserError(f"--{flag}: no '{path}': give a path that exists")
     stated = [load_table(args.presets, name, ROOT, args.out / name) for name in names]
-    if args.rows:
-        stated = [table.selected(args.rows) for table in stated]
+    if rows:
+        stated = [table.selected([*rows]) for table in stated]
     choices = [_choices(args, arguments, table) for table in stated]
     tables = [check(table, chosen) for table, chosen in zip(stated, choices)]
     rank = Rank.from_environment()

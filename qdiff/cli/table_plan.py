@@ -10,7 +10,6 @@ from qdiff.config.tables import Row, Table
 from qdiff.errors import UserError
 from qdiff.evaluation.choices import Choices
 from qdiff.files.download import location
-from qdiff.files.images import image_path
 from qdiff.files.tables import aligned
 
 TITLES = ("row", "state", "calibration", "sampling", "memory", "disk")
@@ -70,6 +69,7 @@ def show_plan(table: Table, out: Path, chosen: Choices, root: Path, device: str)
 
 def _plan(table: Table, row: Row, out: Path, device: str) -> RowPlan:
     """Measure a row. Raises UserError if it has no plan."""
+    from qdiff.files.images import image_path
     from qdiff.pipelines.cost import measured_cost
 
     script, folder = SCRIPTS[table.script], out / row.name

@@ -184,6 +184,15 @@ def test_what_classes_and_columns_of_images_show(classes, tmp_path, run_here):
     assert "Columns of images, from the left: Flags, Activities, People & Body." in (folder / "table.md").read_text()
 
 
+def test_columns_that_show_several_classes_have_no_caption(classes, tmp_path, run_here):
+    path = classes / "mine" / "table.yaml"
+    content = yaml.safe_load(path.read_text())
+    del content["arguments"]["classes"]
+    path.write_text(yaml.safe_dump(content))
+    assert reproduce(classes, tmp_path / "out").status == 0
+    assert "Columns of images" not in (tmp_path / "out" / "mine" / "table.md").read_text()
+
+
 def test_an_unknown_metric_of_a_preset_is_refused_before_sampling(classes, tmp_path):
     path = classes / "mine" / "table.yaml"
     path.write_text(path.read_text().replace("recognised", "recognized"))
@@ -204,7 +213,7 @@ def test_what_differs_is_said_in_every_format(presets, tmp_path, run_here):
     other = tmp_path / "other.safetensors"
     save_file({key: x * 0.99 for key, x in load_file(tmp_path / "tiny.safetensors").items()}, other)
     out = tmp_path / "out"
-    ended = reproduce(presets, out, "--images", 2, "--weights", other, "timesteps=2", "--rows", "fp")
+    ended = reproduce(presets, out, "--images", 2, "--weights", other, "--rows", "fp", "timesteps=2")
     assert ended.status == 0, ended.err
     reasons = [
         "timesteps is 2 instead of 4",
