@@ -108,7 +108,7 @@ class Folder:
     @property
     def labels(self) -> list[str] | None:
         """Names of the classes that the PNGs of a run state; None unless all do."""
-        return labels_of(map(image_text, self.paths), self.classes)
+        return None if self.files != PNG else labels_of(map(image_text, self.paths), self.classes)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         for start in range(0, len(self.paths), size):
