@@ -30,7 +30,6 @@ def find_device(name: str) -> torch.device:
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, not {name!r}") from None
     if (device.index or 0) >= count:
         raise UserError(f"--device {name} is not available on this machine: use --device auto")
-    rank = Rank.from_environment()
-    if device == torch.device("cuda") and not rank.alone:
+    if device == torch.device("cuda") and not (rank := Rank.from_environment()).alone:
         return torch.device("cuda", rank.local % count)
     return device
