@@ -9,9 +9,9 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(RUN) scripts/demo.py $(ARGS)
 
-# Three models, with metrics and plots
+# The tables of the three bundled models, with metrics and plots
 demo-full: $(INSTALLED)
-	$(RUN) scripts/demo_full.py --out demo/full $(ARGS)
+	$(RUN) -m qdiff reproduce emoji32 emoji64 emoji64-txt2img --out demo/full $(ARGS)
 
 test: $(INSTALLED)
 	$(RUN) -m ruff check

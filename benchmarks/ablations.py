@@ -11,6 +11,7 @@ Columns as in `calibration.py`: mean, and largest less smallest.
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import mean
 
 import torch
@@ -100,18 +101,22 @@ def main() -> None:
     pipe, spectrum = load("pixel"), Spectrum.from_dict(reference_spectrum("pixel"))
     held_out = pipe.with_sampling(seed=HELD_OUT)
     wanted = held_out.sample(args.images).tensor
+
+    @cache  # studies have a variant in common
+    def cells(variant: Variant, method: str) -> list[str]:
+        found = []
+        for seed in args.seeds:
+            one = quantized(pipe.with_sampling(seed=seed), method, variant, spectrum, args.iterations)
+            one = one.with_sampling(seed=HELD_OUT)
+            distance = psnr(one.sample(args.images).tensor, wanted).mean().item()
+            found.append((distance, *errors(held_out, one, min(8, args.images), spectrum)))
+        return [f"{mean(column):9.4g} +- {max(column) - min(column):6.2g}" for column in zip(*found)]
+
     print(f"{'study':10} {'variant':14} {'method':7} " + " ".join(f"{name:>18}" for name in COLUMNS))
     for study in args.studies:
         for name, variant in STUDIES[study].items():
             for method in args.methods:
-                found = []
-                for seed in args.seeds:
-                    one = quantized(pipe.with_sampling(seed=seed), method, variant, spectrum, args.iterations)
-                    one = one.with_sampling(seed=HELD_OUT)
-                    distance = psnr(one.sample(args.images).tensor, wanted).mean().item()
-                    found.append((distance, *errors(held_out, one, min(8, args.images), spectrum)))
-                cells = [f"{mean(column):9.4g} +- {max(column) - min(column):6.2g}" for column in zip(*found)]
-                print(f"{study:10} {name:14} {method:7} " + " ".join(cells), flush=True)
+                print(f"{study:10} {name:14} {method:7} " + " ".join(cells(variant, method)), flush=True)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from qdiff.evaluation.metrics import psnr
 from qdiff.files.grid import grid_of
 from qdiff.files.images import write_image
 from qdiff.files.prompts import read_prompts
+from qdiff.functional import relative_squared_error
 from qdiff.pipelines.methods import uniform_policy
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.spectrum import spectrum_of
@@ -101,10 +102,10 @@ def errors(pipe: Pipeline, quantized: Pipeline, images: int, spectrum: Spectrum)
     plain, lost, whole = [], 0.0, 0.0
     predict = quantized.model_for(range(images))
     for step in pipe.steps(range(images)):
-        error = predict(step.x_t, torch.full((images,), step.t).to(step.x_t)) - step.eps
-        plain.append((error.square().sum() / step.eps.square().sum()).item())
+        found = step.predicted_by(predict)
+        plain.append(relative_squared_error(found, step.eps))
         bands = spectrum.bands(torch.tensor([step.t]))[:, 0].tolist()
-        lost, whole = lost + weighted(error, bands), whole + weighted(step.eps, bands)
+        lost, whole = lost + weighted(found - step.eps, bands), whole + weighted(step.eps, bands)
     return mean(plain), lost / whole
 
 

@@ -9,24 +9,12 @@ depend on how sampling amplifies small errors.
 """
 
 import argparse
-from collections.abc import Iterable
-
-import torch
-from torch import nn
+from statistics import fmean
 
 import qdiff
-from diffusion.steps import Step
+from qdiff.pipelines.eps_error import eps_error
 
 TIMESTEPS = 10
-
-
-@torch.no_grad()
-def error(network: nn.Module, steps: Iterable[Step]) -> float:
-    """Return the relative squared error of a network's eps, averaged over the steps, whose x_t are (B, C, H, W)."""
-    found = [
-        (network(s.x_t, torch.full((len(s.x_t),), s.t)) - s.eps).square().sum() / s.eps.square().sum() for s in steps
-    ]
-    return torch.stack(found).mean().item()
 
 
 def main() -> None:
@@ -56,7 +44,7 @@ def main() -> None:
                 act_iterations=args.iterations // 6,
                 lr=4e-3,
             )
-            found.append(error(quantized.network, steps))
+            found.append(fmean(eps_error(quantized.network, step) for step in steps))
         print(f"{n:20d}  {TIMESTEPS * n:7d}  {' '.join(f'{value:.4f}' for value in found)}", flush=True)
 
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 
 import torch
-from calibration_size import error
 
 import qdiff
 from diffusion.steps import Step
@@ -25,6 +24,7 @@ from qdiff.block_recon import Outcome
 from qdiff.calibration.kept_steps import kept_steps
 from qdiff.calibration.reporter import Reporter
 from qdiff.evaluation.metrics import psnr
+from qdiff.pipelines.eps_error import eps_error
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.quantize import share_parameters
 
@@ -65,7 +65,8 @@ def measure(pipe: Pipeline, steps: Sequence[Step], schedule: qdiff.Schedule | No
     loss = statistics.mean(losses.ratios) if losses.ratios else 1.0
     images = pipe.with_network(model).sample(len(steps[0].x_t), seed=0).tensor
     close = psnr(images, pipe.sample(len(images), seed=0).tensor).mean().item()
-    return loss, torch.cat(turned).float().mean().item(), error(model, steps), close, seconds
+    eps = statistics.fmean(eps_error(model, step) for step in steps)
+    return loss, torch.cat(turned).float().mean().item(), eps, close, seconds
 
 
 def row(title: str, values: Sequence[float]) -> str:

@@ -47,6 +47,10 @@ class Step:
     x0: Tensor
     x_prev: Tensor
 
+    def predicted_by(self, model: Model) -> Tensor:
+        """Return what another model predicts for this x_t and t; the trajectory does not change."""
+        return model(self.x_t, torch.full((len(self.x_t),), self.t, device=self.x_t.device))
+
 
 class Sampler(Protocol):
     """A sampler and its settings, for pixel-space and latent models alike; `str()` names both on one line."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from qdiff.calibration.job import calibrate
     from qdiff.calibration.settings import CalibrationSettings
     from qdiff.checkpoints.load import load_as_written, load_quantized, save_quantized
+    from qdiff.cli.recorded import load_run
     from qdiff.errors import UserError
     from qdiff.files.journal import Journal
     from qdiff.pipelines.correct import correct
@@ -45,6 +46,7 @@ _HOME = {
     "load_as_written": "qdiff.checkpoints.load",
     "load_pipeline": "qdiff.pipelines.load",
     "load_quantized": "qdiff.checkpoints.load",
+    "load_run": "qdiff.cli.recorded",
     "quantize": "qdiff.pipelines.quantize",
     "save_quantized": "qdiff.checkpoints.load",
 }
@@ -70,6 +72,7 @@ __all__ = [
     "load_as_written",
     "load_pipeline",
     "load_quantized",
+    "load_run",
     "quantize",
     "save_quantized",
 ]

@@ -27,6 +27,13 @@ def evaluate(argv: Sequence[str]) -> None:
     main(argv)
 
 
+def correct(argv: Sequence[str]) -> None:
+    """fit a correction of the predicted noise for a run (PTQD), or show one"""
+    from qdiff.cli.correct import main
+
+    main(argv)
+
+
 def plot(argv: Sequence[str]) -> None:
     """draw activation ranges, errors by layer and step, quality against size, and images"""
     from qdiff.cli.plot import main
@@ -42,7 +49,7 @@ def reproduce(argv: Sequence[str]) -> None:
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
-    verb.__name__: verb for verb in (inspect, convert, evaluate, reproduce, plot)
+    verb.__name__: verb for verb in (inspect, convert, correct, evaluate, reproduce, plot)
 }
 
 

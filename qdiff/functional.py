@@ -56,6 +56,12 @@ def fake_quantize(x: Tensor, delta: Tensor, zero_point: Tensor, lo: int, hi: int
     return scaled.round_().clamp_min_(low).clamp_max_(high).mul_(delta).to(x.dtype)
 
 
+def relative_squared_error(found: Tensor, wanted: Tensor) -> float:
+    """Return |found - wanted|^2 / |wanted|^2, tensors of the same shape; nan or infinite if `wanted` is zero."""
+    wanted = at_least_float32(wanted)
+    return ((at_least_float32(found) - wanted).square().sum() / wanted.square().sum()).item()
+
+
 def code_bounds(bits: int, symmetric: bool) -> tuple[int, int]:
     """Return the smallest and the largest code: 0 and 2^b - 1, or -2^(b-1) and 2^(b-1) - 1 if symmetric."""
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)

@@ -71,8 +71,6 @@ def compare(args: argparse.Namespace) -> "Section":
     """Sample in full precision and with each method, from the same seeds."""
     import qdiff
     from qdiff.analysis.images import ComparedImages
-    from qdiff.evaluation.measures import Batch, measured
-    from qdiff.evaluation.paired import MAE, PSNR, distance_to_fp, psnr_to_fp
     from qdiff.evaluation.results import Result, Section
     from qdiff.files.grid import grid_of
     from qdiff.files.images import write_image
@@ -80,21 +78,20 @@ def compare(args: argparse.Namespace) -> "Section":
 
     pipe = qdiff.load_pipeline(args.config, steps=args.steps)
     fp32_bytes = sum(4 * x.numel() for x in pipe.network.parameters())
-    results, grids, reference, pipelines, shown = [], {}, None, {}, {}
+    reference = pipe.sample(args.images, seed=0, progress=True)
+    results, pipelines, shown = [], {}, {}
     for name, call, pipeline in quantized(pipe, args):
-        images = pipeline.sample(args.images, seed=0, progress=True).tensor
-        reference = images if reference is None else reference
+        images = pipeline.sample(args.images, seed=0, progress=True) if pipeline.is_quantized else reference
         place = folder(args, name)
         place.mkdir(parents=True, exist_ok=True)
-        grids[name] = place / "grid.png"
-        write_image(grids[name], grid_of(images))
+        write_image(place / "grid.png", grid_of(images.tensor))
         size = (place / "quantized.safetensors").stat().st_size if pipeline.is_quantized else fp32_bytes
-        values = measured([psnr_to_fp(), distance_to_fp()], [Batch(images, reference)])
-        results.append(Result(name, call, values, size, fp32_bytes))
+        found = qdiff.evaluate(images, full_precision=reference, metrics=["psnr", "mae"])
+        results.append(Result(place.name, name, call, found, size, fp32_bytes, place / "grid.png"))
         if pipeline.is_quantized:
-            pipelines[name], shown[name] = pipeline, images[:SHOWN]
-    section = Section("pixel", f"{args.images} images per method, same seeds", [PSNR, MAE], results, grids)
-    plots = write_plots(args.out, section, ComparedImages(reference[:SHOWN], shown))
+            pipelines[name], shown[name] = pipeline, images.tensor[:SHOWN]
+    section = Section("pixel", f"{args.images} images per method, same seeds", results)
+    plots = write_plots(args.out, section, ComparedImages(reference.tensor[:SHOWN], shown))
     return replace(section, plots=plots | trajectory(args, pipe, pipelines))
 
 
@@ -114,11 +111,10 @@ def main() -> None:
     start, args = time.perf_counter(), parse(demo_parser())
     section = compare(args)
 
-    from qdiff.evaluation.report import write_report
-    from qdiff.evaluation.results import text_table
+    from qdiff.evaluation.report import text, write_comparison, write_report
 
-    files = write_report(args.out, TITLE, [section], environment())
-    print(f"\n{text_table(section)}\n\nin {time.perf_counter() - start:.0f} s: {', '.join(map(str, files))}")
+    files = [write_comparison(args.out, section), *write_report(args.out, TITLE, [section], environment())]
+    print(f"\n{text(section)}\nin {time.perf_counter() - start:.0f} s: {', '.join(map(str, files))}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from pathlib import Path
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*((?:python (?:scripts|benchmarks)/|python -m qdiff\b|make\b).*)")
+LAUNCHER = r"(?:torchrun|srun) (?:--\S+ )+(?:python )?"  # stands for python
+COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*((?:(?:python |{LAUNCHER})(?:(?:scripts|benchmarks)/|-m qdiff\b)|make\b).*)")
 
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,8 @@ def commands(text: str) -> Iterator[list[str]]:
     lines = [line for block in blocks(text, "") for line in block.replace("\\\n", " ").splitlines()]
     for line in [*lines, *spans(text)]:
         if found := COMMAND.fullmatch(line):
-            filled = re.sub(r"<[^>]+>", "x", found[1].replace("<4 or 8>", "4"))
+            command = re.sub(f"^{LAUNCHER}", "python ", found[1])
+            filled = re.sub(r"<[^>]+>", "x", command.replace("<4 or 8>", "4"))
             yield shlex.split(filled, comments=True)
 
 

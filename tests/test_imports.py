@@ -46,7 +46,6 @@ OPEN_FILES = (
     "qdiff/evaluation/",
     "qdiff/pipelines/",
     "qdiff/sampling/run_folder.py",
-    "qdiff/analysis/tradeoff.py",  # results files
     "qdiff/plots/output.py",
     "qdiff/cli/",
     "qdiff/training/",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusion.checks import whole
 from qdiff.analysis.watching import check_full_precision, layers, quantized_network, watching
-from qdiff.functional import at_least_float32
+from qdiff.functional import relative_squared_error
 from qdiff.pipelines.pipeline import Pipeline
 
 
@@ -60,7 +60,7 @@ def layer_errors(pipeline: Pipeline, quantized: Pipeline, images: int = 4) -> La
     with watching(layers(pipeline.network), see), watching(network.layers(), compare):
         for step in pipeline.steps(indices):
             timesteps.append(float(step.t))
-            predict(step.x_t, torch.full((len(indices),), step.t, device=step.x_t.device))
+            step.predicted_by(predict)
     owner = {layer: block.path for block in network.blocks() for layer in block.layers}
     return LayerErrors(
         tuple(timesteps),
@@ -68,9 +68,3 @@ def layer_errors(pipeline: Pipeline, quantized: Pipeline, images: int = 4) -> La
         tuple(owner[layer] for layer in errors),
         torch.tensor([errors[layer] for layer in errors], dtype=torch.float64),
     )
-
-
-def relative_squared_error(found: Tensor, wanted: Tensor) -> float:
-    """Return |found - wanted|^2 / |wanted|^2, tensors of the same shape; nan or infinite if `wanted` is zero."""
-    wanted = at_least_float32(wanted)
-    return ((at_least_float32(found) - wanted).square().sum() / wanted.square().sum()).item()

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from diffusion.checks import whole
-from qdiff.analysis.layer_errors import relative_squared_error
 from qdiff.analysis.watching import check_full_precision, quantized_network
+from qdiff.functional import relative_squared_error
+from qdiff.pipelines.eps_error import eps_error
 from qdiff.pipelines.pipeline import Pipeline
 
 
@@ -17,8 +16,7 @@ class TrajectoryErrors:
 
     Attributes:
         timesteps: of the S network calls, in the order of sampling.
-        eps: |eps_q - eps|^2 / |eps|^2 at each call, (S,): both networks get x_t of the trajectory in full precision, so
-            errors do not accumulate.
+        eps: `eps_error` at each call, (S,).
         distance: |x_q - x|^2 / |x|^2 of what each step leaves, x_prev, (S,): each network follows its own trajectory,
             from the same noise. The last one is that of the result.
     """
@@ -28,7 +26,6 @@ class TrajectoryErrors:
     distance: tuple[float, ...]
 
 
-@torch.no_grad()
 def trajectory_errors(
     pipeline: Pipeline, quantized: Mapping[str, Pipeline], images: int = 4
 ) -> dict[str, TrajectoryErrors]:
@@ -53,9 +50,8 @@ def trajectory_errors(
     for step in pipeline.steps(indices):
         timesteps.append(float(step.t))
         states.append(step.x_prev.cpu())
-        t = torch.full((len(indices),), step.t, device=step.x_t.device)
         for name, model in models.items():
-            eps[name].append(relative_squared_error(model(step.x_t, t), step.eps))
+            eps[name].append(eps_error(model, step))
     distances = {
         name: tuple(relative_squared_error(s.x_prev.cpu(), x) for s, x in zip(other.steps(indices), states))
         for name, other in quantized.items()

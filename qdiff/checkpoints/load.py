@@ -92,14 +92,42 @@ def load_quantized(
     """
     adapter = adapter or adapter_for(model)
     file = read_calibrated(path)
+    policy = _checked_policy(path, file, weight_bit, act_bit, a_sym, split, sm_abit)
+    return _restored(path, file, model, policy, adapter, low_memory)
+
+
+def policy_of(
+    path: str | Path,
+    *,
+    weight_bit: int | None = None,
+    act_bit: int | None = None,
+    a_sym: bool = False,
+    split: bool = False,
+    sm_abit: int = 8,
+) -> QuantPolicy:
+    """Return the policy of the network that `load_quantized` makes of a file with these arguments.
+
+    Raises:
+        UserError: the file is damaged, not calibrated, or contradicts the arguments.
+    """
+    return _checked_policy(path, read_calibrated(path), weight_bit, act_bit, a_sym, split, sm_abit)
+
+
+def _checked_policy(
+    path: str | Path,
+    file: QuantizedFile | OriginalFile,
+    weight_bit: int | None,
+    act_bit: int | None,
+    a_sym: bool,
+    split: bool,
+    sm_abit: int,
+) -> QuantPolicy:
     file.summary.check_flags(path, weight_bit, act_bit, a_sym, split, sm_abit)
     act = None if act_bit is None else QuantSpec(act_bit, symmetric=a_sym)
     if isinstance(file, QuantizedFile):
-        policy = file.policy if act else file.policy.without_activations()
-    else:
-        weight = QuantSpec(file.summary.weight_bits, per_channel=True, range_search="max")
-        policy = QuantPolicy(weight, act, sm_abit, split)
-    return _restored(path, file, model, policy, adapter, low_memory)
+        return file.policy if act else file.policy.without_activations()
+    weight = QuantSpec(file.summary.weight_bits, per_channel=True, range_search="max")
+    return QuantPolicy(weight, act, sm_abit, split)
 
 
 def load_as_written(

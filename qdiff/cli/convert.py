@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from qdiff.cli.flags import check_new
 from qdiff.cli.parser import Parser, number, parse
 from qdiff.errors import UserError
 
@@ -42,10 +43,7 @@ def main(argv: Sequence[str]) -> None:
         UserError: `--out` exists; or the file is damaged, of another network, already ours, or contradicts the flags.
     """
     args = parse(_parser(), argv)
-    if args.out.is_dir():
-        raise UserError(f"'{args.out}' is a folder: give --out the name of a file")
-    if args.out.exists() and not args.force:
-        raise UserError(f"'{args.out}' exists: choose another --out, or add --force to replace it")
+    check_new(args.out, args.force)
 
     from qdiff.checkpoints.load import load_quantized, save_quantized
     from qdiff.checkpoints.quantized_file import is_quantized

@@ -4,17 +4,25 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qdiff.cli.flags import device
+from qdiff.cli.flags import check_new, device
 from qdiff.cli.parser import Parser, number, parse
+from qdiff.cli.recorded import load_run
 from qdiff.errors import UserError
+from qdiff.evaluation.run_protocol import CONFIG
 from qdiff.files.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from qdiff.pipelines.finished import FinishedRun
 
 EXAMPLES = """examples:
   FID, sFID, IS, KID, precision and recall of a run
     python -m qdiff evaluate runs/w4a8 --reference VIRTUAL_imagenet256_labeled.npz -o w4a8.json
   how far a quantized model's images are from those in full precision, same seeds
     python -m qdiff evaluate runs/w4a8 --fp runs/fp
+  the same without the sampler's amplification: errors of eps, for which both runs are loaded
+    python -m qdiff evaluate runs/w4a8 --fp runs/fp --metrics psnr,eps
   small sets, on the features of the bundled classifier, beside an earlier result
     python -m qdiff evaluate runs/w4a8 --features models/features/emoji32/classifier.safetensors \\
       --reference models/features/emoji32/reference.safetensors --compare fp.json
@@ -25,7 +33,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m qdiff evaluate",
         usage="%(prog)s IMAGES [--reference REF] [--fp IMAGES] [-o FILE] [flags]",
-        description="Compute metrics of images: the folder of a run, a folder of PNGs, or an .npz with arr_0.",
+        description="Compute metrics of images: the folder of a run, a folder of PNG, JPEG or WebP images, or an\n"
+        ".npz with arr_0.",
         epilog=EXAMPLES,
     )
     parser.add_argument("images", type=Path, metavar="IMAGES", help="images to evaluate")
@@ -43,8 +52,8 @@ def _parser() -> Parser:
         "--metrics",
         type=_words,
         metavar="NAME,NAME,...",
-        help="of fid, sfid, is, kid, prc (precision and recall), psnr, mae, ssim, lpips and clip (default: all whose "
-        "inputs are given)",
+        help="of fid, sfid, is, kid, prc (precision and recall), psnr, mae, ssim, lpips, clip, recognised and, of two "
+        "runs, eps (default: all whose inputs are given, but eps)",
     )
     add("--few", action="store_true", help="compute also what needs more images, under a name that says so")
     add(
@@ -92,10 +101,8 @@ def main(argv: Sequence[str]) -> None:
         UserError: `--out` exists; as `qdiff.evaluate`; or an earlier result is of another kind or protocol.
     """
     args = parse(_parser(), argv)
-    if args.out and args.out.is_dir():
-        raise UserError(f"'{args.out}' is a folder: give --out the name of a file")
-    if args.out and args.out.exists() and not args.force:
-        raise UserError(f"'{args.out}' exists: choose another --out, or add --force to replace it")
+    if args.out:
+        check_new(args.out, args.force)
 
     from qdiff.evaluation.record_file import read_evaluation, write_evaluation
     from qdiff.evaluation.record_table import check_comparable, text
@@ -103,22 +110,23 @@ def main(argv: Sequence[str]) -> None:
     from qdiff.pipelines.evaluate import evaluate
 
     earlier = [read_evaluation(path) for path in args.compare]
-    found = evaluate(
-        args.images,
-        reference=args.reference,
-        full_precision=args.fp,
-        metrics=args.metrics,
-        inception=args.inception,
-        features=args.features,
-        clip=args.clip,
-        prompts=read_prompts(args.prompts, "--prompts") if args.prompts else None,
-        lpips=args.lpips,
-        few=args.few,
-        published=args.published,
-        batch_size=args.batch_size,
-        device=args.device,
-        progress=None,
-    )
+    with explaining(args.images, "IMAGES"):
+        found = evaluate(
+            _source(args.images, args.device),
+            reference=args.reference,
+            full_precision=args.fp and _source(args.fp, args.device),
+            metrics=args.metrics,
+            inception=args.inception,
+            features=args.features,
+            clip=args.clip,
+            prompts=read_prompts(args.prompts, "--prompts") if args.prompts else None,
+            lpips=args.lpips,
+            few=args.few,
+            published=args.published,
+            batch_size=args.batch_size,
+            device=args.device,
+            progress=None,
+        )
     if args.out:  # before the comparison, which may be refused
         try:
             with explaining(args.out, "--out"):
@@ -130,8 +138,16 @@ def main(argv: Sequence[str]) -> None:
     print(text([*earlier, found]))
 
 
+def _source(path: Path, device: str) -> "Path | FinishedRun":
+    """Return the run of a folder, and other paths as they are."""
+    return load_run(path, device=device) if (path / CONFIG).is_file() else path
+
+
 def _words(text: str) -> list[str]:
-    return [word for word in text.split(",") if word]
+    words = [word for word in text.split(",") if word]
+    if not words:
+        raise argparse.ArgumentTypeError(f"{text!r} names no metric, such as fid,is")
+    return words
 
 
 def _values(text: str) -> dict[str, float]:

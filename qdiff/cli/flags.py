@@ -2,13 +2,14 @@
 
 import argparse
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qdiff.cli.parser import Parser, choice, number
 from qdiff.errors import UserError
+from qdiff.files.refusals import explaining
 
 PTQ = ("--ptq",)
 ACTIVATIONS = ("--ptq", "--quant_act")
@@ -49,6 +50,19 @@ def running(parser: Parser, *folder_names: str, folder: Path, seed: int | None) 
     )
     add("--dry_run", "--dry-run", action="store_true", help="print the plan (blocks, sizes, memory, time) and exit")
     add("--verbose", action="store_true", help="log in more detail, to the console as well")
+
+
+def check_new(out: Path, force: bool) -> None:
+    """Check a file that is to be written. Raises UserError if it is no file, or exists and `force` is not given."""
+    with explaining(out, "--out"):
+        if out.is_dir():
+            raise UserError(f"'{out}' is a folder: give --out the name of a file")
+        if not out.exists():
+            return
+        if not out.is_file():  # a device, which would be replaced by a file
+            raise UserError(f"'{out}' is not a file: choose another --out")
+        if not force:
+            raise UserError(f"'{out}' exists: choose another --out, or add --force to replace it")
 
 
 def device() -> dict[str, Any]:
@@ -154,28 +168,39 @@ def correction(parser: Parser) -> None:
         "file in the run's folder; or a file that was fitted for this network and sampling",
     )
     add_fit = partial(add, needs=(*PTQ, "--correct"))
-    add_fit(
-        "--correct_fit",
-        default="ptqd",
-        help="ptqd: on trajectories of full precision, as in the paper; trajectory: on the quantized network's own, "
-        "step by step",
-        **choice("ptqd", "trajectory"),
-    )
-    add_fit(
-        "--correct_n", default=64, help="images, half to fit on, half to judge by which parts help", **number(int, 4)
-    )
-    add_fit(
-        "--correct_parts",
-        type=_parts,
-        metavar="PART,PART,...",
-        help="parts that may be used: slope, bias and variance of the sampler's noise (default: all)",
-    )
+    fitting(add_fit, "correct_")
     add_fit(
         "--correct_interpolate",
         action="store_true",
         help="accept a file that was fitted for other steps, and interpolate it over log-SNR",
     )
     parser.checks.append(_check_correction)
+
+
+def fitting(add: Callable[..., None], prefix: str) -> None:
+    """Add the flags of a fit of a correction; their names begin with a prefix, in the namespace with `correct_`."""
+    add(
+        f"--{prefix}fit",
+        dest="correct_fit",
+        default="ptqd",
+        help="ptqd: on trajectories of full precision, as in the paper; trajectory: on the quantized network's own, "
+        "step by step",
+        **choice("ptqd", "trajectory"),
+    )
+    add(
+        f"--{prefix}n",
+        dest="correct_n",
+        default=64,
+        help="images, half to fit on, half to judge by which parts help",
+        **number(int, 4),
+    )
+    add(
+        f"--{prefix}parts",
+        dest="correct_parts",
+        type=_parts,
+        metavar="PART,PART,...",
+        help="parts that may be used: slope, bias and variance of the sampler's noise (default: all)",
+    )
 
 
 def calibration(parser: Parser) -> None:

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from qdiff.cli.parser import Parser, choice, parse
-from qdiff.cli.plot_flags import check_output, model, names_of, output, pipeline_of, quantized, quantized_of
+from qdiff.cli.plot_flags import check_output, model, output, pipeline_of, pipelines_of, quantized_files
 from qdiff.errors import UserError, suggestion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from qdiff.pipelines.pipeline import Pipeline
 
 
 MOST_SITES = 24  # panels in a figure
@@ -117,56 +115,65 @@ def _split(args: argparse.Namespace) -> "Figure":
 
 def _layers_flags(parser: Parser) -> None:
     model(parser)
-    quantized(parser, several=False)
+    quantized_files(parser, several=False)
 
 
 def _layers(args: argparse.Namespace) -> "Figure":
     from qdiff.analysis.layer_errors import layer_errors
     from qdiff.plots.layer_errors import draw_layer_errors
 
-    pipeline = pipeline_of(args)
-    errors = layer_errors(pipeline, quantized_of(pipeline, args.quantized), args.images)
-    return draw_layer_errors(errors, *names_of([args.quantized]))
+    pipeline, quantized = pipelines_of(args)
+    ((name, other),) = quantized.items()
+    return draw_layer_errors(layer_errors(pipeline, other, args.images), name)
 
 
 def _several_flags(parser: Parser) -> None:
-    model(parser)
-    quantized(parser, several=True)
-
-
-def _several(args: argparse.Namespace) -> "tuple[Pipeline, dict[str, Pipeline]]":
-    names, pipeline = names_of(args.quantized), pipeline_of(args)
-    return pipeline, {name: quantized_of(pipeline, path) for name, path in names.items()}
+    model(parser, several=True)
+    quantized_files(parser, several=True)
 
 
 def _trajectory(args: argparse.Namespace) -> "Figure":
     from qdiff.analysis.trajectory import trajectory_errors
     from qdiff.plots.trajectory import draw_trajectory
 
-    return draw_trajectory(trajectory_errors(*_several(args), args.images))
+    return draw_trajectory(trajectory_errors(*pipelines_of(args), args.images))
 
 
 def _images(args: argparse.Namespace) -> "Figure":
     from qdiff.analysis.images import compared_images
     from qdiff.plots.images import draw_images
 
-    return draw_images(compared_images(*_several(args), args.images))
+    return draw_images(compared_images(*pipelines_of(args), args.images))
 
 
 def _tradeoff_flags(parser: Parser) -> None:
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="results.json of a report")
+    parser.add_argument(
+        "files",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="results of python -m qdiff evaluate, each a method, or results.json of a report",
+    )
     add = parser.group("plot")
     add("--metric", default="psnr", metavar="KEY", help="number of the results to show, such as psnr, mae or frechet")
-    add("--cost", default="size", metavar="KEY", help="number to show it against: size of the file, bits per parameter")
+    add(
+        "--cost",
+        default="size",
+        metavar="KEY",
+        help="number to show it against: size of the file, bits per parameter; of evaluations also bops, bit "
+        "operations per image, and step_bops, per step",
+    )
 
 
 def _tradeoff(args: argparse.Namespace) -> "Figure":
-    from qdiff.analysis.tradeoff import check_key, read_results
+    from qdiff.analysis.tradeoff import check_keys, read_results
     from qdiff.plots.tradeoff import draw_tradeoff
 
-    results = [result for path in args.files for result in read_results(path)]
-    check_key("--metric", args.metric, results)
-    check_key("--cost", args.cost, results)
+    results = read_results(args.files)
+    check_keys(args.metric, args.cost, results)
+    for result in results:
+        if args.metric not in result.numbers:
+            print(f"left out: {result.method}, whose {args.metric} is infinite or not known")
     return draw_tradeoff(results, args.metric, args.cost)
 
 
@@ -174,21 +181,20 @@ def _hint(word: str, known: Collection[str]) -> str:
     return suggestion(word, known) or f"they are {', '.join(list(known)[:3])}, ..."
 
 
-MODEL = "--config FILE"
+MODEL, QUANTIZED = "(--run DIR | --config FILE)", "(--run DIR | --config FILE --quantized FILE)"
+SEVERAL = "(--run DIR ... | --config FILE --quantized FILE ...)"
 KINDS = {
     "ranges": Kind("activation ranges over the timesteps of sampling", MODEL, _ranges_flags, _ranges),
     "split": Kind("weights and inputs of a shortcut, each of its two halves", MODEL, _split_flags, _split),
     "layers": Kind(
         "the error of each layer at each step, within the whole quantized network",
-        f"{MODEL} --quantized FILE",
+        QUANTIZED,
         _layers_flags,
         _layers,
     ),
-    "trajectory": Kind(
-        "errors along the trajectory of sampling", f"{MODEL} --quantized FILE ...", _several_flags, _trajectory
+    "trajectory": Kind("errors along the trajectory of sampling", SEVERAL, _several_flags, _trajectory),
+    "images": Kind("images and their differences to full precision", SEVERAL, _several_flags, _images),
+    "tradeoff": Kind(
+        "quality against size, bits or bit operations, from results files", "FILE ...", _tradeoff_flags, _tradeoff
     ),
-    "images": Kind(
-        "images and their differences to full precision", f"{MODEL} --quantized FILE ...", _several_flags, _images
-    ),
-    "tradeoff": Kind("quality against size or bits, from results files", "FILE ...", _tradeoff_flags, _tradeoff),
 }

@@ -1,161 +1,158 @@
 """`python -m qdiff reproduce`: make tables of published values again, beside the values obtained."""
 
 import argparse
-import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import qdiff
-from qdiff.cli.flags import device
-from qdiff.cli.parser import Parser, number, parse
-from qdiff.cli.table_commands import check, method_of
+from qdiff.cli.parser import parse
+from qdiff.cli.reproduce_flags import RANDOM, ROOT, argument, reproduce_parser
+from qdiff.cli.scripts import SCRIPTS
+from qdiff.cli.table_commands import Command, check, command_of
 from qdiff.cli.table_plan import show_plan
-from qdiff.config.presets import Table, load_table
+from qdiff.cli.table_results import section_of
+from qdiff.config.presets import load_table
+from qdiff.config.tables import Table
 from qdiff.errors import UserError
 from qdiff.evaluation.choices import Choices
+from qdiff.sampling.rank import Rank
 
-ROOT = Path(os.path.relpath(Path(qdiff.__file__).resolve().parents[1]))
+if TYPE_CHECKING:
+    from qdiff.evaluation.results import Section
 
-EXAMPLES = """examples:
-  what is missing for the paper's table of CIFAR-10, how to get it, and how long it takes
-    python -m qdiff reproduce cifar10 --dry-run
-  the table
-    python -m qdiff reproduce cifar10 --reference cifar10_train.npz
-  two of its rows and what they need, few images, a short calibration: no reproduction, and it says so
-    python -m qdiff reproduce cifar10 --rows fp qdiff_w4a8 --images 64 timesteps=20 cali_iters=20 cali_n=8
-  the tables of the bundled models
-    python -m qdiff reproduce emoji32 emoji64 emoji64-txt2img
-"""
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        overrides=True,
-        prog="python -m qdiff reproduce",
-        usage="%(prog)s TABLE [TABLE ...] [--out DIR] [flags] [argument=value ...]",
-        description="Sample and evaluate the rows of tables in configs/quant; the same command again resumes. Words "
-        "argument=value\nchange arguments of the sampling script in the rows that have them.",
-        epilog=EXAMPLES,
-    )
-    parser.add_argument("tables", nargs="+", metavar="TABLE", help="folder in --presets, such as cifar10")
-    add = parser.group("tables")
-    add(
-        "--rows",
-        nargs="+",
-        metavar="ROW",
-        help="only these rows, those whose files they need, and the first, in full precision",
-    )
-    add("--images", help="images per row (default: as published)", **number(int, 1))
-    add("--out", type=Path, default=Path("reproduction"), metavar="DIR", help="folder of the results")
-    add("--presets", type=Path, default=ROOT / "configs/quant", metavar="DIR", help="folder of the tables")
-    add("--dry_run", "--dry-run", action="store_true", help="say what is missing, and print the plan of each row")
-    add = parser.group("instead of what a table states")
-    add("--weights", type=Path, metavar="FILE", help="full-precision weights")
-    add(
-        "--calibrated",
-        nargs="+",
-        type=_assignment,
-        metavar="ROW=FILE",
-        help="calibrated checkpoints, ours or the original's, to use as they are",
-    )
-    add("--reference", type=Path, metavar="REF", help="what distributions are compared with, as in evaluate")
-    add("--inception", type=Path, metavar="FILE", help="weights of FID's Inception network, as in evaluate")
-    add(
-        "--features",
-        type=Path,
-        metavar="FILE",
-        excludes=("--inception",),
-        help="weights of a small classifier instead, as in evaluate",
-    )
-    add("--clip", metavar="DIR", help="CLIP model of transformers for the CLIP score: folder or name")
-    add("--few", action="store_true", help="compute also what needs more images, under a name that says so")
-    add("--device", default="auto", help="where to compute; auto takes cuda, else mps, else cpu", **device())
-    return parser
+RANDOM_FILE = "random_weights/model.safetensors"  # in the folder of a table
 
 
 def main(argv: Sequence[str]) -> None:
-    """Make the tables of the command line.
+    """Make the tables of the command line. Ranks of a job share the images of each row; rank 0 does the rest.
 
     Raises:
-        UserError: a table, row or argument is unknown; a preset is wrong; a file is missing; or a row's run fails.
+        UserError: a table, row or argument is unknown; a preset is wrong; a file or package is missing; or a row's run
+            fails.
     """
-    args = parse(_parser(), argv)
-    words = [word for word in args.tables if "=" in word] + args.overrides
-    names = [word for word in args.tables if "=" not in word]
-    chosen = Choices(
-        dict(_argument(word) for word in words),
+    args = parse(reproduce_parser(), argv)
+    given = args.tables, args.rows or ()  # which swallow words that follow them
+    arguments = dict(argument(word) for words in (*given, args.overrides) for word in words if "=" in word)
+    names, rows = (dict.fromkeys(word for word in words if "=" not in word) for words in given)
+    for flag in ("weights", "reference", "inception", "features"):
+        path = getattr(args, flag)
+        if path and not path.exists() and not (flag == "weights" and path == RANDOM):
+            raise UserError(f"--{flag}: no '{path}': give a path that exists")
+    stated = [load_table(args.presets, name, ROOT, args.out / name) for name in names]
+    if rows:
+        stated = [table.selected([*rows]) for table in stated]
+    choices = [_choices(args, arguments, table) for table in stated]
+    tables = [check(table, chosen) for table, chosen in zip(stated, choices)]
+    rank = Rank.from_environment()
+    if args.dry_run:
+        for table, chosen in zip(tables, choices):
+            if rank.first:
+                show_plan(table, args.out / table.name, chosen, ROOT, args.device)
+        return
+    _check_installed(tables)
+    sampled: Iterable[list[Command]] = (_sample(table, chosen, args, rank) for table, chosen in zip(tables, choices))
+    if not rank.alone:  # all tables before the first evaluation, for which the other ranks would wait
+        sampled = list(sampled)
+    if rank.first:
+        command = shlex.join(["python", "-m", "qdiff", "reproduce", *argv])
+        made = zip(stated, tables, choices, sampled)
+        sections = [_evaluate(before, table, chosen, runs, args, command) for before, table, chosen, runs in made]
+        if len(sections) > 1:
+            _write(args.out, f"Tables {', '.join(names)}", sections)
+
+
+def _choices(args: argparse.Namespace, arguments: Mapping[str, Any], table: Table) -> Choices:
+    """Return what the flags say instead of a table."""
+    drawn = args.weights == RANDOM
+    return Choices(
+        arguments,
         args.images,
-        args.weights,
+        args.out / table.name / RANDOM_FILE if drawn else args.weights,
+        drawn,
         args.reference,
         bool(args.features or args.inception),
         dict(args.calibrated or ()),
     )
-    for flag in ("weights", "reference", "inception", "features"):
-        if (path := getattr(args, flag)) and not path.exists():
-            raise UserError(f"--{flag}: no '{path}': give a path that exists")
-    stated = [load_table(args.presets, name, ROOT, args.out / name) for name in dict.fromkeys(names)]
-    if args.rows:
-        stated = [table.selected(args.rows) for table in stated]
-    tables = [check(table, chosen) for table in stated]
-    for before, table in zip(stated, tables):
-        if args.dry_run:
-            show_plan(table, args.out / table.name, chosen, ROOT, args.device)
-        else:
-            _make(before, table, args, chosen, shlex.join(["python", "-m", "qdiff", "reproduce", *argv]))
 
 
-def _make(stated: Table, table: Table, args: argparse.Namespace, chosen: Choices, command: str) -> None:
-    """Sample, evaluate and write a table; `stated` is the table without the choices."""
-    out = args.out / table.name
-    methods = [method_of(table, row, out, ROOT, args.device) for row in table.rows]
-    for method in methods:
-        method.run()
+def _check_installed(tables: Sequence[Table]) -> None:
+    """Raise UserError if what comes after hours of sampling will fail: a package is missing, or a metric is unknown."""
+    from qdiff.evaluation.kinds import check_names
+    from qdiff.pipelines.evaluate import check_installed as check_evaluation
+    from qdiff.plots.style import check_installed as check_plots
 
-    from qdiff.evaluation.deviations import deviations
-    from qdiff.evaluation.reproduction import Reproduced, Reproduction, text, write_reproduction
+    check_evaluation()
+    check_plots()
+    for table in tables:
+        check_names(f"table '{table.name}', metrics", table.metrics)
+
+
+def _sample(table: Table, chosen: Choices, args: argparse.Namespace, rank: Rank) -> list[Command]:
+    """Run the rows of a table; return what was run. Raises UserError if one fails."""
+    if chosen.random:
+        from qdiff.evaluation.results import NO_REPRODUCTION
+
+        if rank.first:
+            print(f"{NO_REPRODUCTION}: the weights of table '{table.name}' are random, '{chosen.weights}'", flush=True)
+        _draw_weights(table, chosen, args.device)
+    runs = [command_of(table, row, args.out / table.name, ROOT, args.device) for row in table.rows]
+    for run in runs:
+        run.run(shown=rank.first)  # its script reads the rank too
+    return runs
+
+
+def _evaluate(
+    stated: Table, table: Table, chosen: Choices, runs: Sequence[Command], args: argparse.Namespace, command: str
+) -> "Section":
+    """Evaluate and write a table; `stated` is the table without the choices."""
+    from qdiff.evaluation.report import write_comparison
     from qdiff.files.refusals import explaining
-    from qdiff.files.version import environment
-    from qdiff.pipelines.evaluate import evaluate
 
-    options: dict[str, Any] = {
+    out = args.out / table.name
+    options = {
         "reference": args.reference or table.reference.file or None,
         "inception": args.inception,
         "features": args.features or (None if args.inception else table.features or None),
         "clip": args.clip,
-        "few": args.few,
+        "metrics": None if chosen.own_features else table.metrics or None,
+        "few": args.few or table.few,
         "device": args.device,
         "progress": None,
     }
-    rows = []
-    for row, method in zip(table.rows, methods):
-        found = evaluate(method.folder, full_precision=methods[0].folder, published=row.published, **options)
-        grid = method.folder / "grid.png"
-        shown = grid if grid.exists() else None
-        rows.append(Reproduced(row.name, row.title, row.source, method.command, row.published, found, shown))
     with explaining(out, "--out"):
-        made = Reproduction(table.name, table.title, command, rows, deviations(stated, chosen, rows), environment())
-        files = write_reproduction(out, made)
-    print(f"\n{text(made)}\nwritten: {', '.join(map(str, files))}")
+        section = section_of(stated, table, chosen, runs, options, command)
+        if len(section.images) > 1:
+            write_comparison(out, section)
+    _write(out, table.title, [section])
+    return section
 
 
-def _assignment(word: str) -> tuple[str, Path]:
-    name, sign, value = word.partition("=")
-    if not (name and sign and value):
-        raise argparse.ArgumentTypeError(f"{word!r} is not ROW=FILE")
-    return name, Path(value)
+def _draw_weights(table: Table, chosen: Choices, device: str) -> None:
+    """Make the random weights of a table unless they are there; all ranks make the same.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    from qdiff.files.refusals import explaining
+    from qdiff.pipelines.random_weights import write_random_weights
+
+    path, script = chosen.weights, SCRIPTS[table.script]
+    assert path is not None, "a path comes with the choice"
+    if not path.exists():
+        flags = script.parse({**table.rows[0].arguments, "device": device, "dry_run": True})
+        with explaining(path, "--out"):
+            write_random_weights(script.run(flags).pipeline, path)
 
 
-def _argument(word: str) -> tuple[str, Any]:
-    """Return name and value of `argument=value`, the value as in a preset."""
-    import yaml
+def _write(folder: Path, title: str, sections: Sequence["Section"]) -> None:
+    """Write sections to a folder, and print them or, of several that were printed, where they are."""
+    from qdiff.evaluation.report import text, write_report
+    from qdiff.files.refusals import explaining
+    from qdiff.files.version import environment
 
-    name, _, text = word.partition("=")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise UserError(f"'{word}' has no valid value: correct it") from e
-    if value is None or isinstance(value, dict):
-        raise UserError(f"'{word}' has no valid value: correct it")
-    return name.removeprefix("--"), value
+    with explaining(folder, "--out"):
+        files = write_report(folder, title, sections, environment())
+    if len(sections) == 1:
+        print(f"\n{text(sections[0])}")
+    print(f"written: {', '.join(map(str, files))}")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qdiff.cli.flags import PARTS
+from qdiff.sampling.rank import ALONE, Rank
 
 if TYPE_CHECKING:
     from qdiff.calibration.settings import CalibrationSettings
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from qdiff.pipelines.output import Output
     from qdiff.pipelines.pipeline import Pipeline
     from qdiff.pipelines.quantization import Quantization
-    from qdiff.pipelines.run import Record
+    from qdiff.pipelines.run import Record, Run
     from qdiff.policy import QuantPolicy
 
 CORRECTION = ("correct", "correct_fit", "correct_n", "correct_parts", "correct_interpolate")
@@ -57,8 +58,8 @@ def learning_of(args: Namespace) -> "CalibrationSettings":
     return replace(settings, rounding=None, squant=False, closed_form=None) if args.resume_w else settings
 
 
-def quantization_of(args: Namespace) -> "Quantization | None":
-    """Return the quantization of the flags; None for full precision."""
+def quantization_of(args: Namespace, rank: Rank = ALONE) -> "Quantization | None":
+    """Return the quantization of the flags for a process; None for full precision."""
     from qdiff.calibration.plan import GIB
     from qdiff.pipelines.calibrate import Calibrate
     from qdiff.pipelines.calibration_set import DataSettings
@@ -81,7 +82,7 @@ def quantization_of(args: Namespace) -> "Quantization | None":
         a.cali_spectrum_n,
         a.act_groups,
         tuple(a.keep8),
-        a.cali_devices,
+        a.cali_devices if rank.first else 1,  # the others load what it calibrates
     )
 
 
@@ -121,15 +122,20 @@ def record_of(args: Namespace, free: Collection[str], files: Collection[str] = (
     )
 
 
-def run_pipeline(
+def assembled(
     pipeline: "Pipeline", args: Namespace, output: "Output", record: "Record", folder_flag: str = "-l"
-) -> None:
-    """Run, or with `--dry_run` plan, a pipeline. Raises UserError for every error that the user can fix."""
+) -> "Run":
+    """Return the run of the flags. Raises UserError if they do not fit the model."""
     from qdiff.pipelines.run import Run
 
-    correction = correction_of(args)
-    run = Run(pipeline, quantization_of(args), output, args.logdir, record, folder_flag, correction)
-    if args.dry_run:
-        run.dry_run()
-    else:
+    rank = Rank.from_environment()
+    quantization, correction = quantization_of(args, rank), correction_of(args)
+    return Run(pipeline, quantization, output, args.logdir, record, folder_flag, rank, correction)
+
+
+def perform(run: "Run", args: Namespace) -> None:
+    """Do, or with `--dry_run` plan, a run. Raises UserError for every error that the user can fix."""
+    if not args.dry_run:
         run.execute(verbose=args.verbose)
+    elif run.rank.first:
+        run.dry_run()

@@ -3,11 +3,12 @@
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from qdiff.cli.sample import record_of, run_pipeline
+from qdiff.cli.sample import assembled, perform, record_of
 
 if TYPE_CHECKING:
     from diffusion.steps import Sampler
     from qdiff.pipelines.pixel import PixelPipeline
+    from qdiff.pipelines.run import Run
 
 FREE = ("max_images", "batch_size", "config", "ckpt", "use_pretrained")
 
@@ -32,9 +33,13 @@ def pipeline_of(args: Namespace) -> "PixelPipeline":
     return PixelPipeline(model, Sampling(sampler_of(args), args.batch_size, args.seed))
 
 
-def sample(args: Namespace) -> None:
-    """Run the script with its flags. Raises UserError for every error that the user can fix."""
+def run_of(args: Namespace) -> "Run":
+    """Return the run that the flags describe; nothing is loaded yet. Raises UserError if it is impossible."""
     from qdiff.pipelines.output import Output
 
-    output = Output(args.max_images, sequence=args.sequence)
-    run_pipeline(pipeline_of(args), args, output, record_of(args, FREE))
+    return assembled(pipeline_of(args), args, Output(args.max_images, sequence=args.sequence), record_of(args, FREE))
+
+
+def sample(args: Namespace) -> None:
+    """Run the script with its flags. Raises UserError for every error that the user can fix."""
+    perform(run_of(args), args)

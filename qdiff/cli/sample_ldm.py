@@ -3,12 +3,13 @@
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from qdiff.cli.sample import record_of, run_pipeline
+from qdiff.cli.sample import assembled, perform, record_of
 from qdiff.config.latent import find_checkpoint, find_config
 
 if TYPE_CHECKING:
     from diffusion.steps import Sampler
     from qdiff.pipelines.class_conditional import ClassPipeline
+    from qdiff.pipelines.run import Run
 
 FREE = ("n_samples", "batch_size", "n_samples_per_class", "resume_base", "config", "overrides")
 
@@ -33,8 +34,13 @@ def pipeline_of(args: Namespace) -> "ClassPipeline":
     return ClassPipeline(model, ClassSampling(sampler_of(args), args.batch_size, args.seed, args.scale, classes))
 
 
-def sample(args: Namespace) -> None:
-    """Run the script with its flags. Raises UserError for every error that the user can fix."""
+def run_of(args: Namespace) -> "Run":
+    """Return the run that the flags describe; nothing is loaded yet. Raises UserError if it is impossible."""
     from qdiff.pipelines.output import Output
 
-    run_pipeline(pipeline_of(args), args, Output(args.n_samples, array=True), record_of(args, FREE))
+    return assembled(pipeline_of(args), args, Output(args.n_samples, array=True), record_of(args, FREE))
+
+
+def sample(args: Namespace) -> None:
+    """Run the script with its flags. Raises UserError for every error that the user can fix."""
+    perform(run_of(args), args)

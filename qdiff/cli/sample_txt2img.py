@@ -3,12 +3,13 @@
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from qdiff.cli.sample import record_of, run_pipeline
+from qdiff.cli.sample import assembled, perform, record_of
 from qdiff.config.latent import find_checkpoint
 from qdiff.files.prompts import as_text, read_prompts
 
 if TYPE_CHECKING:
     from diffusion.steps import Sampler
+    from qdiff.pipelines.run import Run
     from qdiff.pipelines.text import TextPipeline
 
 FREE = ("config", "ckpt", "clip_path", "skip_grid", "no_grad_ckpt")
@@ -56,8 +57,8 @@ def free_flags(args: Namespace) -> tuple[str, ...]:
     return (*FREE, "n_iter", "n_rows") if args.fixed_code else (*FREE, "n_iter", "n_rows", "n_samples")
 
 
-def sample(args: Namespace) -> None:
-    """Run the script with its flags. Raises UserError for every error that the user can fix."""
+def run_of(args: Namespace) -> "Run":
+    """Return the run that the flags describe; nothing is loaded yet. Raises UserError if it is impossible."""
     from qdiff.pipelines.output import Output
 
     pipeline = pipeline_of(args)
@@ -69,4 +70,10 @@ def sample(args: Namespace) -> None:
         images=not args.skip_save,
         watermark=args.watermark,
     )
-    run_pipeline(pipeline, args, output, record_of(args, free_flags(args), ("from_file", "cali_prompts")), "--outdir")
+    record = record_of(args, free_flags(args), ("from_file", "cali_prompts"))
+    return assembled(pipeline, args, output, record, "--outdir")
+
+
+def sample(args: Namespace) -> None:
+    """Run the script with its flags. Raises UserError for every error that the user can fix."""
+    perform(run_of(args), args)

@@ -1,48 +1,42 @@
 """Rows of a table as command lines of the sampling scripts."""
 
-from collections.abc import Callable
+import shlex
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qdiff.cli.ddim_flags import ddim_parser
-from qdiff.cli.ldm_flags import ldm_parser
-from qdiff.cli.parser import Parser, parse
-from qdiff.cli.txt2img_flags import txt2img_parser
-from qdiff.config.presets import Arguments, Row, Table
+from qdiff.cli.scripts import SCRIPTS, words
+from qdiff.config.tables import Row, Table
 from qdiff.errors import UserError, suggestion
 from qdiff.evaluation.choices import Choices
-from qdiff.evaluation.experiments import Method
 
 
 @dataclass(frozen=True)
-class Script:
-    """A sampling script: its file, its parser, and its arguments for the folder and, if it has one, for the images."""
+class Command:
+    """The command line of a row: what it is called, the folder of its run, and the arguments of `python`."""
 
-    file: str
-    parser: Callable[[], Parser]
-    folder: str
-    images: str | None
+    title: str
+    folder: Path
+    words: list[str]
 
+    def __str__(self) -> str:
+        """The command line, as typed."""
+        return shlex.join(["python", *self.words])
 
-SCRIPTS = {
-    "ddim": Script("scripts/sample_diffusion_ddim.py", ddim_parser, "logdir", "max_images"),
-    "ldm": Script("scripts/sample_diffusion_ldm.py", ldm_parser, "logdir", "n_samples"),
-    "txt2img": Script("scripts/txt2img.py", txt2img_parser, "outdir", None),  # images come from prompts
-}
-
-
-def words(arguments: Arguments) -> list[str]:
-    """Return the words of a command line: true stands for a flag alone, a list for values with commas."""
-    found: list[str] = []
-    for key, value in arguments.items():
-        if value is False or value is None:
-            continue
-        found.append(f"--{key}")
-        if isinstance(value, list):
-            found.append(",".join(map(str, value)))
-        elif value is not True:
-            found.append(str(value))
-    return found
+    def run(self, *, shown: bool = True) -> None:
+        """Run the command, and print it and its time if they are to be shown. Raises UserError if it fails."""
+        if shown:
+            print(f"\n{self.title}\n  {self}", flush=True)
+        start = time.perf_counter()
+        status = subprocess.run([sys.executable, *self.words], check=False).returncode
+        if status:
+            raise UserError(
+                f"'{self.title}' ended with status {status}: see its output above; to start afresh, give another --out"
+            )
+        if shown:
+            print(f"  {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def check(table: Table, chosen: Choices) -> Table:
@@ -73,20 +67,15 @@ def check(table: Table, chosen: Choices) -> Table:
             for key in ("resume_w", "correct_bias", "cali_data_path"):  # of calibrating
                 arguments.pop(key, None)
         rows.append(replace(row, arguments=arguments))
-        _parse(script, rows[-1], table)
+        try:
+            script.parse(arguments)
+        except UserError as e:
+            raise UserError(f"table '{table.name}', row '{row.name}': {e}") from e
     return replace(table, rows=tuple(rows))
 
 
-def method_of(table: Table, row: Row, out: Path, root: Path, device: str = "auto") -> Method:
-    """Return the run of a row, in its folder below `out`, by the scripts below `root`."""
+def command_of(table: Table, row: Row, out: Path, root: Path, device: str = "auto") -> Command:
+    """Return the command line of a row, whose folder is below `out`, by the scripts below `root`."""
     script, folder = SCRIPTS[table.script], out / row.name
     arguments = {**row.arguments, script.folder: folder, **({} if device == "auto" else {"device": device})}
-    return Method(f"{table.name}: {row.title}", folder, [str(root / script.file), *words(arguments)])
-
-
-def _parse(script: Script, row: Row, table: Table) -> None:
-    """Parse a row's command line. Raises UserError, which names the row, if the script does not accept it."""
-    try:
-        parse(script.parser(), words(row.arguments))
-    except UserError as e:
-        raise UserError(f"table '{table.name}', row '{row.name}': {e}") from e
+    return Command(f"{table.name}: {row.title}", folder, [str(root / script.file), *words(arguments)])

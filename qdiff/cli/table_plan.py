@@ -1,42 +1,115 @@
-"""The plan of a table: what is missing, how to get it, time and memory of each row."""
+"""The plan of a table: what is missing, how to get it, and time, memory and disk, row by row and in all."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from qdiff.cli.table_commands import method_of
-from qdiff.config.presets import Row, Table
+from qdiff.cli.scripts import SCRIPTS
+from qdiff.cli.table_commands import command_of
+from qdiff.config.tables import Row, Table
 from qdiff.errors import UserError
 from qdiff.evaluation.choices import Choices
 from qdiff.files.download import location
+from qdiff.files.tables import aligned
+
+TITLES = ("row", "state", "calibration", "sampling", "memory", "disk")
+MEASURED = "Times are of this machine, with random weights; metrics, and images on the disk, are not counted."
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """What is left to do for a row.
+
+    Attributes:
+        title: of the row.
+        state: what is there.
+        calibration, sampling: seconds.
+        memory: bytes at the peak.
+        kept: bytes of files that stay.
+        passing: bytes of files while the row is calibrated.
+    """
+
+    title: str
+    state: str
+    calibration: float
+    sampling: float
+    memory: int
+    kept: int
+    passing: int
+
+    @property
+    def cells(self) -> list[str]:
+        """The row of a table."""
+        from qdiff.calibration.plan import format_duration
+
+        times = map(format_duration, (self.calibration, self.sampling))
+        return [self.title, self.state, *times, _bytes(self.memory), _bytes(self.kept + self.passing)]
 
 
 def show_plan(table: Table, out: Path, chosen: Choices, root: Path, device: str) -> None:
-    """Print, for each row, what is there and what is missing, and the plan that the sampling script makes of it."""
+    """Print what is there and what is missing, the plan of each row, their sum, and their command lines."""
+    from tqdm import tqdm
+
     print(f"\n{table.title}, to {out}")
-    print(f"weights: {_state(_weights(table, chosen), table.weights.how)}")
+    print(f"weights: {_weights_state(table, chosen)}")
     if table.reference.how:
-        print(f"reference: {_state(_reference(table, chosen), f'give --reference: {table.reference.how}')}")
-    for row in table.rows:
-        print(f"\n{row.name}: {_calibration(row, out)}", flush=True)
-        method = method_of(table, row, out, root, device)
-        waiting = [need for need in row.needs if not (out / need / "config.yaml").exists()]
-        if waiting:
-            print(f"  planned once there are files of {', '.join(waiting)}\n  {method.command}")
-            continue
+        path = chosen.reference or (Path(table.reference.file) if table.reference.file else None)
+        print(f"reference: {_state(path, f'give --reference: {table.reference.how}')}")
+    plans, refused = [], []
+    for row in tqdm(table.rows, desc="planning", unit="row", disable=None, leave=False):
         try:
-            replace(method, words=[*method.words, "--dry-run"]).run()
+            plans.append(_plan(table, row, out, device))
         except UserError as e:  # the other rows still have a plan
-            print(f"  no plan: {e}")
+            refused.append(f"{row.title}: no plan: {e}")
+    print("", aligned([TITLES, *(plan.cells for plan in plans), _sum(plans).cells]), *refused, MEASURED, sep="\n")
+    print("Each command line with --dry-run shows its plan block by block:")
+    for row in table.rows:
+        print(f"  {command_of(table, row, out, root, device)}")
 
 
-def _weights(table: Table, chosen: Choices) -> Path:
-    if chosen.weights:
-        return chosen.weights
-    return location(table.weights.published) if table.weights.published else Path(table.weights.file)
+def _plan(table: Table, row: Row, out: Path, device: str) -> RowPlan:
+    """Measure a row. Raises UserError if it has no plan."""
+    from qdiff.files.images import image_path
+    from qdiff.pipelines.cost import measured_cost
+
+    script, folder = SCRIPTS[table.script], out / row.name
+    args = script.parse({**row.arguments, script.folder: folder, "device": device, "dry_run": True})
+    run = script.run(args)
+    quantization, wanted = run.quantization, run.output.num_images
+    cost = measured_cost(run.pipeline, quantization)
+    file, there = folder / "quantized.safetensors", sum(image_path(folder / "img", i).exists() for i in range(wanted))
+    calibrates = args.ptq and not args.resume and not file.exists()
+    collected = args.cali_n if calibrates and quantization and quantization.collects else 0
+    return RowPlan(
+        row.title,
+        f"{_network_state(row, file)}, {there:,} of {wanted:,} images",
+        (cost.calibration + collected * cost.image) * calibrates,
+        (wanted - there) * cost.image,
+        cost.memory,
+        (cost.network_file + collected * args.cali_st * cost.inputs) * calibrates,
+        cost.captured_files * calibrates,
+    )
 
 
-def _reference(table: Table, chosen: Choices) -> Path | None:
-    return chosen.reference or (Path(table.reference.file) if table.reference.file else None)
+def _sum(plans: Sequence[RowPlan]) -> RowPlan:
+    """Return the sum of rows that run one after another."""
+    calibration, sampling = sum(plan.calibration for plan in plans), sum(plan.sampling for plan in plans)
+    return RowPlan(
+        "all",
+        f"{(calibration + sampling) / 3600:,.1f} hours",
+        calibration,
+        sampling,
+        max((plan.memory for plan in plans), default=0),
+        sum(plan.kept for plan in plans),
+        max((plan.passing for plan in plans), default=0),
+    )
+
+
+def _weights_state(table: Table, chosen: Choices) -> str:
+    if chosen.random:
+        return f"random, '{chosen.weights}' is made when the table is"
+    stated = location(table.weights.published) if table.weights.published else Path(table.weights.file)
+    return _state(chosen.weights or stated, table.weights.how)
 
 
 def _state(path: Path | None, how: str) -> str:
@@ -45,9 +118,13 @@ def _state(path: Path | None, how: str) -> str:
     return f"missing{f', not at {path}' if path else ''}: {how}"
 
 
-def _calibration(row: Row, out: Path) -> str:
+def _network_state(row: Row, file: Path) -> str:
     if "ptq" not in row.arguments:
-        return "in full precision"
+        return "full precision"
     if row.arguments.get("resume"):
-        return f"calibrated before, '{row.arguments['cali_ckpt']}'"
-    return "calibrated already" if (out / row.name / "quantized.safetensors").exists() else "to be calibrated"
+        return "calibrated before"
+    return "calibrated" if file.exists() else "to be calibrated"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -1,8 +1,8 @@
 """Presets: a table of published values is a folder in `configs/quant`, with a file for each row."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,48 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qdiff.config.schema import checked_section, one_line, read_yaml
+from qdiff.config.tables import SCRIPTS, Arguments, Reference, Row, Table, Weights
 from qdiff.errors import UserError, suggestion
 
 TABLE = "table.yaml"
 ROW = re.compile(r"\d+_(\w+)\.yaml")  # the number gives the order
 NEED = re.compile(r"\$\{rows\.(\w+)\}")
-SCRIPTS = ("ddim", "ldm", "txt2img")
-
-Arguments = Mapping[str, Any]  # long name of a flag -> value; true for a flag without one
-
-
-@dataclass
-class Weights:
-    """Section `weights` of a table: which full-precision weights the values are of.
-
-    Attributes:
-        argument: flag of the script that names them.
-        how: how to get them.
-        file: their path; empty if the script downloads them.
-        published: name in `qdiff/files/published.json`; empty if they are not there.
-        sha256: digest; empty if none is known. Those in `published.json` have theirs there.
-    """
-
-    argument: str
-    how: str
-    file: str = ""
-    published: str = ""
-    sha256: str = ""
-
-
-@dataclass
-class Reference:
-    """Section `reference` of a table: what distributions are compared with.
-
-    Attributes:
-        how: how to get it; empty if no value of the table needs it.
-        file: its path; empty if it is given with `--reference`.
-        images: how many images it is of; 0 if that is not stated.
-    """
-
-    how: str = ""
-    file: str = ""
-    images: int = field(default=0, metadata={"minimum": 0})
 
 
 @dataclass
@@ -63,6 +27,8 @@ class TableFile:
         script: which sampling script, of `SCRIPTS`.
         images: images per row; 0 if they are not counted, because prompts decide, and the number is not stated.
         features: weights of the feature network; empty for FID's Inception.
+        metrics: names, as `--metrics` of `python -m qdiff evaluate` takes them; empty for all that can be computed.
+        few: compute also what needs more images, under a name that says so.
         arguments: those that all rows share.
     """
 
@@ -71,6 +37,8 @@ class TableFile:
     arguments: dict[str, Any]
     images: int = field(default=0, metadata={"minimum": 0})
     features: str = ""
+    metrics: list[str] = field(default_factory=list)
+    few: bool = False
 
 
 @dataclass
@@ -88,66 +56,6 @@ class RowFile:
     source: str
     arguments: dict[str, Any]
     published: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a table.
-
-    Attributes:
-        name: of its file, without number and ending.
-        title, source, published: as in `RowFile`.
-        arguments: all arguments of the script but the folder.
-        needs: names of rows whose files the arguments name.
-    """
-
-    name: str
-    title: str
-    source: str
-    arguments: Arguments
-    published: Mapping[str, float]
-    needs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of published values. Attributes as in `TableFile`; the first row is in full precision."""
-
-    name: str
-    title: str
-    script: str
-    images: int
-    features: str
-    weights: Weights
-    reference: Reference
-    rows: tuple[Row, ...]
-
-    def selected(self, names: Sequence[str]) -> "Table":
-        """Return the table with these rows, the first, and those needed. Raises UserError for an unknown name."""
-        known = {row.name: row for row in self.rows}
-        wanted: set[str] = set()
-        waiting = [self.rows[0].name, *names]
-        while waiting:
-            name = waiting.pop()
-            if name not in known:
-                hint = suggestion(name, known) or f"use {', '.join(known)}"
-                raise UserError(f"--rows: table '{self.name}' has no row '{name}': {hint}")
-            wanted.add(name)
-            waiting += [need for need in known[name].needs if need not in wanted]
-        return replace(self, rows=tuple(row for row in self.rows if row.name in wanted))
-
-    def with_arguments(self, changes: Arguments) -> "Table":
-        """Return the table with other values of arguments, in the rows that have them. Raises UserError if none has."""
-        known = sorted({key for row in self.rows for key in row.arguments})
-        for key in changes:
-            if key not in known:
-                hint = suggestion(key, known) or f"use {', '.join(known)}"
-                raise UserError(f"'{key}' is no argument of table '{self.name}': {hint}")
-        rows = [
-            replace(row, arguments={key: changes.get(key, value) for key, value in row.arguments.items()})
-            for row in self.rows
-        ]
-        return replace(self, rows=tuple(rows))
 
 
 def table_names(presets: Path) -> list[str]:
@@ -191,7 +99,8 @@ def load_table(presets: Path, name: str, root: Path, out: Path) -> Table:
         raise UserError(
             f"'{presets / name}': the first row, '{rows[0].name}', is not in full precision: add one that is"
         )
-    return Table(name, head.title, head.script, head.images, head.features, weights, reference, rows)
+    shared = {key: getattr(head, key) for key in ("title", "script", "images", "features", "few")}
+    return Table(name, weights=weights, reference=reference, rows=rows, metrics=tuple(head.metrics), **shared)
 
 
 def _row_files(folder: Path) -> list[Path]:

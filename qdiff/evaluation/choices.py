@@ -14,6 +14,7 @@ class Choices:
         arguments: other values of arguments.
         images: number of images per row; None takes that of the table.
         weights: full-precision weights; None takes those of the table.
+        random: whether these are random.
         reference: what distributions are compared with; None takes that of the table.
         own_features: whether another feature network was given.
         calibrated: row -> calibrated checkpoint that is used as it is.
@@ -22,6 +23,7 @@ class Choices:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     images: int | None = None
     weights: Path | None = None
+    random: bool = False
     reference: Path | None = None
     own_features: bool = False
     calibrated: Mapping[str, Path] = field(default_factory=dict)

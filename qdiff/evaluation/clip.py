@@ -1,7 +1,6 @@
 """CLIP score: how well images fit their prompts (Hessel et al. 2021)."""
 
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 
@@ -31,7 +30,6 @@ class ClipScore(Measure):
         UserError: the model cannot be loaded.
     """
 
-    needs: ClassVar = ("prompts",)
     metrics = (CLIP,)
 
     def __init__(self, name: str, device: torch.device):

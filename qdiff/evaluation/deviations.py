@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qdiff.config.presets import Table
+from qdiff.config.tables import Table
 from qdiff.evaluation.choices import Choices
 from qdiff.evaluation.kinds import KINDS, REMEDIES
 from qdiff.evaluation.record import Evaluation
-from qdiff.evaluation.reproduction import Reproduced
+from qdiff.evaluation.results import Result
 from qdiff.files.digest import file_digest
 from qdiff.files.download import Pin, pin_of
 
@@ -15,7 +15,7 @@ from qdiff.files.download import Pin, pin_of
 PLAIN = {"frechet": "fid", "frechet_spatial": "sfid", "class_score": "is"}
 
 
-def deviations(table: Table, chosen: Choices, rows: Sequence[Reproduced]) -> list[str]:
+def deviations(table: Table, chosen: Choices, rows: Sequence[Result]) -> list[str]:
     """Return why the values of the rows are no reproduction; empty if nothing that can be checked differs.
 
     Args:
@@ -27,9 +27,9 @@ def deviations(table: Table, chosen: Choices, rows: Sequence[Reproduced]) -> lis
         OSError: the weights cannot be read.
     """
     found = [
+        *_weights(table, chosen),
         *_arguments(table, chosen),
         *_images(table, rows),
-        *_weights(table, chosen),
         *_reference(table, rows, chosen),
     ]
     found += [f"{name} is calibrated elsewhere, '{path}'" for name, path in chosen.calibrated.items()]
@@ -45,7 +45,7 @@ def _arguments(table: Table, chosen: Choices) -> Iterator[str]:
             yield f"{key} is {value} instead of {' or '.join(stated)}"
 
 
-def _images(table: Table, rows: Sequence[Reproduced]) -> Iterator[str]:
+def _images(table: Table, rows: Sequence[Result]) -> Iterator[str]:
     for number in dict.fromkeys(row.evaluation.images.number for row in rows):
         if table.images == 0:
             yield f"the values are of {number:,} images, and the publication's prompts and their number are not known"
@@ -55,6 +55,9 @@ def _images(table: Table, rows: Sequence[Reproduced]) -> Iterator[str]:
 
 def _weights(table: Table, chosen: Choices) -> Iterator[str]:
     stated = table.weights
+    if chosen.random:
+        yield "the weights are random"
+        return
     if chosen.weights is None and stated.published:  # the script verifies what it downloads
         return
     pin = pin_of(stated.published) if stated.published else Pin("sha256", stated.sha256) if stated.sha256 else None
@@ -65,7 +68,7 @@ def _weights(table: Table, chosen: Choices) -> Iterator[str]:
         yield f"'{path}' does not hold the published weights ({pin.algorithm} {digest[:8]} instead of {pin.value[:8]})"
 
 
-def _reference(table: Table, rows: Sequence[Reproduced], chosen: Choices) -> Iterator[str]:
+def _reference(table: Table, rows: Sequence[Result], chosen: Choices) -> Iterator[str]:
     stated = table.reference
     if stated.file and chosen.reference and file_digest(chosen.reference) != file_digest(Path(stated.file)):
         yield f"the reference is '{chosen.reference}' instead of '{stated.file}'"
@@ -75,14 +78,14 @@ def _reference(table: Table, rows: Sequence[Reproduced], chosen: Choices) -> Ite
             yield f"the reference is of {number:,} images instead of {stated.images:,}"
 
 
-def _other_network(table: Table, chosen: Choices, rows: Sequence[Reproduced]) -> bool:
+def _other_network(table: Table, chosen: Choices, rows: Sequence[Result]) -> bool:
     if table.features:
         return chosen.own_features
     networks = [network for row in rows for network in row.evaluation.networks if network.role == "features"]
     return any(not network.standard for network in networks)
 
 
-def _missing(rows: Sequence[Reproduced]) -> Iterator[str]:
+def _missing(rows: Sequence[Result]) -> Iterator[str]:
     reasons: dict[str, str] = {}
     for row in rows:
         for key in row.published.keys() - row.evaluation.values.keys():

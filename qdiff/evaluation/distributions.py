@@ -150,7 +150,7 @@ class KernelDistance(_ToReference):
 
     @staticmethod
     def columns(who: Identity) -> tuple[Metric, ...]:
-        rest: Mapping[str, Any] = {"least": SUBSET, "show": "{:.5f}".format}
+        rest: Mapping[str, Any] = {"least": SUBSET, "spec": ".5f"}
         meaning = f"squared kernel distance to the reference on features of {who.name}; lower is closer"
         spread = f"standard deviation over {SUBSETS} subsets"
         return (
@@ -179,7 +179,7 @@ class PrecisionRecall(_ToReference):
 
     @staticmethod
     def columns(who: Identity) -> tuple[Metric, ...]:
-        rest: Mapping[str, Any] = {"least": MANIFOLD, "counted": True, "show": "{:.4f}".format}
+        rest: Mapping[str, Any] = {"least": MANIFOLD, "counted": True, "spec": ".4f"}
         near, covered = "share of the images near a reference image", "share of the reference images near an image"
         return (
             _metric(who, "precision", "precision", "plain_precision", "precision on {}", near, **rest),

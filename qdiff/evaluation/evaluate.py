@@ -54,7 +54,8 @@ def evaluate_images(images: ImageSet, full_precision: ImageSet | None, inputs: I
     names = plan.with_enough(names, reference.images.number if reference else None)
     measures = {name: KINDS[name].build(inputs, reference) for name in names}
     with tqdm(total=images.count, unit="image", desc="evaluating", disable=request.hidden) as bar:
-        for batch in _paired(batches, fp_batches, images.prompts if "clip" in names else None):
+        known = images.prompts if "clip" in names else None, images.labels if "recognised" in names else None
+        for batch in _paired(batches, fp_batches, *known):
             if any(KINDS[name].measure for name in names):
                 check_features(batch.features(inputs.network), inputs.network.identity, images.source)
             for measure in measures.values():
@@ -84,16 +85,19 @@ def _peeked(batches: Iterator[Tensor]) -> tuple[Shape, Iterator[Tensor]]:
 
 
 def _paired(
-    batches: Iterator[Tensor], others: Iterator[Tensor] | None, prompts: Sequence[str] | None
+    batches: Iterator[Tensor],
+    others: Iterator[Tensor] | None,
+    prompts: Sequence[str] | None,
+    labels: Sequence[str] | None,
 ) -> Iterator[Batch]:
-    """Yield images with their full-precision images and prompts. Raises UserError if the numbers differ."""
+    """Yield images with what is known about each. Raises UserError if there are more or fewer in full precision."""
     start = 0
     for x in batches:
         other = None if others is None else next(others, None)
         if others is not None and (other is None or len(other) != len(x)):
             raise UserError(UNEQUAL)
         texts = [prompts[i % len(prompts)] for i in range(start, start + len(x))] if prompts else None
-        yield Batch(x, other, prompts=texts)
+        yield Batch(x, other, labels[start : start + len(x)] if labels else None, texts)
         start += len(x)
     if others is not None and next(others, None) is not None:
         raise UserError(UNEQUAL)
@@ -107,7 +111,7 @@ def _check_pair(images: ImageSet, full_precision: ImageSet) -> None:
         raise UserError(f"'{here}' and '{there}' have {counts} images: give --fp those of the same seeds")
     if isinstance(images, Folder) and isinstance(full_precision, Folder):
         for a, b in zip(images.paths, full_precision.paths):
-            if a.name != b.name:
+            if a.stem != b.stem:
                 raise UserError(f"'{a}' has no counterpart in '{there}': give --fp the images of the same seeds")
     if images.sampling and full_precision.sampling and images.sampling.seed != full_precision.sampling.seed:
         seeds = f"{images.sampling.seed} and {full_precision.sampling.seed}"
@@ -133,12 +137,13 @@ def _rows(plan: Plan, measures: Mapping[str, Measure], count: int, reference: Se
 def _row(metric: Metric, value: float, request: Request) -> Row:
     by = f"{metric.by} {version(metric.by)}" if metric.by else f"qdiff {own_version() or 'not installed'}"
     shown = None if isinf(value) else value
-    return Row(metric.key, metric.name, metric.unit, shown, by, request.published.get(metric.key))
+    published = request.published.get(metric.key)
+    return Row(metric.key, metric.name, metric.unit, shown, by, published, metric.meaning, metric.spec)
 
 
 def _networks(measures: Mapping[str, Measure], inputs: Inputs) -> Iterator[NetworkRecord]:
     """Yield the networks that the measures used."""
-    if any(KINDS[name].measure for name in measures):
+    if "recognised" in measures or any(KINDS[name].measure for name in measures):
         who = inputs.network.identity
         yield NetworkRecord("features", who.name, who.sha256, who.standard)
     if "lpips" in measures and inputs.alexnet:

@@ -16,6 +16,7 @@ class Identity:
         dimension: D, length of a feature vector.
         classes: K, number of logits.
         spatial: S, length of a vector of spatial features; None if the network has none.
+        categories: names of the classes, K; empty if they are not known.
         standard: whether this is the Inception network with the weights by which FID, IS, sFID and KID are defined;
             only then the results have these names.
     """
@@ -26,6 +27,7 @@ class Identity:
     classes: int
     spatial: int | None = None
     standard: bool = False
+    categories: tuple[str, ...] = ()
 
 
 class Features(NamedTuple):

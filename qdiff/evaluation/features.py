@@ -10,7 +10,18 @@ from qdiff.checkpoints.weights import load_weights
 from qdiff.evaluation.feature_network import Features, Identity
 from qdiff.files.digest import tensors_digest
 
-CATEGORIES = 9  # of the bundled classifier's training images
+# Of the bundled classifier's training images, in the order of its logits
+CATEGORIES = (
+    "Activities",
+    "Animals & Nature",
+    "Flags",
+    "Food & Drink",
+    "Objects",
+    "People & Body",
+    "Smileys & Emotion",
+    "Symbols",
+    "Travel & Places",
+)
 NAME = "emoji-classifier"
 DIMENSION = 32  # of a feature vector
 SIZE = 32  # pixels per side of the bundled classifier's training images
@@ -24,7 +35,7 @@ class FeatureNet(nn.Module):
         width: channels of the first convolution; a multiple of 8.
     """
 
-    def __init__(self, categories: int = CATEGORIES, width: int = 24):
+    def __init__(self, categories: int = len(CATEGORIES), width: int = 24):
         super().__init__()
         self.categories = categories
         self.trunk = nn.Sequential(
@@ -44,8 +55,9 @@ class FeatureNet(nn.Module):
 
     @property
     def identity(self) -> Identity:
-        """Name, digest and sizes; the digest is that of the weights, in whatever file they are."""
-        return Identity(NAME, tensors_digest(self.state_dict()), DIMENSION, self.categories)
+        """Name, digest, sizes and categories; the digest is that of the weights, in whatever file they are."""
+        named = CATEGORIES if self.categories == len(CATEGORIES) else ()
+        return Identity(NAME, tensors_digest(self.state_dict()), DIMENSION, self.categories, categories=named)
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Features:
@@ -60,7 +72,7 @@ class FeatureNet(nn.Module):
 
 
 def load_feature_net(path: Path) -> FeatureNet:
-    """Load a `FeatureNet` of `CATEGORIES` categories for evaluation. Raises UserError if the file is not one."""
+    """Load a `FeatureNet` of `CATEGORIES` for evaluation. Raises UserError if the file is not one."""
     net = FeatureNet().eval()
     load_weights(net, path)
     return net

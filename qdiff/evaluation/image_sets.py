@@ -10,9 +10,10 @@ from torch import Tensor
 
 from qdiff.errors import UserError
 from qdiff.evaluation.record import SamplingRecord
-from qdiff.evaluation.run_protocol import read_config, rounding_of, sampling_record, section
+from qdiff.evaluation.run_protocol import CONFIG, labels_of, read_config, rounding_of, sampling_record, section
 from qdiff.files.digest import digest, file_digest
-from qdiff.files.images import Shape, image_shape, image_text, read_image
+from qdiff.files.foreign_images import PNG, common_shape, format_of, list_images, read_foreign
+from qdiff.files.images import Shape, image_text
 from qdiff.files.npz import StoredImages
 
 
@@ -39,6 +40,14 @@ class ImageSet(Protocol):
     def prompts(self) -> Sequence[str] | None:
         """Their prompts, of which image i has the i-th, starting over after the last; None if there are none."""
 
+    @property
+    def files(self) -> str | None:
+        """Formats of their files, such as "PNG"; None if there are none."""
+
+    @property
+    def labels(self) -> Sequence[str] | None:
+        """Names of their classes, one each; None if they are not known."""
+
     def batches(self, size: int) -> Iterator[Tensor]:
         """Yield all images, uint8 (B, C, H, W), B = `size` but for the last batch.
 
@@ -49,28 +58,34 @@ class ImageSet(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """An `ImageSet` of the PNGs in a folder, in the order of their names."""
+    """An `ImageSet` of the PNG, JPEG and WebP files in a folder, in the order of their names."""
 
     source: str
     paths: Sequence[Path]
     shape: Shape
     rounding: str | None = None
     sampling: SamplingRecord | None = None
+    classes: object = None  # their names, as the run's configuration has them
 
     @classmethod
     def open(cls, folder: Path) -> "Folder":
-        """List the PNGs of a folder, or of a run's `img`. Raises UserError if there are none."""
-        run = folder / "img" if (folder / "config.yaml").is_file() else None
-        paths = sorted((run or folder).glob("*.png"))
+        """List the images of a folder, or of a run's `img`, and read their headers.
+
+        Raises:
+            UserError: there are no images, their sizes differ, or one is damaged or neither 8-bit grey nor RGB.
+        """
+        run = folder / "img" if (folder / CONFIG).is_file() else None
+        paths = list_images(run or folder)
         if not paths:
-            raise UserError(f"'{run or folder}' has no PNG images: give a folder of PNGs, a run's folder or an .npz")
-        shape = image_shape(paths[0])
+            known = "PNG, JPEG or WebP images"
+            raise UserError(f"'{run or folder}' has no {known}: give a folder of them, a run's folder or an .npz")
+        shape = common_shape(paths)
         if run is None:
             return cls(str(folder), paths, shape)
-        config = read_config(folder / "config.yaml")
-        weights = section(config, "sha256").get("weights")
-        sampling = sampling_record(image_text(paths[0]), weights)
-        return cls(str(folder), paths, shape, rounding_of(section(section(config, "config"), "data")), sampling)
+        config = read_config(folder / CONFIG)
+        model = section(config, "config")
+        sampling = sampling_record(image_text(paths[0]), section(config, "sha256").get("weights"))
+        return cls(str(folder), paths, shape, rounding_of(section(model, "data")), sampling, model.get("classes"))
 
     @property
     def count(self) -> int:
@@ -78,14 +93,26 @@ class Folder:
         return len(self.paths)
 
     @property
+    def files(self) -> str:
+        """Formats of the files, such as "JPEG, PNG"."""
+        return ", ".join(sorted({str(format_of(path)) for path in self.paths}))
+
+    @property
     def prompts(self) -> list[str] | None:
         """What the PNGs say about their prompts; None unless all do."""
+        if self.files != PNG:
+            return None
         texts = [image_text(path).get("prompt") for path in self.paths]
         return [text for text in texts if text is not None] if None not in texts else None
 
+    @property
+    def labels(self) -> list[str] | None:
+        """Names of the classes that the PNGs of a run state; None unless all do."""
+        return None if self.files != PNG else labels_of(map(image_text, self.paths), self.classes)
+
     def batches(self, size: int) -> Iterator[Tensor]:
         for start in range(0, len(self.paths), size):
-            yield torch.stack([read_image(path, self.shape) for path in self.paths[start : start + size]])
+            yield torch.stack([read_foreign(path, self.shape) for path in self.paths[start : start + size]])
 
     def files_digest(self) -> str:
         """Return a digest of all files."""
@@ -100,6 +127,8 @@ class Array:
     rounding: str | None = None
     sampling: SamplingRecord | None = None
     prompts: Sequence[str] | None = None
+    labels: Sequence[str] | None = None
+    files: str | None = None
 
     @property
     def source(self) -> str:
@@ -138,6 +167,8 @@ class Stream:
     rounding: str | None = None
     sampling: SamplingRecord | None = None
     prompts: Sequence[str] | None = None
+    labels: Sequence[str] | None = None
+    files: str | None = None
 
     def batches(self, size: int) -> Iterator[Tensor]:
         waiting: Tensor | None = None
@@ -161,17 +192,18 @@ class WithPrompts:
 
     def __init__(self, images: ImageSet, prompts: Sequence[str]):
         self.source, self.count = images.source, images.count
-        self.rounding, self.sampling = images.rounding, images.sampling
+        self.rounding, self.sampling, self.files = images.rounding, images.sampling, images.files
         self.prompts: Sequence[str] | None = prompts
+        self.labels = images.labels
         self.batches = images.batches
 
 
 def open_images(path: Path) -> Folder | Array:
-    """Open a folder of PNGs, the folder of a run, or an `.npz`. Raises UserError if it is none of these."""
+    """Open a folder of images, the folder of a run, or an `.npz`. Raises UserError if it is none of these."""
     if path.is_dir():
         return Folder.open(path)
     if not path.exists():
-        raise UserError(f"'{path}' does not exist: give a folder of PNGs, a run's folder or an .npz")
+        raise UserError(f"'{path}' does not exist: give a folder of images, a run's folder or an .npz")
     return Array(StoredImages.open(path))
 
 

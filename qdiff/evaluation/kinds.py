@@ -22,7 +22,7 @@ from qdiff.evaluation.feature_network import FeatureNetwork, Identity
 from qdiff.evaluation.lpips import ALEXNET_PIXELS, FILE, URL, cached_alexnet, lpips_to_fp
 from qdiff.evaluation.measures import Measure
 from qdiff.evaluation.metrics import SSIM_WINDOW
-from qdiff.evaluation.paired import distance_to_fp, psnr_to_fp, ssim_to_fp
+from qdiff.evaluation.paired import Recognised, distance_to_fp, psnr_to_fp, ssim_to_fp
 from qdiff.evaluation.statistics_file import SetStatistics
 
 Part = Literal["vectors", "spatial", "features"]
@@ -116,6 +116,7 @@ KINDS = {
     "ssim": Kind(("fp",), lambda inputs, reference: ssim_to_fp(), pixels=SSIM_WINDOW),
     "lpips": Kind(("fp", "lpips"), _lpips, pixels=ALEXNET_PIXELS),
     "clip": Kind(("clip", "prompts"), _clip),
+    "recognised": Kind(("labels",), lambda inputs, reference: Recognised(inputs.network)),
 }
 # Input -> what to do if it is missing
 REMEDIES = {
@@ -126,7 +127,16 @@ REMEDIES = {
     "lpips": f"get torchvision's {URL}, and give it with --lpips {FILE}",
     "clip": "give a CLIP model with --clip",
     "prompts": "the images do not say their prompts: give them with --prompts FILE",
+    "labels": "it needs images of a run with classes, and a feature network with categories of their names",
 }
+
+
+def check_names(where: str, names: Sequence[str]) -> None:
+    """Check that measures are known. Raises UserError, which says where the names stand, otherwise."""
+    for name in names:
+        if name not in KINDS:
+            hint = suggestion(name, KINDS) or f"use {', '.join(KINDS)}"
+            raise UserError(f"{where}: '{name}' is unknown: {hint}")
 
 
 def chosen(asked: Sequence[str] | None, given: Collection[str]) -> tuple[list[str], dict[str, str]]:
@@ -139,10 +149,8 @@ def chosen(asked: Sequence[str] | None, given: Collection[str]) -> tuple[list[st
     Raises:
         UserError: a name is unknown, an asked measure lacks an input, or nothing can be computed.
     """
+    check_names("--metrics", asked or ())
     for name in asked or ():
-        if name not in KINDS:
-            hint = suggestion(name, KINDS) or f"use {', '.join(KINDS)}"
-            raise UserError(f"--metrics: '{name}' is unknown: {hint}")
         for need in KINDS[name].needs:
             if need not in given:
                 raise UserError(f"--metrics {name} cannot be computed: {REMEDIES[need]}")

@@ -21,7 +21,7 @@ LPIPS = Metric(
     "LPIPS to FP",
     "",
     "learned perceptual distance (AlexNet) to the FP image of the same seed, averaged over the images; lower is closer",
-    "{:.4f}".format,
+    ".4f",
     by="torchmetrics",
 )
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 
 from qdiff.evaluation.record import Evaluation, SamplingRecord
+from qdiff.files.foreign_images import LOSSY
 
 DIGITS = 2  # after the point, of published values
 
@@ -56,6 +57,14 @@ def _set_notes(evaluation: Evaluation) -> Iterator[str]:
     if reference and images.shape and reference.shape and images.shape[1:] != reference.shape[1:]:
         sizes = [f"{shape[2]} x {shape[1]}" for shape in (reference.shape, images.shape)]
         yield f"'{reference.source}' summarises images of {sizes[0]} pixels, these have {sizes[1]}"
+    for source, files in {
+        each.source: each.files or "" for each in (images, reference, full_precision) if each
+    }.items():
+        if lossy := [name for name in LOSSY if name in files]:
+            yield (
+                f"'{source}' was read from {' and '.join(lossy)}, which may lose detail: FID and the like react to it, "
+                "so compare only with images that were stored alike"
+            )
     for other in (reference, full_precision):
         if other and images.rounding and other.rounding and images.rounding != other.rounding:
             yield (

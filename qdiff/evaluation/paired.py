@@ -1,7 +1,6 @@
-"""Measures that compare each image with the full-precision image of its seed, and each with its class."""
+"""Measures of single images: the distance to the full-precision image of the same seed, and whether the class shows."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,7 +25,7 @@ SSIM = Metric(
     "SSIM to FP",
     "",
     "structural similarity to the FP image of the same seed, averaged over the images; 1 is equal",
-    "{:.4f}".format,
+    ".4f",
     by="torchmetrics",
 )
 RECOGNISED = Metric(
@@ -34,7 +33,7 @@ RECOGNISED = Metric(
     "category recognised",
     "",
     "share of the images whose category a classifier of such images predicts",
-    "{:.0%}".format,
+    ".0%",
 )
 
 
@@ -45,8 +44,6 @@ class MeanOver(Measure):
         metric: the column.
         distance: (images, full-precision images), each uint8 (B, C, H, W) -> the distance of each pair, (B,).
     """
-
-    needs: ClassVar = ("full_precision",)
 
     def __init__(self, metric: Metric, distance: Callable[[Tensor, Tensor], Tensor]):
         self.metrics = (metric,)
@@ -80,18 +77,19 @@ class Recognised(Measure):
     """The share of images whose class has the largest logit.
 
     Args:
-        network: a classifier of such images.
+        network: a classifier whose categories have the names of the images' classes.
     """
 
-    needs: ClassVar = ("labels",)
     metrics = (RECOGNISED,)
 
     def __init__(self, network: FeatureNetwork):
-        self._network, self._right, self._count = network, 0, 0
+        self._network, self._categories = network, network.identity.categories
+        self._right, self._count = 0, 0
 
     def update(self, batch: Batch) -> None:
         assert batch.labels is not None
-        self._right += int((batch.features(self._network).logits.argmax(1) == batch.labels).sum())
+        named = [self._categories[i] for i in batch.features(self._network).logits.argmax(1).tolist()]
+        self._right += sum(name == label for name, label in zip(named, batch.labels, strict=True))
         self._count += len(batch.images)
 
     def compute(self) -> tuple[float]:

@@ -56,12 +56,20 @@ class Plan:
             given.add("lpips")
         if inputs.clip:
             given |= {"clip"} | ({"prompts"} if self.images.prompts else set())
+        if "recognised" in (asked or ()) or (asked is None and "reference" in given):  # the network is there anyway
+            given |= {"labels"} if self._recognisable else set()
         names, left_out = chosen(self.request.metrics, given)
         self.left_out |= left_out
         for name in names:
             if min(self.shape[1:]) < (pixels := KINDS[name].pixels):
                 self._leave_out(name, f"it needs images of at least {pixels} x {pixels} pixels", "leave it out")
         return self.with_enough([name for name in names if name not in self.left_out], None)
+
+    @property
+    def _recognisable(self) -> bool:
+        """Whether the feature network has categories of the names of the images' classes."""
+        known = self.inputs.network.identity.categories
+        return bool(known and (labels := self.images.labels) and {*labels} <= {*known})
 
     def reference(self, names: Sequence[str]) -> SetStatistics | None:
         """Return the reference if a measure needs it. Raises UserError if its images have another size."""

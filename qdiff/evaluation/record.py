@@ -16,6 +16,7 @@ class ImagesRecord:
         sha256: digest of the pixels in order, in whatever files they are; of statistics that do not name their images,
             of the file.
         rounding: how images were rounded to 8 bits, "nearest" or "down"; None if it is not known.
+        files: formats of the images' files, such as "PNG"; None if there are none, or it is not known.
     """
 
     source: str
@@ -24,6 +25,7 @@ class ImagesRecord:
     shape: tuple[int, ...] | None
     sha256: str
     rounding: str | None
+    files: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,31 @@ class SamplingRecord:
 
 
 @dataclass(frozen=True)
+class ModelRecord:
+    """The model that the images were sampled with, and what its network takes.
+
+    Attributes:
+        source: file of its configuration.
+        parameters: of the network that predicts the noise.
+        file_bytes: size of the network's file; in full precision, of its parameters in float32; None for a quantized
+            one that was not read from a file.
+        step_bops: bit operations of a sampling step for one image, averaged over all steps.
+        bops: of all steps for one image; see `qdiff.evaluation.bops`.
+    """
+
+    source: str
+    parameters: int
+    file_bytes: int | None
+    step_bops: float
+    bops: int
+
+    @property
+    def bits(self) -> float | None:
+        """Bits that the file takes per parameter; None if its size is not known."""
+        return None if self.file_bytes is None else 8 * self.file_bytes / self.parameters
+
+
+@dataclass(frozen=True)
 class Row:
     """A value.
 
@@ -81,6 +108,8 @@ class Row:
         value: None stands for infinity, such as the PSNR of equal images.
         by: package that computed it, with its version.
         published: the value that a paper gives for the same; None if none was given.
+        meaning: one sentence without a full stop; empty if the name says it.
+        spec: format of the value in a table.
     """
 
     metric: str
@@ -89,6 +118,18 @@ class Row:
     value: float | None
     by: str
     published: float | None = None
+    meaning: str = ""
+    spec: str = "#.4g"
+
+    @property
+    def title(self) -> str:
+        """Name and unit."""
+        return f"{self.name} [{self.unit}]" if self.unit else self.name
+
+    @property
+    def cell(self) -> str:
+        """The value as text."""
+        return "∞" if self.value is None else format(self.value, self.spec)
 
 
 @dataclass(frozen=True)
@@ -105,6 +146,7 @@ class Evaluation:
         left_out: metric -> why it has no value.
         notes: what a reader must know before comparing these values with others, the most important first.
         settings: package versions and the machine.
+        model: what the images were sampled with; None if it is not known.
     """
 
     images: ImagesRecord
@@ -116,6 +158,7 @@ class Evaluation:
     left_out: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
+    model: ModelRecord | None = None
 
     @property
     def values(self) -> dict[str, float]:

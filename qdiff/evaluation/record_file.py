@@ -11,9 +11,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from qdiff.errors import UserError
 from qdiff.evaluation.record import Evaluation
 from qdiff.files.atomic import replacing
+from qdiff.files.json_file import read_json
 
-FORMAT, VERSION = "qdiff evaluation", 1
-REMEDY = "evaluate the images again"
+FORMAT, VERSION = "qdiff evaluation", 2
+LARGE = 10**300  # whole numbers that are read as floating-point ones
+READ = (1, VERSION)  # version 1 did not know the model
+KIND, REMEDY = "a results file of python -m qdiff evaluate", "evaluate the images again"
 
 
 def to_json(evaluation: Evaluation) -> str:
@@ -34,16 +37,30 @@ def read_evaluation(path: Path) -> Evaluation:
     Raises:
         UserError: the file is missing, damaged, of another kind or version, or a field is missing or wrong.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"cannot read '{path}' ({e.strerror}): give a results file of python -m qdiff evaluate") from e
-    except ValueError as e:
-        raise UserError(f"'{path}' is not valid JSON ({e}): {REMEDY}") from e
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"'{path}' is not a results file of python -m qdiff evaluate: {REMEDY}")
-    if content.get("version") != VERSION:
-        raise UserError(f"'{path}' has version {content.get('version')!r}, this program reads {VERSION}: {REMEDY}")
+    content = read_json(path, f"give {KIND}")
+    if not is_evaluation(content):
+        raise UserError(f"'{path}' is not {KIND}: {REMEDY}")
+    return evaluation_of(path, content)
+
+
+def is_evaluation(content: object) -> bool:
+    """Return whether the content of a JSON file claims to be an evaluation, of any version."""
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def evaluation_of(path: Path, content: Mapping[str, Any]) -> Evaluation:
+    """Return the evaluation that a JSON file holds.
+
+    Args:
+        path: the file, for error messages.
+        content: of the file; `is_evaluation`.
+
+    Raises:
+        UserError: the version is another one, or a field is missing or wrong.
+    """
+    if type(content.get("version")) is not int or content["version"] not in READ:
+        known = " and ".join(map(str, READ))
+        raise UserError(f"'{path}' has version {content.get('version')!r}, this program reads {known}: {REMEDY}")
     try:
         return parsed(Evaluation, {key: value for key, value in content.items() if key not in ("format", "version")})
     except ValueError as e:
@@ -65,7 +82,7 @@ def parsed(kind: Any, value: Any, place: str = "file") -> Any:
         return tuple(parsed(inner[0], x, f"{place}[{i}]") for i, x in enumerate(value))
     if origin is Mapping and isinstance(value, dict):
         return {key: parsed(inner[1], x, f"{place}.{key}") for key, x in value.items()}
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < LARGE:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise ValueError(f"{place} is {value!r}, not {getattr(origin or kind, '__name__', kind)}")

@@ -37,5 +37,5 @@ class Recorder:
     @property
     def record(self) -> ImagesRecord:
         """The record of the images so far."""
-        rounding = self._images.rounding
-        return ImagesRecord(self._images.source, "images", self._count, self._shape, self._sha.hexdigest(), rounding)
+        images, sha256 = self._images, self._sha.hexdigest()
+        return ImagesRecord(images.source, "images", self._count, self._shape, sha256, images.rounding, images.files)

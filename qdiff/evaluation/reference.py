@@ -38,7 +38,7 @@ def offers(path: Path, who: Identity) -> set[str]:
     if path.is_dir():
         return of_images
     if not path.exists():
-        raise UserError(f"'{path}' does not exist: give --reference a folder of PNGs, an .npz or statistics")
+        raise UserError(f"'{path}' does not exist: give --reference a folder of images, an .npz or statistics")
     if not is_zipfile(path):
         found = read_statistics(path, who)
         return {name for name, part in (("vectors", found.features), ("spatial", found.spatial)) if part is not None}
@@ -53,7 +53,7 @@ def load_reference(path: Path, network: FeatureNetwork, *, features: bool, size:
     """Return what metrics need of a reference.
 
     Args:
-        path: a folder of PNGs, a run's folder, an `.npz` of images, of statistics or, as ADM's reference batches, of
+        path: a folder of images, a run's folder, an `.npz` of images, of statistics or, as ADM's reference batches, of
             both, or our own statistics.
         network: of the features.
         features: whether the feature vectors are needed, and not only their statistics.

@@ -1,16 +1,17 @@
-"""Results of several methods on one model, and their tables."""
+"""Comparisons of methods on one model: their rows and columns, and the results file."""
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from qdiff.evaluation.measures import Metric
-from qdiff.files.tables import aligned, markdown
+from qdiff.evaluation.lines import Line, lines_of
+from qdiff.evaluation.notes import published_notes
+from qdiff.evaluation.record import Evaluation
 
-COLUMNS_SHOWN = "Columns of images, from the left:"
+FORMAT, VERSION = "qdiff results", 1
+NO_REPRODUCTION = "This is no reproduction"
 
 
 @dataclass(frozen=True)
@@ -18,22 +19,30 @@ class Result:
     """A row of a comparison: one method.
 
     Attributes:
-        method: its name.
-        command: the command line that made its images.
-        values: key of a metric -> value; None where it does not apply. See `qdiff.evaluation.measures.measured`.
+        name: for file names.
+        method: what it is called.
+        command: the command line, or call, that made its images.
+        evaluation: metrics of its images, with their protocol.
         file_bytes: size of the network's file.
         fp32_bytes: size of the network's parameters in float32.
+        grid: overview of its images; None if there is none.
+        published: key of a metric -> value that somebody published.
+        source: where.
     """
 
+    name: str
     method: str
     command: str
-    values: Mapping[str, float | None]
+    evaluation: Evaluation
     file_bytes: int
     fp32_bytes: int
+    grid: Path | None = None
+    published: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
 
 
 class Column(NamedTuple):
-    """A column of a table: its title, its meaning and its cell for a row."""
+    """A column of a table with a row for each method: its title, its meaning and its cell for a row."""
 
     title: str
     meaning: str
@@ -55,66 +64,80 @@ class Section:
     Attributes:
         name: for file names.
         title: heading.
-        metrics: in the order of the columns.
         results: one row per method; the first one is in full precision.
-        images: method -> its overview PNG.
+        command: that makes the comparison.
+        deviations: why its values cannot be the published ones; empty if nothing that can be checked differs.
         shown: meanings of each overview's columns, from the left; empty if they are obvious.
         plots: caption -> plot, PNG or SVG.
     """
 
     name: str
     title: str
-    metrics: Sequence[Metric]
     results: Sequence[Result]
-    images: Mapping[str, Path]
+    command: str = ""
+    deviations: Sequence[str] = ()
     shown: Sequence[str] = ()
     plots: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[Column]:
-        """Method, the metrics that apply to the first row, and file."""
-        applicable = [m for m in self.metrics if self.results[0].values[m.key] is not None]
-        return [METHOD, *map(_column, applicable), FILE]
+        """Method, the metrics that any row has, and file."""
+        return [METHOD, *map(self._column, self._metrics()), FILE]
+
+    def _metrics(self) -> list[str]:
+        return list(dict.fromkeys(row.metric for result in self.results for row in result.evaluation.rows))
+
+    def _column(self, key: str) -> Column:
+        rows = {r.name: row for r in self.results for row in r.evaluation.rows if row.metric == key}
+        first = next(iter(rows.values()))
+        return Column(first.title, first.meaning, lambda r: rows[r.name].cell if r.name in rows else "-")
 
     @property
-    def sheet(self) -> str:
-        """File name of the image that shows all methods."""
-        return f"comparison_{self.name}.png"
+    def lines(self) -> list[Line]:
+        """All values, row by row: those published first, in the order of their publication."""
+        return [line for r in self.results for line in lines_of(r.method, r.published, r.evaluation)]
 
+    @property
+    def statements(self) -> list[str]:
+        """What to know before reading the values, the most important first."""
+        first = [note for result in self.results[:1] for note in published_notes(result.evaluation)]
+        return [*([f"{NO_REPRODUCTION}: {'; '.join(self.deviations)}."] if self.deviations else []), *first]
 
-def text_table(section: Section) -> str:
-    """Return the table for a terminal."""
-    return aligned([[c.title for c in section.columns], *_cells(section)])
+    @property
+    def notes(self) -> list[str]:
+        """What else the evaluations say, each once, and where values are published."""
+        told = dict.fromkeys(note for result in self.results for note in result.evaluation.notes)
+        misses = {note for result in self.results for note in published_notes(result.evaluation)}
+        sources = [f"published: {result.method}: {result.source}" for result in self.results if result.source]
+        return [note for note in told if note not in misses] + sources
 
-
-def markdown_table(section: Section) -> str:
-    """Return the table in Markdown, followed by the meaning of its columns."""
-    table = markdown([c.title for c in section.columns], _cells(section))
-    meanings = "\n".join(f"- {c.title}: {c.meaning}." for c in section.columns if c.meaning)
-    shown = f"\n{COLUMNS_SHOWN} {', '.join(section.shown)}.\n" if section.shown else ""
-    return f"## {section.title}\n\n{table}\n\n{meanings}\n{shown}"
+    @property
+    def images(self) -> dict[str, Path]:
+        """Method -> overview of its images."""
+        return {result.method: result.grid for result in self.results if result.grid}
 
 
 def json_text(sections: Sequence[Section], settings: Mapping[str, str]) -> str:
     """Return results and settings as strict JSON.
 
-    A row has `method`, `command`, the key of every metric, and `size` and `fp32_size` in bytes. Null stands for an
-    infinite value, such as the PSNR of equal images, and for a metric that does not apply.
+    `results` has the rows of each section by its name: `name`, `method`, `command`, the key of every metric with its
+    value, `size` and `fp32_size` in bytes, `source` and `published`, and `evaluation` with the protocol of the values.
+    Null stands for an infinite value, such as the PSNR of equal images. `tables` has the other fields of each section.
     """
-    rows = {section.name: [_json_row(result) for result in section.results] for section in sections}
-    return json.dumps({"settings": dict(settings), "results": rows}, indent=2, ensure_ascii=False, allow_nan=False)
+    keys = ("title", "command", "deviations")
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "settings": dict(settings),
+        "tables": {section.name: {key: getattr(section, key) for key in keys} for section in sections},
+        "results": {section.name: [_json_row(result) for result in section.results] for section in sections},
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _json_row(result: Result) -> dict[str, object]:
-    values = {key: None if value == math.inf else value for key, value in result.values.items()}
+    values = {row.metric: row.value for row in result.evaluation.rows}
     sizes = {"size": result.file_bytes, "fp32_size": result.fp32_bytes}
-    return {"method": result.method, "command": result.command, **values, **sizes}
-
-
-def _column(metric: Metric) -> Column:
-    return Column(metric.title, metric.meaning, lambda result: metric.cell(result.values[metric.key]))
-
-
-def _cells(section: Section) -> list[list[str]]:
-    columns = section.columns
-    return [[c.cell(result) for c in columns] for result in section.results]
+    publication = {"source": result.source, "published": dict(result.published)}
+    head = {"name": result.name, "method": result.method, "command": result.command}
+    return {**head, **values, **sizes, **publication, "evaluation": asdict(result.evaluation)}

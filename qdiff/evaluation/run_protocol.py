@@ -1,7 +1,7 @@
 """Protocol of a run, read from its folder: how its images were sampled and rounded."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -9,6 +9,7 @@ import yaml
 from qdiff.errors import UserError
 from qdiff.evaluation.record import SamplingRecord
 
+CONFIG = "config.yaml"  # in the folder of a run
 SAMPLER = re.compile(r"(?P<sampler>\w+\(.*\)), (?P<nfe>\d+) network calls(, scale (?P<scale>\S+))?")
 
 
@@ -32,6 +33,23 @@ def section(config: Mapping, name: str) -> Mapping:
 def rounding_of(data: Mapping[str, object]) -> str:
     """Return how images of a model are rounded to 8 bits; `data` is that section of its configuration, or empty."""
     return "down" if data.get("uniform_dequantization") else "nearest"
+
+
+def labels_of(texts: Iterable[Mapping[str, str]], classes: object) -> list[str] | None:
+    """Return the names of the classes that text chunks of our PNGs state, one each.
+
+    Args:
+        texts: of one image each.
+        classes: names by index, as the configuration of a model has them.
+
+    Returns:
+        as many names as texts; None if a text states no class, or a class has no name.
+    """
+    if not isinstance(classes, list):
+        return None
+    numbers = [text.get("class", "") for text in texts]
+    known = {str(i): str(name) for i, name in enumerate(classes)}
+    return [known[number] for number in numbers] if known.keys() >= {*numbers} else None
 
 
 def sampling_record(text: Mapping[str, str], weights: str | None = None) -> SamplingRecord | None:

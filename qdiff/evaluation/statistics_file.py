@@ -15,6 +15,7 @@ from qdiff.evaluation.metrics import Statistics
 from qdiff.evaluation.record import ImagesRecord
 from qdiff.evaluation.record_file import parsed
 from qdiff.files.atomic import replacing
+from qdiff.files.dtypes import dtype_name
 from qdiff.files.names import utf8_name
 
 VERSION = 2  # version 1 did not say of which network it is
@@ -73,7 +74,7 @@ def read_statistics(path: Path, network: Identity) -> SetStatistics:
     """
     try:
         with utf8_name(path) as name, safe_open(name, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("statistics", "null")) or {}
+            about = json.loads((file.metadata() or {}).get("statistics", "{}")) or {}
             names = list(file.keys())
             tensors = {key: file.get_tensor(key) for key in names}
     except OSError as e:
@@ -82,12 +83,7 @@ def read_statistics(path: Path, network: Identity) -> SetStatistics:
         raise UserError(f"'{path}' cannot be read as safetensors ({e}): {REMEDY}") from e
     if "mu" not in tensors or "sigma" not in tensors:
         raise UserError(f"'{path}' does not hold feature statistics: {REMEDY}")
-    if (found := about.get("version", 1)) != VERSION:
-        raise UserError(f"'{path}' has version {found} of feature statistics, not {VERSION}: compute it again")
-    try:
-        stated = parsed(_About, about)
-    except ValueError as e:
-        raise UserError(f"'{path}' is damaged ({e}): compute it again") from e
+    stated = _stated(path, about)
     if stated.sha256 != network.sha256:
         raise UserError(
             f"'{path}' holds statistics of another feature network ({stated.network}, sha256 {stated.sha256[:8]}) than "
@@ -97,13 +93,40 @@ def read_statistics(path: Path, network: Identity) -> SetStatistics:
     images = replace(stated.images, source=str(path), kind="statistics")
     vectors = checked(path, tensors["mu"], tensors["sigma"], network.dimension, images.number)
     spatial = None
-    if "mu_s" in tensors:
-        spatial = checked(path, tensors["mu_s"], tensors["sigma_s"], network.spatial or 0, images.number)
-    return SetStatistics(network.name, network.sha256, images, vectors, spatial, tensors.get("features"))
+    if {"mu_s", "sigma_s"} & tensors.keys():
+        mu, sigma = (tensors.get(name, torch.empty(0)) for name in ("mu_s", "sigma_s"))
+        spatial = checked(path, mu, sigma, network.spatial or 0, images.number)
+    features = tensors.get("features")
+    if features is not None:
+        _check_vectors(path, features, network.dimension, images.number)
+    return SetStatistics(network.name, network.sha256, images, vectors, spatial, features)
+
+
+def _stated(path: Path, about: object) -> _About:
+    """Return what a file says about its statistics. Raises UserError if that is of another version, or damaged."""
+    found = about.get("version", 1) if isinstance(about, dict) else None
+    if found != VERSION:
+        raise UserError(f"'{path}' has version {found} of feature statistics, not {VERSION}: compute it again")
+    try:
+        return parsed(_About, about)
+    except ValueError as e:
+        raise UserError(f"'{path}' is damaged ({e}): compute it again") from e
+
+
+def _check_vectors(path: Path, features: Tensor, dimension: int, number: int | None) -> None:
+    """Check the feature vectors of N images. Raises UserError if they are others, or not finite."""
+    n = "N" if number is None else number
+    if features.shape[1:] != (dimension,) or number not in (None, len(features)) or not features.is_floating_point():
+        raise UserError(
+            f"'{path}' holds features of shape {tuple(features.shape)} in {dtype_name(features.dtype)}, not ({n}, "
+            f"{dimension}) in floating point: compute it again"
+        )
+    if not torch.isfinite(features).all():
+        raise UserError(f"'{path}' holds NaN or infinity: compute it again")
 
 
 def checked(path: Path, mu: Tensor, sigma: Tensor, dimension: int, number: int | None) -> Statistics:
-    """Return statistics in float64. Raises UserError if they have another dimension or are not finite."""
+    """Return statistics in float64. Raises UserError for another dimension, NaN, or what is no covariance."""
     if mu.shape != (dimension,) or sigma.shape != (dimension, dimension):
         raise UserError(
             f"'{path}' holds a mean of shape {tuple(mu.shape)} and a covariance of {tuple(sigma.shape)}, the network "
@@ -111,4 +134,8 @@ def checked(path: Path, mu: Tensor, sigma: Tensor, dimension: int, number: int |
         )
     if not torch.isfinite(mu).all() or not torch.isfinite(sigma).all():
         raise UserError(f"'{path}' holds NaN or infinity: compute it again")
+    if (sigma.diagonal() < 0).any() or not torch.allclose(
+        sigma, sigma.T, rtol=1e-4, atol=1e-6 * sigma.abs().max().item()
+    ):
+        raise UserError(f"'{path}' holds a matrix that is no covariance: compute it again")
     return Statistics(mu.double(), sigma.double(), number)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from qdiff.files.images import read_images, write_image
+from qdiff.files.images import image_shape, read_images, write_image
+
+PADDING = 2  # pixels around each image
 
 
 def write_grid(
@@ -30,5 +32,10 @@ def grid_of(images: Tensor, columns: int | None = None) -> Tensor:
     """Join images, uint8 of shape (N, 1 or 3, H, W), row by row into one image; see `write_grid`."""
     from torchvision.utils import make_grid  # slow to import and used only here
 
-    grid = make_grid(images, nrow=columns or math.ceil(len(images) ** 0.5))
+    grid = make_grid(images, nrow=columns or math.ceil(len(images) ** 0.5), padding=PADDING)
     return grid[: images.shape[1]]  # make_grid repeats a grey channel three times
+
+
+def columns_of(grid: Path, width: int) -> int:
+    """Return the number of images `width` pixels wide in a row of a grid. Raises UserError if it cannot be read."""
+    return (image_shape(grid)[2] - PADDING) // (width + PADDING)

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from diffusion.steps import Model
 from qdiff.calls import Call
 from qdiff.config.networks import plain
+from qdiff.correction.table import CorrectionTable
 from qdiff.files.images import Shape
 from qdiff.pipelines.device import find_device
 from qdiff.pipelines.settings import Sampling
@@ -35,6 +36,7 @@ class BasePipeline(ABC, Generic[SamplingT]):
         nfe: network calls per image.
         cfg_copies: rows in the network's batch per image, 2 with guidance.
         precision: of the network's arithmetic; "full" is float32.
+        correction: of the quantized network's predictions; None leaves them as they are.
 
     Class attributes:
         samplers: types of the samplers, by the names that `with_sampling` accepts.
@@ -50,6 +52,7 @@ class BasePipeline(ABC, Generic[SamplingT]):
     nfe: int
     cfg_copies: int = 1
     precision: str = "full"
+    correction: CorrectionTable | None = None
 
     def __init__(self, device: str):
         self.device = find_device(device)
@@ -78,6 +81,11 @@ class BasePipeline(ABC, Generic[SamplingT]):
     @abstractmethod
     def network(self) -> nn.Module:
         """The network that predicts the noise."""
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """All that has weights: the network, and of a latent model its first stage and conditioner."""
 
     @abstractmethod
     def with_network(self, network: nn.Module) -> Self:
@@ -136,6 +144,10 @@ class BasePipeline(ABC, Generic[SamplingT]):
     @abstractmethod
     def example(self, batch_size: int) -> Call:
         """Return arguments of the network: x_t (B, *latent_shape), t (B,) and the condition, if it takes one."""
+
+    def shapes(self) -> Call:
+        """Return arguments of the network for one image, whose values mean nothing; needs no weights."""
+        return self.example(1)
 
     def decode(self, x: Tensor) -> Tensor:
         """Turn the sampler's last x_prev into images (B, 1 or 3, H, W) of about -1..1."""

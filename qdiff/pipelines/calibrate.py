@@ -63,11 +63,16 @@ class Calibrate:
     devices: int = 1
 
     needs_weights = True
+    writes = FILE
 
     @property
     def collects(self) -> bool:
-        """Whether calibration data come from the model's own sampling."""
-        return self.data.path is None
+        """Whether calibration data are needed, and come from the model's own sampling."""
+        return self._needs_data and self.data.path is None
+
+    @property
+    def _needs_data(self) -> bool:
+        return self.learning.changes_blocks or self.policy.act is not None
 
     def check(self, pipeline: Pipeline) -> None:
         """Raise UserError for settings that do not fit.
@@ -117,7 +122,7 @@ class Calibrate:
             provenance["spectrum_images"] = self.spectrum_images
         if file.exists():
             log.info("calibrated before: %s", file)
-            model = self.finished(file).run(pipeline, folder)
+            model = self.result(folder).run(pipeline, folder)
             _check_same(file, model.provenance, provenance)
             return model
         data = calibration_set(pipeline, self.data, folder, weights, progress) if self._samples(pipeline) else None
@@ -137,16 +142,15 @@ class Calibrate:
         model.forget_full_precision()  # sampling does not need them
         return model
 
-    def finished(self, path: Path) -> LoadQuantized:
-        """Return the way to load the file that this calibration writes."""
+    def result(self, folder: Path) -> LoadQuantized:
+        """Return the way to load the file that this calibration writes; see `Quantization`."""
         p = self.policy
         act_bit, a_sym = (p.act.bits, p.act.symmetric) if p.act else (None, False)
-        return LoadQuantized(path, p.weight.bits, act_bit, a_sym, p.split, p.softmax_bits)
+        return LoadQuantized(folder / FILE, p.weight.bits, act_bit, a_sym, p.split, p.softmax_bits)
 
     def _samples(self, pipeline: Pipeline) -> int:
         """Return the size of the calibration set; 0 if none is needed."""
-        needed = self.learning.changes_blocks or self.policy.act
-        return self.data.timesteps * self.data.samples * pipeline.cfg_copies if needed else 0
+        return self.data.timesteps * self.data.samples * pipeline.cfg_copies if self._needs_data else 0
 
     def _sensitivity_calls(self, pipeline: Pipeline) -> int:
         """Return the network calls, of one image each, that measuring the spectrum takes; 0 if none is needed."""

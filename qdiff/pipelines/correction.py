@@ -42,10 +42,13 @@ class CorrectionSource(Protocol):
 
     Attributes:
         needs_weights: whether the network in full precision takes part.
+        writes: name of the file that `run` leaves in the folder; None if it leaves none.
     """
 
     @property
     def needs_weights(self) -> bool: ...
+    @property
+    def writes(self) -> str | None: ...
 
     def check(self, pipeline: Pipeline) -> None:
         """Raise UserError if the settings or the file do not fit this pipeline, whose schedule is loaded."""
@@ -68,6 +71,9 @@ class CorrectionSource(Protocol):
             UserError: a file does not fit, or the sampler does not.
         """
 
+    def result(self, folder: Path) -> "LoadCorrection":
+        """Return the way to load what `run` took or fitted, with this folder."""
+
 
 @dataclass(frozen=True)
 class LoadCorrection:
@@ -82,6 +88,7 @@ class LoadCorrection:
     interpolate: bool = False
 
     needs_weights = False
+    writes = None
 
     def check(self, pipeline: Pipeline) -> None:
         """Read the file, and compare it with all but the network, which is not there yet."""
@@ -99,6 +106,10 @@ class LoadCorrection:
         """Read the file; see `CorrectionSource`."""
         return quantized.with_correction(self.path, interpolate=self.interpolate)
 
+    def result(self, folder: Path) -> "LoadCorrection":
+        """Return this; see `CorrectionSource`."""
+        return self
+
 
 @dataclass(frozen=True)
 class FitCorrection:
@@ -108,6 +119,7 @@ class FitCorrection:
         fit: "ptqd" or "trajectory", see `qdiff.correction.table.CorrectionTable`.
         samples: images, half of which the parts are judged on; at least 4.
         parts: of `PARTS`, those that may be used.
+        file: to write; None writes it into the folder of the run.
 
     Raises:
         TypeError, ValueError: a setting of another type, or outside its range.
@@ -116,8 +128,10 @@ class FitCorrection:
     fit: str = "ptqd"
     samples: int = SAMPLES
     parts: tuple[str, ...] = PARTS
+    file: Path | None = None
 
     needs_weights = True
+    writes = FILE
 
     def __post_init__(self) -> None:
         check_choice("fit", self.fit, FITS)
@@ -148,7 +162,7 @@ class FitCorrection:
     ) -> AnyPipeline:
         """Fit, or take the result of this fit if the folder has it; see `CorrectionSource`."""
         assert full_precision is not None
-        file, journal = folder / FILE, folder / JOURNAL
+        file, journal = self.file or folder / FILE, folder / JOURNAL
         belongs, provenance = made_for(quantized), self._provenance(quantized, full_precision)
         if file.exists():
             log.info("correction fitted before: %s", file)
@@ -176,6 +190,10 @@ class FitCorrection:
         for name, part in table.parts.items():
             log.info("correction, %s: %s", name, part)
         return quantized.with_correction(table)
+
+    def result(self, folder: Path) -> LoadCorrection:
+        """Return the way to load the file of this fit; see `CorrectionSource`."""
+        return LoadCorrection(self.file or folder / FILE)
 
     def _one_step(self, pipeline: Pipeline) -> StepFactors:
         factors = step_factors(pipeline.sampling.sampler, pipeline.abar, clipped=True)
@@ -262,8 +280,7 @@ class _Collected:
         model = self.quantized.calibration_model_for(batch)
         each = []
         for step in self.full_precision.calibration_steps(batch):
-            t = torch.full((len(batch),), step.t, device=step.x_t.device)
-            each.append(Moments.of(step.eps, model(step.x_t, t)))
+            each.append(Moments.of(step.eps, step.predicted_by(model)))
             self.progress(2 * len(batch))
         return each[0].like(torch.stack([m.values for m in each], 1))
 

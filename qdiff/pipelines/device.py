@@ -3,6 +3,7 @@
 import torch
 
 from qdiff.errors import UserError
+from qdiff.sampling.rank import Rank
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -13,9 +14,11 @@ def free_memory(device: torch.device) -> int | None:
 def find_device(name: str) -> torch.device:
     """Return the device of a name; "auto" is cuda, else mps, else cpu.
 
+    Of several processes on a machine, each gets another GPU where the name leaves it open.
+
     Raises:
         ValueError: neither "auto" nor a device of one of these kinds.
-        UserError: this machine does not have it.
+        UserError: this machine does not have it, or the environment contradicts itself; see `Rank`.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -27,4 +30,6 @@ def find_device(name: str) -> torch.device:
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, not {name!r}") from None
     if (device.index or 0) >= count:
         raise UserError(f"--device {name} is not available on this machine: use --device auto")
+    if device == torch.device("cuda") and not (rank := Rank.from_environment()).alone:
+        return torch.device("cuda", rank.local % count)
     return device

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -18,21 +17,21 @@ from qdiff.evaluation.image_sets import ImageSet, Stream, WithPrompts, open_imag
 from qdiff.evaluation.inception import load_inception
 from qdiff.evaluation.kinds import Inputs
 from qdiff.evaluation.plan import Request
-from qdiff.evaluation.record import Evaluation, Row
-from qdiff.evaluation.run_protocol import rounding_of, sampling_record
-from qdiff.files.version import own_version
+from qdiff.evaluation.record import Evaluation
+from qdiff.evaluation.run_protocol import labels_of, rounding_of, sampling_record
 from qdiff.pipelines.device import find_device
-from qdiff.pipelines.eps_error import relative_eps_error
+from qdiff.pipelines.eps_error import EPS, with_eps
+from qdiff.pipelines.finished import FinishedRun
 from qdiff.pipelines.images import Images
+from qdiff.pipelines.model_record import record_of
 from qdiff.pipelines.paths import as_path
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.png_text import png_text
 from qdiff.pipelines.settings import TextSampling
 
 PACKAGES = ("torch_fidelity", "torchmetrics")
-EPS_IMAGES = 8  # of which the error of eps is measured, at the most
 
-Source = str | Path | Pipeline | Tensor | Images | Iterable[Tensor]
+Source = str | Path | FinishedRun | Pipeline | Tensor | Images | Iterable[Tensor]
 
 
 def evaluate(
@@ -57,14 +56,14 @@ def evaluate(
     """Compute metrics of images, with the protocol that they depend on.
 
     Args:
-        images: folder of a run or of PNGs, an `.npz` with `arr_0`, a pipeline that samples `count` images, a tensor,
-            what `Pipeline.sample` returns, or batches of any sizes, uint8 (B, 1 or 3, H, W), such as from
-            `Pipeline.batches`: the latter are read once and never all in memory.
+        images: folder of a run or of images, what `load_run` returns, an `.npz` with `arr_0`, a pipeline that samples
+            `count` images, a tensor, what `Pipeline.sample` returns, or batches of any sizes, uint8 (B, 1 or 3, H, W),
+            such as from `Pipeline.batches`: the latter are read once and never all in memory.
         reference: what distributions are compared with: a folder, an `.npz` of images or of statistics, or our
             statistics.
         full_precision: images of the same seeds in full precision; anything that `images` may be.
-        metrics: of "fid", "sfid", "is", "kid", "prc", "psnr", "mae", "ssim", "lpips", "clip" and, of two pipelines,
-            "eps"; None takes all whose inputs are given.
+        metrics: of "fid", "sfid", "is", "kid", "prc", "psnr", "mae", "ssim", "lpips", "clip", "recognised" and, of two
+            pipelines or runs from `load_run`, "eps"; None takes all whose inputs are given, but no "eps" of runs.
         count: number of images of a pipeline.
         network: a feature network of your own; instead of `inception` and `features`.
         inception: weights of FID's Inception network; None downloads the published ones when they are needed.
@@ -82,9 +81,7 @@ def evaluate(
         TypeError, ValueError: an argument has another type, or contradicts another one.
         UserError: as `qdiff.evaluation.evaluate.evaluate_images`; a file cannot be read; or a package is missing.
     """
-    for package in PACKAGES:
-        if find_spec(package) is None:
-            raise UserError(f"evaluating needs {package}: pip install 'qdiff[eval]'")
+    check_installed()
     where, size = find_device(str(device)), whole("batch_size", batch_size, 1)
     inputs = Inputs(
         lambda: _network(network, inception, features, where),
@@ -95,17 +92,25 @@ def evaluate(
     )
     if sum(x is not None for x in (network, inception, features)) > 1:
         raise ValueError("network, inception and features exclude each other: give one of them")
+    if metrics is not None and not metrics:
+        raise ValueError("metrics is empty: name some, or leave it out")
     source = image_set("images", images, count)
     if prompts:
         source = WithPrompts(source, prompts)
     other = None if full_precision is None else image_set("full_precision", full_precision, count)
-    pair = (images, full_precision) if isinstance(images, Pipeline) and isinstance(full_precision, Pipeline) else None
-    asked = None if metrics is None else [name for name in metrics if name != "eps"]
-    with_eps = pair is not None if metrics is None else "eps" in metrics
-    if with_eps and pair is None:
-        raise UserError("metrics: eps needs two pipelines: give them as images and full_precision")
+    pair = _pair(images, full_precision, metrics)
+    asked = None if metrics is None else [name for name in metrics if name != EPS]
     found = evaluate_images(source, other, inputs, Request(asked, few, dict(published or {}), size, progress))
-    return replace(found, rows=(*found.rows, _eps_row(*pair, found.images.number or 1))) if with_eps and pair else found
+    if pair:
+        found = with_eps(found, *pair)
+    return _with_model(found, images)
+
+
+def check_installed() -> None:
+    """Check that what evaluating needs is installed. Raises UserError otherwise."""
+    for package in PACKAGES:
+        if find_spec(package) is None:
+            raise UserError(f"evaluating needs {package}: pip install 'qdiff[eval]'")
 
 
 def image_set(name: str, given: Source, count: int | None = None) -> ImageSet:
@@ -114,15 +119,43 @@ def image_set(name: str, given: Source, count: int | None = None) -> ImageSet:
         if count is None:
             raise ValueError(f"{name} is a pipeline: give count, the number of images")
         return _of_pipeline(given, whole("count", count, 1))
-    if isinstance(given, str | Path):
-        return open_images(Path(given))
+    if isinstance(given, str | Path | FinishedRun):
+        return open_images(given.folder if isinstance(given, FinishedRun) else Path(given))
     if isinstance(given, Images):
-        return Stream([given.tensor], name, len(given), rounding="nearest")
+        return Stream([given.tensor], name, len(given), "nearest", sampling_record(given.text))
     if isinstance(given, Tensor):
         return Stream([given], name, len(given))
     if isinstance(given, Iterable):
         return Stream(given, name)
     raise TypeError(f"{name} must be a path, a pipeline, a tensor or batches of images, not {type(given).__name__}")
+
+
+def _pair(
+    images: Source, full_precision: Source | None, metrics: Sequence[str] | None
+) -> tuple[Pipeline, Pipeline] | None:
+    """Return the pipelines whose eps is to be compared, loaded; None if it is not. Raises UserError as `load`."""
+    both = images, full_precision
+    if EPS not in metrics if metrics is not None else not all(isinstance(x, Pipeline) for x in both):
+        return None
+    first, second = (x.load() if isinstance(x, FinishedRun) else x for x in both)
+    if not (isinstance(first, Pipeline) and isinstance(second, Pipeline)):
+        raise UserError(
+            f"--metrics {EPS} needs the folders of two runs, or from Python two pipelines: give them as images and as "
+            "those in full precision (--fp)"
+        )
+    return first, second
+
+
+def _with_model(found: Evaluation, images: Source) -> Evaluation:
+    """Add the model that the images were sampled with, or a note why it is not known."""
+    if isinstance(images, Pipeline):
+        return replace(found, model=record_of(images))
+    if not isinstance(images, FinishedRun):
+        return found
+    try:
+        return replace(found, model=images.model())
+    except UserError as e:
+        return replace(found, notes=(*found.notes, f"bit operations and file size are not known: {e}"))
 
 
 def _of_pipeline(pipeline: Pipeline, count: int) -> Stream:
@@ -135,6 +168,7 @@ def _of_pipeline(pipeline: Pipeline, count: int) -> Stream:
         rounding_of(data),
         sampling_record(png_text(pipeline, [0])),
         [prompts[i % len(prompts)] for i in range(count)] if prompts else None,
+        labels_of((pipeline.image_text([i]) for i in range(count)), pipeline.config_dict.get("classes")),
     )
 
 
@@ -146,10 +180,3 @@ def _network(
     if features is not None:
         return load_feature_net(as_path("features", features)).to(device)
     return load_inception(None if inception is None else as_path("inception", inception), device)
-
-
-def _eps_row(quantized: Pipeline, full_precision: Pipeline, count: int) -> Row:
-    images = range(min(EPS_IMAGES, count))
-    error = fmean(relative_eps_error(quantized, full_precision, images))
-    name = f"relative squared error of eps, {len(images)} images"
-    return Row("eps", name, "", error, f"qdiff {own_version() or 'not installed'}")

@@ -1,6 +1,8 @@
 """Sampled images in memory."""
 
 import io
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from PIL import Image
 from torch import Tensor
@@ -14,11 +16,12 @@ class Images(list[Image.Image]):
 
     Args:
         tensor: their pixels, uint8 of shape (N, 1 or 3, H, W).
+        text: how they were sampled, as the text chunks of a PNG state it; see `qdiff.pipelines.png_text`.
     """
 
-    def __init__(self, tensor: Tensor):
+    def __init__(self, tensor: Tensor, text: Mapping[str, str] = MappingProxyType({})):
         super().__init__(map(to_pillow, tensor))
-        self.tensor = tensor
+        self.tensor, self.text = tensor, text
 
     def _repr_png_(self) -> bytes:
         """Show the images as one grid in a notebook."""

@@ -5,12 +5,13 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from diffusion.steps import Model
-from qdiff.adapters.ldm.checkpoints import PublishedKeys
-from qdiff.adapters.ldm.models import Condition, build, decode, guided, image_shape
+from qdiff.adapters.ldm.checkpoints import PublishedKeys, schedule
+from qdiff.adapters.ldm.models import Condition, build, decode, example, guided, image_shape
 from qdiff.adapters.ldm.samplers import DDIM, DDPM, PLMS, DPMSolver
 from qdiff.calls import Call
 from qdiff.checkpoints.weights import load_weights
@@ -53,6 +54,7 @@ class LatentPipeline(Pipeline[GuidedT]):
         self.config = load_latent_config(self.source, model.overrides)
         self.latent = build_latent(self.config, self.source, empty=True).eval().requires_grad_(False)
         self.stride = cast(int, self.network.stride)
+        self._abar = schedule(self.config)["alphas_cumprod"]  # which the weights must agree with
         self._configure(sampling)
         self.precision = resolved(model.precision, self.device)
         self._context = precision_of(self.precision, self.device)
@@ -70,6 +72,10 @@ class LatentPipeline(Pipeline[GuidedT]):
     def network(self) -> nn.Module:
         return self.latent.model.diffusion_model
 
+    @property
+    def module(self) -> nn.Module:
+        return self.latent
+
     def with_network(self, network: nn.Module) -> Self:
         other = copy.copy(self)
         other.latent = _shallow(self.latent)
@@ -80,7 +86,7 @@ class LatentPipeline(Pipeline[GuidedT]):
 
     @property
     def abar(self) -> Tensor:
-        return cast(Tensor, self.latent.alphas_cumprod)
+        return self._abar
 
     @property
     def latent_shape(self) -> Shape:
@@ -134,6 +140,10 @@ class LatentPipeline(Pipeline[GuidedT]):
         c = self.conditions.for_calibration([0])
         condition = () if c is None else (c.expand(batch_size, -1, -1),)
         return Call((x, self._latest_timestep(batch_size), *condition))
+
+    def shapes(self) -> Call:
+        _, t, *condition = example(self.latent)
+        return Call((torch.zeros(1, *self.latent_shape), t, *condition))
 
     def decode(self, x: Tensor) -> Tensor:
         with self._context:

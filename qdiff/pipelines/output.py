@@ -6,7 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from qdiff.errors import UserError
 from qdiff.files.arrays import write_array
+from qdiff.files.atomic import remove_leftovers
 from qdiff.files.grid import write_grid
 from qdiff.files.images import image_path, image_shape
 from qdiff.pipelines.pipeline import Pipeline
@@ -51,6 +53,14 @@ class Output:
         mark = watermark(*pipeline.image_shape)
         return lambda x: mark(pipeline.decode(x))
 
+    def check_shared(self) -> None:
+        """Raise UserError if several processes could not tell from the files what is done."""
+        if not (self.images or self.grid):
+            raise UserError(
+                "--skip_save with --skip_grid leaves nothing that tells several processes what is done: leave one of "
+                "them out, or start a single process"
+            )
+
     def check(self, pipeline: Pipeline, folder: RunFolder) -> None:
         """Raise UserError if a file under the name of an image is not an image of this run."""
         missing_images(range(self.num_images), folder.image_dir, pipeline.image_shape)
@@ -58,31 +68,47 @@ class Output:
     def write(self, pipeline: Pipeline, folder: RunFolder) -> str:
         """Sample the images that the folder lacks, then write the grid and the array; return a line that sums it up.
 
+        Ranks divide the batches among themselves. Rank 0 does what needs all images, and the others return with it, or
+        before it if it deletes images.
+
         Raises:
             UserError: as `check`, or an image is not finite.
         """
         if self._finished(folder):
             return f"finished before: {folder.grid}"
-        decode, on_step = self.decode_for(pipeline), self._on_step(pipeline, folder.path)
+        self._sample(pipeline, folder)
+        if folder.rank.first:
+            self._finish(pipeline, folder)
+        elif self.images:
+            folder.lock.wait_until_first_left()
+        return f"{self.num_images} images {self._where(folder)}"
+
+    def _sample(self, pipeline: Pipeline, folder: RunFolder) -> None:
         sample_images(
             lambda indices: (step.x_prev for step in pipeline.steps(indices)),
             range(self.num_images),
             folder.image_dir,
             pipeline.image_shape,
             pipeline.batch_size,
-            decode=decode,
+            decode=self.decode_for(pipeline),
             metadata=lambda i: png_text(pipeline, [i]),
-            on_step=on_step,
+            on_step=self._on_step(pipeline, folder.path),
+            claim=folder.lock.claim,
+            progress=None if folder.rank.first else False,
         )
+
+    def _finish(self, pipeline: Pipeline, folder: RunFolder) -> None:
+        """Do what needs all images."""
+        remove_leftovers(folder.image_dir)  # of ranks that were killed: nobody writes an image now
         paths = [image_path(folder.image_dir, i) for i in range(self.num_images)]
         if self.array:
             write_array(paths, folder.path)
         if self.grid:
             self._write_grid(pipeline, paths[:GRID_IMAGES] if self.images else paths, folder)
         if not self.images:
+            folder.lock.wait_until_others_left()  # who look for images now, and if they come later for the grid
             for path in paths:
                 path.unlink()
-        return f"{self.num_images} images {self._where(folder)}"
 
     def _finished(self, folder: RunFolder) -> bool:
         """Return whether only the grid is to be kept and it exists. Raises UserError for a damaged one."""

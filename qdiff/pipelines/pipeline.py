@@ -25,6 +25,7 @@ from qdiff.pipelines.bits import bits_of
 from qdiff.pipelines.changes import changed, like
 from qdiff.pipelines.images import Images
 from qdiff.pipelines.paths import as_path
+from qdiff.pipelines.png_text import png_text
 from qdiff.policy import QuantPolicy
 from qdiff.quant_model import QuantModel
 from qdiff.sampling.images import check_finite
@@ -53,12 +54,7 @@ class Pipeline(BasePipeline[SamplingT]):
 
     A loaded pipeline does not change: `with_sampling`, `with_network` and `with_correction` return other pipelines,
     which share the weights.
-
-    Attributes:
-        correction: of the quantized network's predictions; None leaves them as they are.
     """
-
-    correction: CorrectionTable | None = None
 
     def steps(self, indices: Sequence[int], *, correct: Correction | None = None) -> Iterator[Step]:
         """Sample images one step at a time; image i does not depend on the rest of the batch.
@@ -211,7 +207,7 @@ class Pipeline(BasePipeline[SamplingT]):
         """
         if changes:
             return self.with_sampling(**changes).sample(count, progress=progress)
-        return Images(torch.cat(list(self.batches(count, progress=progress))))
+        return Images(torch.cat(list(self.batches(count, progress=progress))), png_text(self, [0]))
 
     def batches(self, count: int, *, progress: bool = False) -> Iterator[Tensor]:
         """Sample images a batch at a time, for uses that need not have all of them in memory or in files.
@@ -247,12 +243,12 @@ class Pipeline(BasePipeline[SamplingT]):
     def bops(self) -> TrajectoryBops:
         """Count the network's bit operations for one image, without computing it.
 
-        Conditioners and the decoding of latents are not counted.
+        Conditioners and the decoding of latents are not counted. The network needs no weights.
         """
         network = self.network
         policy = network.policy if isinstance(network, QuantModel) else QuantPolicy()
         phases = tuple(map(policy.phase_of, self.timesteps))
-        return TrajectoryBops(network_bops(network, self.example(1)), phases, self.cfg_copies)
+        return TrajectoryBops(network_bops(network, self.shapes()), phases, self.cfg_copies)
 
     def check_loaded(self) -> None:
         """Check that the network has weights. Raises ValueError if they are on the meta device."""

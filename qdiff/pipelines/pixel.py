@@ -60,6 +60,10 @@ class PixelPipeline(Pipeline[Sampling]):
     def network(self) -> nn.Module:
         return self._network
 
+    @property
+    def module(self) -> nn.Module:
+        return self._network
+
     def with_network(self, network: nn.Module) -> Self:
         other = copy.copy(self)
         other._network = network

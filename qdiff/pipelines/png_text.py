@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from qdiff.files.version import own_version
+from qdiff.pipelines.base import BasePipeline
 from qdiff.pipelines.bits import bits_of
-from qdiff.pipelines.pipeline import Pipeline
 
 
-def png_text(pipeline: Pipeline, indices: Sequence[int]) -> Mapping[str, str]:
+def png_text(pipeline: BasePipeline, indices: Sequence[int]) -> Mapping[str, str]:
     """Return the text chunks of a PNG of these images, by key."""
     streams = pipeline.noise_streams(indices)
     return {
@@ -21,6 +21,6 @@ def png_text(pipeline: Pipeline, indices: Sequence[int]) -> Mapping[str, str]:
     }
 
 
-def _correction(pipeline: Pipeline) -> Mapping[str, str]:
+def _correction(pipeline: BasePipeline) -> Mapping[str, str]:
     c = pipeline.correction
     return {"correction": f"{c.fit}: {', '.join(c.used) or 'all parts off'}"} if c else {}

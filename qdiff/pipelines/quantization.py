@@ -1,16 +1,19 @@
 """Ways to quantize the network of a pipeline: read a file, or calibrate (see `calibrate`)."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
 from qdiff.calibration.plan import Plan
-from qdiff.checkpoints.load import load_as_written, load_quantized
+from qdiff.checkpoints.load import load_as_written, load_quantized, policy_of
+from qdiff.checkpoints.quantized_file import read_quantized
 from qdiff.pipelines.pipeline import Pipeline
+from qdiff.policy import QuantPolicy
 from qdiff.quant_model import QuantModel
 
 
@@ -19,13 +22,16 @@ class Quantization(Protocol):
 
     Attributes:
         needs_weights: whether the network's full-precision weights must be loaded first.
-        collects: whether calibration data come from the model's own sampling.
+        collects: whether calibration data are needed, and come from the model's own sampling.
+        writes: name of the file that `run` leaves in the folder; None if it leaves none.
     """
 
     @property
     def needs_weights(self) -> bool: ...
     @property
     def collects(self) -> bool: ...
+    @property
+    def writes(self) -> str | None: ...
 
     def check(self, pipeline: Pipeline) -> None:
         """Raise UserError if the settings do not fit this pipeline, before anything is loaded."""
@@ -54,6 +60,9 @@ class Quantization(Protocol):
             UserError: a file does not fit, too little memory or disk, or a loss is not finite.
         """
 
+    def result(self, folder: Path) -> "LoadFile":
+        """Return the way to load what `run` gave in this folder, without its full-precision weights."""
+
 
 @dataclass(frozen=True)
 class LoadFile(ABC):
@@ -67,6 +76,7 @@ class LoadFile(ABC):
 
     needs_weights = False
     collects = False
+    writes = None
 
     @abstractmethod
     def load(self, network: nn.Module) -> QuantModel:
@@ -88,6 +98,19 @@ class LoadFile(ABC):
         """Read the file; see `Quantization`."""
         return self.load(pipeline.network).eval().to(pipeline.device)
 
+    def applied(self, pipeline: Pipeline) -> Pipeline:
+        """Return the pipeline that samples with this file; `pipeline` keeps its network. Raises UserError as `load`."""
+        own = pipeline.with_network(copy.deepcopy(pipeline.network))  # a file is loaded in place
+        return pipeline.with_network(self.run(own, Path()))
+
+    def result(self, folder: Path) -> "LoadFile":
+        """Return this; see `Quantization`."""
+        return self
+
+    @abstractmethod
+    def policy(self) -> QuantPolicy:
+        """Read how the network is quantized. Raises UserError if the file is damaged or contradicts the settings."""
+
 
 @dataclass(frozen=True)
 class LoadQuantized(LoadFile):
@@ -101,8 +124,16 @@ class LoadQuantized(LoadFile):
     low_memory: bool = False
 
     def load(self, network: nn.Module) -> QuantModel:
-        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "path"}
-        return load_quantized(network, self.path, **options)
+        return load_quantized(network, self.path, **self._flags, low_memory=self.low_memory)
+
+    def policy(self) -> QuantPolicy:
+        return policy_of(self.path, **self._flags)
+
+    @property
+    def _flags(self) -> dict[str, Any]:
+        """The arguments that must agree with the file."""
+        others = ("path", "low_memory")
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
 
 
 class LoadAsWritten(LoadFile):
@@ -110,3 +141,6 @@ class LoadAsWritten(LoadFile):
 
     def load(self, network: nn.Module) -> QuantModel:
         return load_as_written(network, self.path)
+
+    def policy(self) -> QuantPolicy:
+        return read_quantized(self.path).policy

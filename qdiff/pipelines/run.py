@@ -15,6 +15,7 @@ from qdiff.pipelines.correction import CorrectionSource
 from qdiff.pipelines.output import Output
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.quantization import Quantization
+from qdiff.sampling.rank import ALONE, Rank
 from qdiff.sampling.run_folder import RunFolder
 
 MEASURED = 1  # images in the forward that a dry run measures; time is proportional to the batch size
@@ -39,7 +40,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Run:
-    """One run.
+    """One run, by one process or by the ranks of one job, of which rank 0 does what is done once.
 
     Args:
         pipeline: model and sampler, not loaded yet.
@@ -48,6 +49,7 @@ class Run:
         folder: folder of the run.
         record: the settings to record.
         folder_flag: the flag that named the folder, for error messages.
+        rank: this process.
         correction: how the predictions of the quantized network are corrected; None leaves them as they are.
 
     Raises:
@@ -60,38 +62,55 @@ class Run:
     folder: Path
     record: Record
     folder_flag: str = "-l"
+    rank: Rank = ALONE
     correction: CorrectionSource | None = None
 
     def __post_init__(self) -> None:
         if self.quantization:
             self.quantization.check(self.pipeline)
         self.output.decode_for(self.pipeline)
+        if not self.rank.alone:
+            self.output.check_shared()
 
     def execute(self, *, verbose: bool = False) -> None:
         """Do what is not done yet. Raises UserError for every error that the user can fix."""
-        with RunFolder.open(self.folder, flag=self.folder_flag, verbose=verbose) as folder:
-            weights = self.pipeline.load(network=self._needs_weights)
+        with RunFolder.open(self.folder, flag=self.folder_flag, verbose=verbose, rank=self.rank) as folder:
+            weights = self.pipeline.load(network=self.needs_weights)
             if self.correction:
                 self.correction.check(self.pipeline)
-            folder.record_config(self._settings(weights), [f"free.{name}" for name in self.record.free])
-            self._announce()
+            folder.record_config(self.settings(weights), [f"free.{name}" for name in self.record.free])
+            if self.rank.first:
+                self._announce()
             if self.quantization:  # before its work; sampling checks too, and reads every image for it
                 self.output.check(self.pipeline, folder)
-            run = self._quantized(folder.path)
-            print(run.output.write(run.pipeline, folder))
+            run = self._quantized(folder)
+            line = run.output.write(run.pipeline, folder)
+            if self.rank.first:
+                print(line)
 
-    def _quantized(self, folder: Path) -> "Run":
-        """Return the run with the pipeline whose network is quantized."""
+    def _quantized(self, folder: RunFolder) -> "Run":
+        """Return the run with the pipeline whose network is quantized; what rank 0 calibrates, the others load."""
         if self.quantization is None:
             return self
         original = self.pipeline
         if self.correction and self.correction.needs_weights:  # quantization changes the network
             original = original.with_network(copy.deepcopy(original.network))
-        quantized = self.pipeline.with_network(self.quantization.run(self.pipeline, folder))
+        if self.quantization.writes:
+            folder.lock.wait_for(folder.path / self.quantization.writes)
+        quantized = self.pipeline.with_network(self.quantization.run(self.pipeline, folder.path))
         if self.correction:
-            quantized = self.correction.run(quantized, original, folder)
-            print(*quantized.correction_report(), sep="\n", flush=True)
+            quantized = self._corrected(quantized, original, folder)
         return replace(self, pipeline=quantized, quantization=None)
+
+    def _corrected(self, quantized: Pipeline, original: Pipeline, folder: RunFolder) -> Pipeline:
+        """Return the pipeline with its correction; what rank 0 fits, the others load."""
+        assert self.correction
+        if self.correction.writes:
+            folder.lock.wait_for(folder.path / self.correction.writes)
+        corrected = self.correction.run(quantized, original, folder.path)
+        if self.rank.first:
+            print(*corrected.correction_report(), sep="\n", flush=True)
+        return corrected
 
     def dry_run(self) -> None:
         """Print the plan of the run; needs no weights and writes nothing."""
@@ -110,7 +129,7 @@ class Run:
             print(*self.correction.describe(p, each), sep="\n")
         print(f"sampling: {n} images, {p.nfe} steps, about {format_duration(each * p.nfe * n)}, to {self.folder}")
 
-    def _settings(self, weights: Mapping[str, Tensor]) -> dict:
+    def settings(self, weights: Mapping[str, Tensor]) -> dict:
         """Return everything that determines the images; `weights` are the loaded ones."""
         p, flags = self.pipeline, dict(self.record.flags)
         if "precision" in flags:  # resolved, for another device may compute otherwise
@@ -132,7 +151,7 @@ class Run:
             log.warning(line)
 
     @property
-    def _needs_weights(self) -> bool:
+    def needs_weights(self) -> bool:
         """Whether the network's full-precision weights must be loaded."""
         return self.quantization is None or any(x.needs_weights for x in (self.quantization, self.correction) if x)
 

@@ -30,6 +30,8 @@ from qdiff.quant_model import QuantModel
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")  # where and how processes meet
+
 
 def check_devices(devices: int, settings: CalibrationSettings, device: torch.device) -> None:
     """Check that so many processes can share a calibration.
@@ -96,7 +98,7 @@ def calibrate_shared(
     )
     job = _Job(model.cpu(), data, settings, journal, memory)  # its GPU has room for the first process now
     try:
-        with _written(job) as file, _port_of_its_own(), _Listener(reporter) as listener:
+        with _written(job) as file, _rendezvous_of_its_own(), _Listener(reporter) as listener:
             fabric.launch(partial(_work, file=file, events=listener.events))
     except multiprocessing.ProcessExitedException as e:
         raise UserError(
@@ -125,16 +127,15 @@ def _written(job: _Job) -> Iterator[Path]:
 
 
 @contextmanager
-def _port_of_its_own() -> Iterator[None]:
-    """Let processes started inside choose a free port, and forget it at the end."""
-    name = "MASTER_PORT"
-    before = os.environ.pop(name, None)
+def _rendezvous_of_its_own() -> Iterator[None]:
+    """Let processes started inside meet on this machine, at a free port, whatever torchrun set for this process."""
+    before = {name: os.environ.pop(name) for name in RENDEZVOUS if name in os.environ}
     try:
         yield
     finally:
-        os.environ.pop(name, None)
-        if before is not None:
-            os.environ[name] = before
+        for name in RENDEZVOUS:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def _work(fabric: "Fabric", file: Path, events: SimpleQueue) -> None:

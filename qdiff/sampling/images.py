@@ -2,7 +2,9 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from torch import Tensor
@@ -17,6 +19,9 @@ logger = logging.getLogger(__name__)
 SampleFn = Callable[[Sequence[int]], Iterable[Tensor]]
 Decode = Callable[[Tensor], Tensor]
 StepCallback = Callable[[Sequence[int], int, Tensor], None]
+Claim = Callable[[Sequence[int]], AbstractContextManager[bool]]
+
+POLL = 0.5  # seconds between two looks at batches that other processes are making
 
 
 def missing_images(indices: Iterable[int], folder: Path, shape: Shape) -> list[int]:
@@ -46,25 +51,31 @@ def sample_images(
     decode: Decode = lambda x: x,
     metadata: Callable[[int], Mapping[str, str]] = lambda index: {},
     on_step: StepCallback | None = None,
+    claim: Claim = lambda batch: nullcontext(True),
+    progress: bool | None = None,
 ) -> int:
     """Sample the images that `folder` lacks and write them as 000000.png, 000001.png, ...
 
-    Each file appears whole or not at all. With the noise of `batch_noise`, image i is the same for every batch size,
-    up to the rounding errors of a network whose order of summation depends on the batch size.
+    Each file appears whole or not at all. The batches are always those of `indices` as a whole: one that lacks an image
+    is sampled whole, and what exists of it is kept. So neither an interruption nor the number of processes changes an
+    image, although a network's order of summation, and with it rounding errors, may depend on the batch.
 
     Args:
         sample_fn: indices of B images -> x_t after every sampling step; the last is the result. It should yield
             lazily, so that the progress bar moves and only one x_t is in memory.
         indices: of the wanted images, each >= 0.
-        folder: used by this process alone; created if missing.
+        folder: created if missing.
         shape: (C, H, W) of a finished image; C is 1 (grey) or 3 (RGB).
         batch_size: images per batch, >= 1.
         decode: the last x_t -> images (B, *shape) in [-1, 1]; values outside are clamped.
         metadata: index -> text chunks of the PNG, key (1 to 79 Latin-1 characters) -> any text.
         on_step: called with (indices, step counted from 0, x_t) after every step, as `frame_writer` returns it.
+        claim: keeps other processes from a batch, inside; yields False if one of them has it. Batches of others are
+            waited for, and made if their process ends before they are done.
+        progress: show a progress bar; None shows it on a terminal.
 
     Returns:
-        the number of images made.
+        the number of images that this process made.
 
     Raises:
         UserError: as `missing_images`, before anything is sampled; or an image is not finite, in which case none of
@@ -72,25 +83,45 @@ def sample_images(
         OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
     indices = list(indices)
-    missing = missing_images(indices, folder, shape)
-    done = len(indices) - len(missing)
+    missing = set(missing_images(indices, folder, shape))
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    done, made = len(indices) - len(missing), 0
     logger.info("%s: %d of %d images exist, %d to make", folder, done, len(indices), len(missing))
-    with tqdm(total=len(indices), initial=done, unit="image", disable=None) as bar:
-        for start in range(0, len(missing), batch_size):
-            batch = missing[start : start + batch_size]
-            for step, x in enumerate(sample_fn(batch)):
-                bar.set_postfix_str(f"step {step + 1}")
-                if on_step:
-                    on_step(batch, step, x)
-            images = decode(x)
-            check_finite(images, batch)
-            for i, pixels in zip(batch, to_uint8(images), strict=True):
-                write_image(image_path(folder, i), pixels, metadata(i))
-                bar.update()
-            logger.debug("images %d to %d written", batch[0], batch[-1])
-    return len(missing)
+    hidden = None if progress is None else not progress
+    with tqdm(total=len(indices), initial=done, unit="image", disable=hidden) as bar:
+        for batch in _claimed([batch for batch in batches if not missing.isdisjoint(batch)], claim):
+            absent = [i for i in batch if not image_path(folder, i).exists()]
+            if absent:  # else another process has made them meanwhile
+                for step, x in enumerate(sample_fn(batch)):
+                    bar.set_postfix_str(f"step {step + 1}")
+                    if on_step:
+                        on_step(batch, step, x)
+                images = decode(x)
+                check_finite(images, batch)
+                for i, pixels in zip(batch, to_uint8(images), strict=True):
+                    if i in absent:
+                        write_image(image_path(folder, i), pixels, metadata(i))
+                logger.debug("images %d to %d written", batch[0], batch[-1])
+            made += len(absent)
+            bar.update(len(missing.intersection(batch)))
+    logger.info("%s: all images exist, %d made by this process", folder, made)
+    return made
+
+
+def _claimed(batches: Sequence[Sequence[int]], claim: Claim) -> Iterator[Sequence[int]]:
+    """Yield batches, each claimed while the caller works on it: the first one that no other process has."""
+    left = list(batches)
+    while left:
+        for batch in left:
+            with claim(batch) as claimed:
+                if claimed:
+                    yield batch
+                    break
+        else:
+            time.sleep(POLL)
+            continue
+        left.remove(batch)
 
 
 def frame_writer(folder: Path, decode: Decode = lambda x: x) -> StepCallback:
@@ -99,15 +130,16 @@ def frame_writer(folder: Path, decode: Decode = lambda x: x) -> StepCallback:
     Existing frames are replaced, because a killed run may have left some of an image that is made again.
 
     Args:
-        folder: used by this process alone; created with the first frame.
+        folder: created with the first frame.
         decode: x_t -> images (B, C, H, W) in [-1, 1], grey or RGB; values outside are clamped.
     """
-    for frames in folder.glob("*/"):
-        remove_leftovers(frames)
 
     def write_frames(indices: Sequence[int], step: int, x: Tensor) -> None:
         for i, pixels in zip(indices, to_uint8(decode(x)), strict=True):
-            write_image(image_path(folder / f"{i:06d}", step), pixels)
+            frames = folder / f"{i:06d}"
+            if step == 0:
+                remove_leftovers(frames)
+            write_image(image_path(frames, step), pixels)
 
     return write_frames
 

@@ -1,7 +1,5 @@
-"""The folder of a run: its configuration, log and images. One process at a time may use it."""
+"""The folder of a run: its configuration, log and images. One process may use it, or the ranks of one job."""
 
-import errno
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -9,12 +7,13 @@ from itertools import accumulate, takewhile
 from pathlib import Path, PurePath
 
 import yaml
-from filelock import FileLock, Timeout
 
 from qdiff.errors import UserError
 from qdiff.files.atomic import remove_leftovers, replacing
 from qdiff.files.log import logging_to
 from qdiff.files.refusals import explaining
+from qdiff.sampling.folder_lock import FolderLock
+from qdiff.sampling.rank import ALONE, Rank
 
 ABSENT = "nothing"  # stands for a setting that one of two configurations lacks
 SHOWN = 24  # characters shown of a changed value
@@ -28,10 +27,17 @@ class RunFolder:
     Attributes:
         path: the folder; it exists.
         flag: the command-line flag that names it, for error messages.
+        lock: this process's hold on it.
     """
 
     path: Path
     flag: str
+    lock: FolderLock
+
+    @property
+    def rank(self) -> Rank:
+        """This process among those that share the folder."""
+        return self.lock.rank
 
     @property
     def image_dir(self) -> Path:
@@ -45,13 +51,19 @@ class RunFolder:
 
     @classmethod
     @contextmanager
-    def open(cls, path: str | Path, *, flag: str = "-l", verbose: bool = False) -> Iterator["RunFolder"]:
-        """Create and lock the folder, and log everything of `qdiff` to its `log.txt`, inside the context.
+    def open(
+        cls, path: str | Path, *, flag: str = "-l", verbose: bool = False, rank: Rank = ALONE
+    ) -> Iterator["RunFolder"]:
+        """Create and lock the folder, and log everything of `qdiff`, inside the context.
+
+        The log is `log.txt`, that of further ranks `log_rank1.txt` and so on. Files in the folder itself are written by
+        rank 0 alone, an image by the rank that claims it.
 
         Args:
             path: the folder; its parents are created too.
             flag: the command-line flag that names it.
             verbose: log details too, and log to the console as well, where only warnings appear otherwise.
+            rank: this process among those that share the folder.
 
         Raises:
             UserError: the path cannot be a folder, another process is using it, or, at any time inside the context,
@@ -60,13 +72,19 @@ class RunFolder:
         path = Path(path)
         with explaining(path, flag), ExitStack() as stack:
             path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_locked(path, flag))
-            remove_leftovers(path)
-            stack.enter_context(logging_to(path / "log.txt", verbose))
-            yield cls(path, flag)
+            folder = cls(path, flag, stack.enter_context(FolderLock.entered(path, flag, rank)))
+            if rank.first:
+                remove_leftovers(path)
+            if rank.alone:
+                remove_leftovers(folder.image_dir)
+            log = "log.txt" if rank.first else f"log_rank{rank.index}.txt"
+            stack.enter_context(logging_to(path / log, verbose))
+            yield folder
 
     def record_config(self, config: Mapping[str, object], resumable: Collection[str] = ()) -> None:
         """Write the resolved configuration to `config.yaml`, unless the folder holds a run with another one.
+
+        Rank 0 writes; the others wait for it, and compare.
 
         Args:
             config: JSON-like values and paths; nested dicts are compared key by key.
@@ -74,20 +92,21 @@ class RunFolder:
                 they change no result; dotted where nested ("model.name"). The latest value is recorded.
 
         Raises:
-            UserError: another setting differs, `config.yaml` is not the configuration of a run, or there are images
-                but no `config.yaml`.
+            UserError: another setting differs, `config.yaml` is not the configuration of a run, there are images but
+                no `config.yaml`, or rank 0 has ended.
         """
         file = self.path / "config.yaml"
-        text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        self.lock.wait_for(file)
         if file.exists():
-            self._refuse_other(_flat(self._read(file)), _flat(yaml.safe_load(text)), resumable)
+            self._refuse_other(self._read(file), config, resumable)
         elif any(self.image_dir.glob("*.png")):
             raise UserError(
                 f"'{self.image_dir}' holds images, but no config.yaml says how they were made: move them away, or give "
                 f"another folder with {self.flag}"
             )
-        with replacing(file) as partial:
-            partial.write_text(text, encoding="utf-8")
+        if self.rank.first:
+            with replacing(file) as partial:
+                partial.write_text(_as_yaml(config), encoding="utf-8")
 
     def _read(self, file: Path) -> dict:
         try:
@@ -98,18 +117,28 @@ class RunFolder:
             raise UserError(f"'{file}' is not the configuration of a run: give another folder with {self.flag}")
         return config
 
-    def _refuse_other(self, before: dict[str, str], now: dict[str, str], resumable: Collection[str]) -> None:
-        sections = list(dict.fromkeys(key.partition(".")[0] for key in before | now))
-        changed = [
-            _change(key, before.get(key, ABSENT), now.get(key, ABSENT))
-            for key in sorted(before | now, key=lambda key: sections.index(key.partition(".")[0]))
-            if key not in resumable and before.get(key) != now.get(key)
-        ]
-        if changed:
+    def _refuse_other(self, before: Mapping, now: Mapping[str, object], resumable: Collection[str]) -> None:
+        if changed := changes(before, now, resumable):
             raise UserError(
-                f"'{self.path}' holds another run: {_in_short(changed)}; change that back, or give another folder with "
-                f"{self.flag}"
+                f"'{self.path}' holds another run: {changed}; change that back, or give another folder with {self.flag}"
             )
+
+
+def changes(recorded: Mapping, config: Mapping[str, object], ignored: Collection[str] = ()) -> str:
+    """Describe in one line what differs between configurations; empty if nothing does.
+
+    Args:
+        recorded: as `config.yaml` has it.
+        config, ignored: as `config` and `resumable` of `RunFolder.record_config`.
+    """
+    before, now = _flat(recorded), _flat(yaml.safe_load(_as_yaml(config)))
+    sections = list(dict.fromkeys(key.partition(".")[0] for key in before | now))
+    changed = [
+        _change(key, before.get(key, ABSENT), now.get(key, ABSENT))
+        for key in sorted(before | now, key=lambda key: sections.index(key.partition(".")[0]))
+        if key not in ignored and before.get(key) != now.get(key)
+    ]
+    return _in_short(changed) if changed else ""
 
 
 def _change(key: str, before: str, now: str) -> str:
@@ -130,28 +159,15 @@ def _in_short(changes: Sequence[str]) -> str:
     return ", ".join(changes[:fit]) + more
 
 
-@contextmanager
-def _locked(path: Path, flag: str) -> Iterator[None]:
-    lock = FileLock(path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"another process is using '{path}': wait until it ends, or give another folder with {flag}"
-        ) from None
-    except NotImplementedError as e:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(path / ".lock")) from e
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 class _Dumper(yaml.SafeDumper):
     """Plain YAML, with paths as strings."""
 
 
 _Dumper.add_multi_representer(PurePath, lambda dumper, path: dumper.represent_str(str(path)))
+
+
+def _as_yaml(config: Mapping[str, object]) -> str:
+    return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _flat(config: object, prefix: str = "") -> dict[str, str]:

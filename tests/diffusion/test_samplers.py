@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from diffusion.samplers import ddim_coefficients, ddpm_noisy, final, generalized, timestep_sequence, walk
 from diffusion.schedules import alphas_cumprod, beta_schedule
+from diffusion.steps import Step
 from tests.golden_networks import GOLDEN
 
 SAMPLERS = load_file(GOLDEN / "samplers.safetensors")
@@ -360,3 +361,13 @@ def test_samplers_refuse_impossible_numbers():
     jsd = alphas_cumprod(beta_schedule("jsd", 0.1, 0.1, 10))  # nothing of the image is left at its end
     with pytest.raises(ValueError, match="alphas_cumprod"):
         final(generalized(golden_eps, SAMPLERS["x_T"], range(10), jsd, eta=0, noise=no_noise))
+
+
+@pytest.mark.parametrize("t", [250, 312.5])
+def test_another_model_is_asked_at_the_same_x_and_t(t):
+    x = torch.arange(6.0).view(3, 2)
+    step = Step(0, t, x, x, x, x)
+    seen = []
+    assert torch.equal(step.predicted_by(lambda *asked: seen.append(asked) or asked[0] + 1), x + 1)
+    ((x_t, times),) = seen
+    assert x_t is x and times.tolist() == [t] * 3

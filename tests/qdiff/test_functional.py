@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdiff.functional import code_bounds, fake_quantize, lp_loss, mean_power
+from qdiff.functional import code_bounds, fake_quantize, lp_loss, mean_power, relative_squared_error
 from tests.qdiff.loops import BITS, ROWS, gaussian, quantize_loop
 
 
@@ -147,3 +147,11 @@ def test_an_error_of_zero_has_no_gradient(p):
     x = torch.zeros(3, requires_grad=True)
     mean_power(x, p).backward()
     assert x.grad.tolist() == [0, 0, 0]
+
+
+def test_the_relative_squared_error_in_closed_form():
+    x = torch.tensor([3.0, 4.0])
+    assert relative_squared_error(1.1 * x, x) == pytest.approx(0.01)
+    assert relative_squared_error(x.half() + 1, x.half()) == pytest.approx(2 / 25)
+    assert relative_squared_error(x, 0 * x) == torch.inf
+    assert relative_squared_error(0 * x, 0 * x) != relative_squared_error(0 * x, 0 * x)  # nan

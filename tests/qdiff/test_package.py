@@ -12,7 +12,7 @@ from tests.command_line import refusal
 
 ROOT = Path(__file__).parents[2]
 OURS = {"qdiff", "torch", "numpy", "safetensors", "psutil"}
-PIPELINES = {"correct", "evaluate", "load_pipeline", "quantize"}  # which know networks, configurations and images
+PIPELINES = {"correct", "evaluate", "load_pipeline", "load_run", "quantize"}  # which know networks and configurations
 
 
 def modules_after(code: str) -> set[str]:

@@ -1,11 +1,13 @@
 """`python -m qdiff evaluate`: tables, results files, and bad input, which is one line and loses nothing."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from qdiff.evaluation.record_file import read_evaluation
 from qdiff.files.images import image_path, write_image
@@ -57,7 +59,8 @@ def test_a_table_and_a_results_file(runs):
     rows = {"": runs / "w4", "images": "40", "bits": "W4A8, split"} | dict(zip(titles, values))
     width = max(map(len, rows)) + 2
     assert lines[:7] == [f"{title:{width}}{cell}" for title, cell in rows.items()]
-    assert [line.split(":")[0] for line in lines[7:]] == ["note"] + ["left out"] * 5
+    assert [line.split(":")[0] for line in lines[7:]] == ["note", "note"] + ["left out"] * 5
+    assert "w4/config.yaml' does not have the flags of a sampling script" in lines[8] and found.model is None
     assert found.sampling.bits == "W4A8, split" and found.reference.number == 338
     assert [n.role for n in found.networks] == ["features"] and "torch" in found.settings["versions"]
 
@@ -122,9 +125,9 @@ def text(images: Path) -> Path:
 
 
 BAD_IMAGES = {
-    emptied: "w4/img' has no PNG images: give a folder of PNGs, a run's folder or an .npz",
+    emptied: "w4/img' has no PNG, JPEG or WebP images: give a folder of them, a run's folder or an .npz",
     halved: "it needs at least 33 images, '",
-    mixed: "000005.png' is a different image (8-bit RGB, 16 x 16) than expected (8-bit RGB, 32 x 32)",
+    mixed: "img' has images of 32 x 32 ('000000.png') and 16 x 16 ('000005.png') pixels: crop and resize them",
     corrupted: "000000.png' is damaged",
     cut: "000000.png' is incomplete",
     not_a_number: "'arr_0' is float64 of shape (40, 32, 32, 3): give images as uint8",
@@ -192,12 +195,16 @@ def test_results_of_another_version_or_protocol_are_one_line(runs):
     assert "was evaluated with another reference (ffffffff, now" in refusal(*words)
     content["version"] = 7
     out.write_text(json.dumps(content))
-    assert "fp.json' has version 7, this program reads 1" in refusal(*words)
+    assert "fp.json' has version 7, this program reads 1 and 2" in refusal(*words)
 
 
 def test_flags_that_are_refused(runs):
     (runs / "there.json").touch()
+    os.mkfifo(runs / "pipe.json")
     for words, said in {
+        ("-o", runs / "pipe.json", "--force"): "pipe.json' is not a file: choose another --out",
+        ("-o", runs / ("x" * 300)): "(File name too long): give another folder with --out",
+        ("--metrics", ""): "--metrics: '' names no metric",
         ("-o", runs / "there.json"): "there.json' exists: choose another --out, or add --force",
         ("--force",): "--force needs --out",
         ("--inception", "a", "--features", "b"): "--inception exclude each other",
@@ -212,6 +219,27 @@ def test_flags_that_are_refused(runs):
     }.items():
         both = ("--reference", runs / "fp", "--metrics", "fid") if "none" in str(words) else ()
         assert said in refusal("evaluate", runs / "w4", *words, *both), words
+
+
+def test_a_name_that_is_too_long_is_one_line(runs):
+    assert "(File name too long)" in refusal("evaluate", "x" * 300, "--fp", runs / "fp", "--device", "cpu")
+
+
+def test_jpegs_are_read_and_the_results_say_so(runs):
+    for path in (runs / "fp" / "img").iterdir():
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".jpg"), quality=95)
+        path.unlink()
+    out = runs / "r.json"
+    lines = evaluated(
+        runs / "w4", *CLASSIFIER, "--reference", runs / "fp" / "img", "--fp", runs / "fp" / "img", "-o", out
+    )
+    found = read_evaluation(out)
+    assert (found.images.files, found.reference.files, found.full_precision.files) == ("PNG", "JPEG", "JPEG")
+    said = [line for line in lines if "was read from JPEG, which may lose detail" in line]
+    assert len(said) == 1 and str(runs / "fp" / "img") in said[0]
+    again = evaluated(runs / "w4", *CLASSIFIER, "--reference", runs / "fp" / "img", "--metrics", "fid")
+    assert sum("was read from JPEG" in line for line in again) == 1, "cached statistics know it too"
 
 
 def test_an_out_that_is_a_folder_is_one_line(runs):

@@ -16,6 +16,7 @@ from qdiff.pipelines.calibrate import Calibrate
 from qdiff.pipelines.calibration_set import DataSettings
 from qdiff.pipelines.quantization import LoadQuantized
 from qdiff.policy import QuantPolicy, QuantSpec
+from qdiff.sampling.rank import Rank
 
 
 def flags(line: str) -> Namespace:
@@ -122,6 +123,8 @@ def test_how_the_flags_quantize():
 
 def test_devices_reach_the_calibration_and_no_record():
     assert (quantization_of(flags("")).devices, quantization_of(flags("--cali_devices 4")).devices) == (1, 4)
+    assert quantization_of(flags("--cali_devices 4"), Rank(0, 2)).devices == 4
+    assert quantization_of(flags("--cali_devices 4"), Rank(1, 2)).devices == 1, "it does not calibrate"
     record = record_of(flags("--cali_devices 4"), ())
     assert "cali_devices" not in record.flags and record.free["cali_devices"] == 4
 

@@ -11,10 +11,11 @@ class MeanColours:
 
     Args:
         standard: pretend to be FID's Inception.
+        categories: what the two classes are called; empty if that is not known.
     """
 
-    def __init__(self, standard: bool = False, sha256: str = "a" * 64):
-        self.identity = Identity("mean-colours", sha256, dimension=3, classes=2, spatial=2, standard=standard)
+    def __init__(self, standard: bool = False, sha256: str = "a" * 64, categories: tuple[str, ...] = ()):
+        self.identity = Identity("mean-colours", sha256, 3, 2, spatial=2, standard=standard, categories=categories)
         self.calls = 0
 
     def extract(self, images: Tensor) -> Features:

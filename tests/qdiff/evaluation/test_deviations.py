@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from qdiff.config.presets import Reference, Row, Table, Weights
+from qdiff.config.tables import Reference, Row, Table, Weights
 from qdiff.evaluation import record
 from qdiff.evaluation.choices import Choices
 from qdiff.evaluation.deviations import deviations
 from qdiff.evaluation.record import Evaluation, ImagesRecord, NetworkRecord
-from qdiff.evaluation.reproduction import Line, Reproduced, Reproduction, csv_text, markdown_text
+from qdiff.evaluation.results import Result, Section
 from qdiff.files.digest import file_digest
 
 
@@ -38,8 +38,8 @@ def evaluation(
     return replace(found, **changes)
 
 
-def row(found: Evaluation, **published: float) -> Reproduced:
-    return Reproduced("fp", "full precision", "a paper", "python x", published or {"fid": 4.22}, found, None)
+def row(found: Evaluation, **published: float) -> Result:
+    return Result("fp", "full precision", "python x", found, 4, 4, None, published or {"fid": 4.22}, "a paper")
 
 
 def test_nothing_differs(table):
@@ -100,17 +100,12 @@ def test_another_reference_than_the_one_of_the_table(table, tmp_path):
     assert told == f"the reference is '{other}' instead of '{own}'"
 
 
-def test_lines_and_their_differences():
-    assert Line("a", "FID", 4.0, 4.5).cells == ["a", "FID", "4.000", "4.500", "+0.5"]
-    assert Line("a", "FID", None, 4.5).cells == ["a", "FID", "-", "4.500", "-"]
-    assert Line("a", "FID", 4.0, None).cells == ["a", "FID", "4.000", "-", "-"]
-    assert Line("a", "PSNR", None, float("inf")).cells == ["a", "PSNR", "-", "∞", "-"]
-
-
 def test_what_full_precision_misses_comes_right_after_the_deviations():
-    found = evaluation(value=5.22)
-    made = Reproduction("mine", "A | table", "python", [row(found)], ["of 7 images"], {})
-    assert made.statements[0] == "This is no reproduction: of 7 images."
-    assert "misses its own published value by +1.00" in made.statements[1]
-    assert csv_text(made).splitlines()[1] == f"full precision,FID,4.22,5.22,{5.22 - 4.22!r},{made.statements[0]}"
-    assert "| full precision | FID | 4.220 | 5.220 | +1 |" in markdown_text(made)
+    section = Section("mine", "A table", [row(evaluation(value=5.22))], "python", ["of 7 images"])
+    assert section.statements[0] == "This is no reproduction: of 7 images."
+    assert "misses its own published value by +1.00" in section.statements[1]
+
+
+def test_random_weights_are_said_first_and_need_not_be_there(table, tmp_path):
+    chosen = Choices({"steps": 5}, weights=tmp_path / "random.safetensors", random=True)
+    assert deviations(table, chosen, [row(evaluation())]) == ["the weights are random", "steps is 5 instead of 4"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qdiff.errors import UserError
-from qdiff.evaluation.features import DIMENSION, FeatureNet, load_feature_net
+from qdiff.evaluation.features import CATEGORIES, DIMENSION, FeatureNet, load_feature_net
 
 
 def test_features_are_the_input_of_the_last_layers():
@@ -31,6 +31,11 @@ def test_the_digest_is_that_of_the_weights():
     net, other = FeatureNet(categories=4, width=8), FeatureNet(categories=4, width=8)
     assert net.identity == copy.deepcopy(net).identity != other.identity
     assert (net.identity.dimension, net.identity.classes, net.identity.standard) == (DIMENSION, 4, False)
+
+
+def test_the_categories_are_those_of_the_bundled_classifier():
+    assert FeatureNet().identity.categories == CATEGORIES == tuple(sorted(CATEGORIES))
+    assert FeatureNet(categories=4, width=8).identity.categories == (), "what they are called is not known"
 
 
 def test_a_file_of_another_network_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from qdiff.evaluation.record import SamplingRecord
 from qdiff.evaluation.recorder import Recorder
 from qdiff.evaluation.run_protocol import sampling_record
 from qdiff.files.arrays import write_array
-from qdiff.files.images import image_path, write_image
+from qdiff.files.images import image_path, to_pillow, write_image
 from tests.qdiff.evaluation.networks import drawn_images
 
 IMAGES = drawn_images(7, 0)
@@ -79,6 +79,33 @@ def test_a_run_knows_its_protocol(uniform, rounding, folder, tmp_path):
     assert images.sampling == SamplingRecord(sampler, 20, 20, 0.5, 7.5, 41, "W4A8, split", "full", "abc")
 
 
+@pytest.mark.parametrize(
+    ("classes", "labels"),
+    [
+        ("[cat, dog, eel]", ["cat", "dog"] * 3 + ["cat"]),
+        ("[cat, dog]", ["cat", "dog"] * 3 + ["cat"]),
+        ("[cat]", None),
+        ("[]", None),
+        ("3", None),
+        ("{0: cat, 1: dog}", None),
+        ("null", None),
+    ],
+)
+def test_a_run_names_the_classes_of_its_images(classes, labels, tmp_path):
+    for i, pixels in enumerate(IMAGES):
+        write_image(image_path(tmp_path / "img", i), pixels, TEXT | {"class": str(i % 2)})
+    assert open_images(tmp_path / "img").labels is None, "a folder of PNGs alone does not name them"
+    (tmp_path / "config.yaml").write_text(f"config: {{classes: {classes}}}\n")
+    images = open_images(tmp_path)
+    assert images.labels == labels == WithPrompts(images, ["red"]).labels
+
+
+def test_images_without_classes_have_no_labels(folder, tmp_path):
+    (tmp_path / "config.yaml").write_text("config: {classes: [cat, dog]}\n")
+    assert open_images(tmp_path).labels is None
+    assert Stream([IMAGES]).labels is None
+
+
 @pytest.mark.parametrize("config", ["- 1", "{", "sha256: 3\nconfig: []"])
 def test_a_strange_configuration_is_no_crash(config, folder, tmp_path):
     (tmp_path / "config.yaml").write_text(config)
@@ -113,14 +140,15 @@ def test_prompts_that_are_given(folder):
 
 def test_bad_folders(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "empty' has no PNG images" in refusal(lambda: open_images(tmp_path / "empty"))
+    assert "empty' has no PNG, JPEG or WebP images" in refusal(lambda: open_images(tmp_path / "empty"))
     assert "none' does not exist" in refusal(lambda: open_images(tmp_path / "none"))
     write_image(folder / "000009.png", torch.zeros(3, 8, 9, dtype=torch.uint8))
-    assert "000009.png' is a different image" in refusal(lambda: list(open_images(folder).batches(4)))
+    sizes = "img' has images of 8 x 8 ('000000.png') and 9 x 8 ('000009.png') pixels: crop and resize them"
+    assert sizes in refusal(lambda: open_images(folder))
     (folder / "000009.png").write_bytes((folder / "000001.png").read_bytes()[:-20])
-    assert "000009.png' is incomplete" in refusal(lambda: list(open_images(folder).batches(4)))
+    assert "000009.png' is incomplete" in refusal(lambda: open_images(folder))
     (folder / "000009.png").write_bytes(b"GIF89a")
-    assert "000009.png' is not a PNG" in refusal(lambda: list(open_images(folder).batches(4)))
+    assert "000009.png' is not a PNG" in refusal(lambda: open_images(folder))
 
 
 @pytest.mark.parametrize(
@@ -148,3 +176,15 @@ def test_a_stream_is_read_as_it_is_used():
 
     next(Stream(lazily()).batches(4))
     assert read == [0, 1]
+
+
+def test_folders_of_other_formats(tmp_path):
+    for i, pixels in enumerate(IMAGES):
+        image = to_pillow(pixels)
+        image.save(tmp_path / (f"{i}.jpg" if i % 2 else f"{i}.png"))
+    images = open_images(tmp_path)
+    (read,) = images.batches(7)
+    assert torch.equal(read[::2], IMAGES[::2]) and not torch.equal(read[1::2], IMAGES[1::2])
+    recorder = Recorder(images)
+    list(recorder.batches(7))
+    assert (images.files, recorder.record.files, images.prompts) == ("JPEG, PNG", "JPEG, PNG", None)

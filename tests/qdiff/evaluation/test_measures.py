@@ -7,9 +7,9 @@ import torch
 
 from qdiff.evaluation.distributions import Frechet
 from qdiff.evaluation.feature_network import Identity
-from qdiff.evaluation.measures import Batch, Metric, measured
+from qdiff.evaluation.measures import Batch, Metric
 from qdiff.evaluation.metrics import Statistics, frechet_distance, statistics
-from qdiff.evaluation.paired import MAE, PSNR, RECOGNISED, Recognised, distance_to_fp, psnr_to_fp
+from qdiff.evaluation.paired import PSNR, Recognised, distance_to_fp, psnr_to_fp
 from tests.qdiff.evaluation.networks import MeanColours, drawn_images
 
 WHITE = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
@@ -17,13 +17,26 @@ IMAGES = torch.cat([WHITE[:1], WHITE[:1] - 51])
 TRAINING = Statistics(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64), 9)
 
 
-def all_measures(network: MeanColours) -> list:
-    return [psnr_to_fp(), distance_to_fp(), Frechet(network, TRAINING), Recognised(network)]
+NAMES = ("dark", "bright")
 
 
-def test_values_of_images_in_memory():
+def measured(network: MeanColours, *batches: Batch) -> dict[str, float]:
+    """Values of all measures that see single images, by key."""
+    measures = [psnr_to_fp(), distance_to_fp(), Frechet(network, TRAINING), Recognised(network)]
+    for batch in batches:
+        for measure in measures:
+            measure.update(batch)
+    return {metric.key: x for measure in measures for metric, x in zip(measure.metrics, measure.compute())}
+
+
+@pytest.fixture
+def network() -> MeanColours:
+    return MeanColours(categories=NAMES)
+
+
+def test_values_of_images_in_memory(network):
     images = torch.full((2, 3, 4, 4), 51, dtype=torch.uint8)
-    values = measured(all_measures(MeanColours()), [Batch(images, WHITE, torch.tensor([0, 1]))])
+    values = measured(network, Batch(images, WHITE, ["dark", "bright"]))
     assert list(values) == ["psnr", "mae", "frechet", "recognised"]
     assert values["psnr"] == pytest.approx(20 * math.log10(255 / 204)) and values["mae"] == 204
     assert values["frechet"] == pytest.approx(3 * 51**2 + 3), "no variance, so only means and the trace remain"
@@ -31,51 +44,32 @@ def test_values_of_images_in_memory():
 
 
 @pytest.mark.parametrize("sizes", [[7], [1] * 7, [4, 3]])
-def test_batches_do_not_matter(sizes):
-    images, fp, labels = drawn_images(7, 0), drawn_images(7, 1), torch.arange(7) % 2
-    whole = measured(all_measures(MeanColours()), [Batch(images, fp, labels)])
-    parts = zip(images.split(sizes), fp.split(sizes), labels.split(sizes))
-    assert measured(all_measures(MeanColours()), [Batch(*part) for part in parts]) == pytest.approx(whole)
+def test_batches_do_not_matter(sizes, network):
+    images, fp, labels = drawn_images(7, 0), drawn_images(7, 1), [NAMES[i % 2] for i in range(7)]
+    whole, start, parts = measured(network, Batch(images, fp, labels)), 0, []
+    for size in sizes:
+        part = slice(start, start := start + size)
+        parts.append(Batch(images[part], fp[part], labels[part]))
+    assert measured(network, *parts) == pytest.approx(whole)
 
 
-def test_features_are_computed_once_for_all_measures():
-    network = MeanColours()
-    measured(all_measures(network), [Batch(IMAGES, WHITE, torch.tensor([0, 1]))])
+def test_features_are_computed_once_for_all_measures(network):
+    measured(network, Batch(IMAGES, WHITE, ["bright", "bright"]))
     assert network.calls == 1
 
 
-def test_grey_images_are_shown_as_rgb():
+def test_grey_images_are_shown_as_rgb(network):
     grey = drawn_images(5, 0)[:, :1]
     expected = frechet_distance(statistics(grey.double().mean((2, 3)).expand(-1, 3)), TRAINING)
-    assert measured([Frechet(MeanColours(), TRAINING)], [Batch(grey)]) == {"frechet": pytest.approx(expected)}
+    assert measured(network, Batch(grey, grey, ["dark"] * 5))["frechet"] == pytest.approx(expected)
 
 
-def test_a_measure_without_its_input_does_not_apply():
-    values = measured(all_measures(MeanColours()), [Batch(IMAGES)])
-    assert (values["psnr"], values["mae"], values["recognised"]) == (None, None, None)
-    assert values["frechet"] is not None
-    values = measured(all_measures(MeanColours()), [Batch(IMAGES, WHITE)])
-    assert values["recognised"] is None and values["mae"] == 25.5
-    values = measured(all_measures(MeanColours()), [Batch(IMAGES, labels=torch.tensor([1, 1]))])
-    assert values["recognised"] == 1 and values["psnr"] is None
-
-
-@pytest.mark.parametrize(
-    ("metric", "value", "text"),
-    [
-        (PSNR, 23.456, "23.46"),
-        (PSNR, math.inf, "∞"),
-        (PSNR, None, "-"),
-        (RECOGNISED, 0.254, "25%"),
-        (RECOGNISED, 1.0, "100%"),
-    ],
-)
-def test_cells(metric, value, text):
-    assert metric.cell(value) == text
-
-
-def test_titles_name_the_unit():
-    assert PSNR.title == "PSNR to FP [dB]" and MAE.title == "distance to FP"
+def test_categories_are_recognised_by_name_and_not_by_number(network):
+    black = Batch(torch.zeros_like(WHITE), WHITE, ["dark", "dark"])
+    assert measured(network, black)["recognised"] == 1
+    assert measured(MeanColours(categories=NAMES[::-1]), black)["recognised"] == 0
+    with pytest.raises(ValueError, match="longer"):
+        measured(network, Batch(WHITE, WHITE, ["dark"] * 3))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from qdiff.errors import UserError
 from qdiff.evaluation.features import load_feature_net
@@ -20,8 +21,8 @@ KEPT = SetStatistics(
     WHO.name,
     WHO.sha256,
     IMAGES,
-    Statistics(torch.rand(3).double(), torch.rand(3, 3).double(), 7),
-    Statistics(torch.rand(2).double(), torch.rand(2, 2).double(), 7),
+    Statistics(torch.rand(3).double(), torch.rand(7, 3).T.cov().double(), 7),
+    Statistics(torch.rand(2).double(), torch.rand(7, 2).T.cov().double(), 7),
     torch.rand(7, 3),
 )
 
@@ -74,9 +75,39 @@ def test_other_dimensions_and_nan_are_refused(path):
 
 
 @pytest.mark.parametrize(
+    ("features", "said"),
+    [
+        (torch.full((7, 3), torch.nan), "holds NaN or infinity: compute it again"),
+        (torch.rand(7, 4), "holds features of shape (7, 4) in float32, not (7, 3) in floating point"),
+        (torch.rand(6, 3), "holds features of shape (6, 3)"),
+        (torch.zeros(7, 3, dtype=torch.int64), "holds features of shape (7, 3) in int64, not"),
+    ],
+)
+def test_other_feature_vectors_are_refused(features, said, path):
+    write_statistics(path, replace(KEPT, features=features))
+    assert said in refusal(path)
+
+
+def test_what_is_no_covariance_is_refused(path):
+    lopsided = torch.eye(3).double()
+    lopsided[0, 1] = 0.5
+    for sigma in (-torch.eye(3).double(), lopsided):
+        write_statistics(path, replace(KEPT, vectors=KEPT.vectors._replace(sigma=sigma)))
+        assert "holds a matrix that is no covariance: compute it again" in refusal(path)
+
+
+def test_half_of_the_spatial_statistics_is_refused(path):
+    about = safe_open(path, "pt").metadata()
+    tensors = {name: x for name, x in load_file(path).items() if name != "sigma_s"}
+    save_file(tensors, path, about)
+    assert "a mean of shape (2,) and a covariance of (0,)" in refusal(path)
+
+
+@pytest.mark.parametrize(
     ("about", "said"),
     [
         (None, "version 1 of feature statistics, not 2"),
+        ([1], "version None of feature statistics, not 2"),
         ({"version": 3}, "version 3 of feature statistics, not 2"),
         ({"version": 2, "network": "n", "sha256": WHO.sha256}, "file.images is missing"),
         ({"version": 2, "network": 1, "sha256": WHO.sha256, "images": {}}, "file.network is 1, not str"),

@@ -1,5 +1,4 @@
 import errno
-import multiprocessing
 import os
 import resource
 import threading
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 
 from qdiff.files import atomic
 from qdiff.files.atomic import PARTIAL, naming, remove_leftovers, replacing
+from tests.processes import forkserver
 
 
 def test_appears_whole(tmp_path):
@@ -85,7 +85,7 @@ def write_forever(path: Path, ready) -> None:
 
 def test_killed_at_any_moment(tmp_path):
     path = tmp_path / "file"
-    context = multiprocessing.get_context("forkserver")
+    context = forkserver()
     leftovers = kills = 0
     while kills < 5 or not leftovers:
         delay = (0, 0.001, 0.003, 0.007, 0.02)[kills % 5]

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from qdiff.errors import UserError
-from qdiff.files.grid import write_grid
+from qdiff.files.grid import columns_of, write_grid
 from qdiff.files.images import read_image, write_image
 from tests.pngs import COLOUR, GREY, random_pixels, write_random
 
@@ -23,6 +23,12 @@ def test_grid(shape, tmp_path):
     assert not grid[18:, 13:].any()
     write_grid(images, tmp_path / "row.png", 7)
     assert Image.open(tmp_path / "row.png").size == (2 + 7 * 11, 2 + 8)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_a_grid_tells_its_columns(columns, tmp_path):
+    write_grid(write_random(tmp_path, COLOUR, 5), tmp_path / "grid.png", columns)
+    assert columns_of(tmp_path / "grid.png", COLOUR[2]) == columns
 
 
 @pytest.mark.parametrize("shape", [COLOUR, GREY])

@@ -318,3 +318,26 @@ def test_a_table_of_another_number_of_channels(tmp_path, quantized, corrected):
     fewer = type(table)(**vars(table) | {name: getattr(table, name)[:, :1].clone() for name in names})
     write_correction(tmp_path / "c.safetensors", fewer)
     assert "channels" in refused(lambda: quantized.with_correction(tmp_path / "c.safetensors"))
+
+
+def test_a_run_is_made_again_with_its_correction(auto, monkeypatch):
+    """`evaluate` and others take the pipeline of a run from its folder."""
+    run = qdiff.load_run(auto, device="cpu")
+    table = read_correction(auto / "correction.safetensors")
+    assert torch.equal(run.load().correction.bias, table.bias)
+    assert torch.equal(run.quantized(run.load_full_precision()).correction.bias, table.bias)
+
+
+def test_ranks_share_a_correction(folder, monkeypatch):
+    """Rank 1 loads what rank 0 fitted."""
+    line = f"{PTQ} --correct auto --correct_n 4"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert sampled(folder, "ranks", line).status == 0
+    file = folder / "ranks" / "correction.safetensors"
+    before = file.stat().st_mtime_ns
+    (folder / "ranks" / "img" / "000001.png").unlink()
+    monkeypatch.setenv("RANK", "1")
+    ended = sampled(folder, "ranks", line)
+    assert ended.status == 0 and "correction" not in ended.out, ended
+    assert file.stat().st_mtime_ns == before

@@ -3,6 +3,7 @@
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import qdiff
 from qdiff.errors import UserError
 from qdiff.evaluation.metrics import frechet_distance, mean_absolute_error, psnr, statistics
 from qdiff.files.images import image_path, write_image
+from qdiff.pipelines.eps_error import with_eps
 from qdiff.pipelines.pipeline import Pipeline
 from tests.qdiff.evaluation.networks import MeanColours, drawn_images
 from tests.tiny import sample_script, write_tiny
@@ -144,8 +146,9 @@ def test_a_stream_that_turns_out_too_short_keeps_what_can_be_computed(tmp_path):
         ({"metrics": ["fid"]}, "--metrics fid cannot be computed: give the reference's images"),
         ({"metrics": ["psrn"]}, "--metrics: 'psrn' is unknown: did you mean psnr?"),
         ({"metrics": ["psnr"]}, "--metrics psnr cannot be computed: give the full-precision images"),
-        ({"metrics": ["eps"]}, "eps needs two pipelines"),
+        ({"metrics": ["eps"]}, "--metrics eps needs the folders of two runs, or from Python two pipelines"),
         ({"metrics": ["clip"]}, "--metrics clip cannot be computed: give a CLIP model"),
+        ({"metrics": ["recognised"]}, "--metrics recognised cannot be computed: it needs images of a run with classes"),
         ({"clip": "x"}, "the images do not say their prompts: give them with --prompts FILE"),
         ({"full_precision": OTHERS, "metrics": ["lpips"]}, "get torchvision's https://"),
         ({"full_precision": OTHERS[:3]}, "'images' and 'full_precision' have 12 and 3 images"),
@@ -163,6 +166,7 @@ def test_requests_that_are_refused(arguments, said):
     [
         (TypeError, 3, {}, "images must be a path, a pipeline, a tensor or batches of images, not int"),
         (ValueError, IMAGES, {"inception": "a", "features": "b"}, "exclude each other"),
+        (ValueError, IMAGES, {"metrics": [], "full_precision": OTHERS}, "metrics is empty: name some"),
         (ValueError, IMAGES, {"batch_size": 0}, "batch_size must be at least 1"),
         (UserError, IMAGES / 255, {"full_precision": OTHERS}, "batches must be uint8"),
     ],
@@ -230,10 +234,61 @@ def test_pipelines_are_compared_while_they_sample(pixel, quantized):
     assert (sampling.sampler, sampling.steps, sampling.nfe) == ("DDIM(steps=4, skip_type=uniform, eta=0.0)", 4, 4)
     assert (sampling.eta, sampling.scale, sampling.seed, sampling.bits) == (0.0, None, 0, "W4")
     assert found.images.rounding == "nearest"
+    assert found.model.bops == quantized.bops().bops == 4 * found.model.step_bops and found.model.file_bytes is None
+    assert found.model.parameters == sum(x.numel() for x in pixel.network.parameters())
+    of_fp = qdiff.evaluate(pixel, full_precision=pixel, count=2, metrics=["mae"]).model
+    assert (of_fp.bops, of_fp.file_bytes) == (pixel.bops().bops, 4 * of_fp.parameters)
     only = qdiff.evaluate(quantized, full_precision=pixel, count=2, metrics=["eps"])
     assert list(only.values) == ["eps"]
     with pytest.raises(ValueError, match="images is a pipeline: give count"):
         qdiff.evaluate(pixel, full_precision=pixel)
+
+
+@pytest.mark.parametrize("names", [("dark", "bright"), ("dark", "light"), ()])
+def test_classes_are_recognised_where_the_network_knows_them(names, tmp_path):
+    """Image 0 is bright, the others are dark; that is what their classes say of all but the second."""
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    images[0] = 255
+    for i, label in enumerate([1, 1, 0, 0]):
+        write_image(image_path(tmp_path / "img", i), images[i], {"class": str(label)})
+    (tmp_path / "config.yaml").write_text("config: {classes: [dark, bright]}\n")
+    network, reference = MeanColours(categories=names), archive(tmp_path / "r.npz", OTHERS[..., :8, :8])
+    found = qdiff.evaluate(tmp_path, reference=reference, network=network, batch_size=2)
+    assert found.values.get("recognised") == (0.75 if "bright" in names else None)
+    assert "recognised" not in found.left_out, "most images have no class"
+    if "bright" in names:
+        only = qdiff.evaluate(tmp_path, network=network, metrics=["recognised"])
+        assert only.values == {"recognised": 0.75} and only.networks[0].name == "mean-colours"
+    else:
+        assert "a feature network with categories" in refusal(
+            UserError, tmp_path, network=network, metrics=["recognised"]
+        )
+
+
+def test_sampled_images_carry_how_they_were_sampled(pixel, quantized):
+    found = qdiff.evaluate(quantized.sample(3), full_precision=pixel.sample(3))
+    assert found.notes == () and (found.sampling.bits, found.sampling.seed, found.sampling.nfe) == ("W4", 0, 4)
+    assert "seeds 0 and 1" in refusal(UserError, quantized.sample(3), full_precision=pixel.sample(3, seed=1))
+
+
+def test_an_error_of_eps_that_is_no_number_is_left_out(pixel):
+    class Undefined(torch.nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return x * torch.nan
+
+    found = qdiff.evaluate(pixel, full_precision=pixel, count=2, metrics=["mae"])
+    assert with_eps(found, pixel, pixel).values["eps"] == 0
+    undefined = with_eps(found, pixel.with_network(Undefined()), pixel)
+    assert "eps" not in undefined.values and undefined.left_out["eps"] == "its value is not a number"
+
+
+def test_eps_of_models_of_other_shapes_is_refused(pixel):
+    found = qdiff.evaluate(pixel, full_precision=pixel, count=2, metrics=["mae"])
+    other = SimpleNamespace(latent_shape=(3, 16, 16))
+    with pytest.raises(
+        UserError, match=r"x_t has the shapes \(3, 16, 16\) and \(3, 8, 8\): compare a model with itself"
+    ):
+        with_eps(found, other, pixel)
 
 
 def test_the_folder_of_a_run_is_its_pipeline(pixel, tmp_path):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -9,10 +10,13 @@ import torch
 from PIL import Image
 
 from qdiff.errors import UserError
+from qdiff.files.atomic import PARTIAL
 from qdiff.pipelines.load import load_pipeline
 from qdiff.pipelines.output import Output
 from qdiff.pipelines.pipeline import Pipeline
+from qdiff.sampling.rank import ALONE, Rank
 from qdiff.sampling.run_folder import RunFolder
+from tests.qdiff.sampling.test_folder_lock import other
 from tests.tiny import write_tiny
 
 
@@ -21,12 +25,12 @@ def pipeline(tmp_path_factory) -> Pipeline:
     return load_pipeline(write_tiny(tmp_path_factory.mktemp("model")), steps=2, device="cpu", batch_size=2)
 
 
-def written(output: Output, pipeline: Pipeline, folder: Path) -> tuple[str, set[str]]:
-    """Write; return the line, and the files but the log and the lock."""
-    with RunFolder.open(folder) as run:
+def written(output: Output, pipeline: Pipeline, folder: Path, rank: Rank = ALONE) -> tuple[str, set[str]]:
+    """Write; return the line, and the files but the logs and the lock."""
+    with RunFolder.open(folder, rank=rank) as run:
         line = output.write(pipeline, run)
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return line, files - {"log.txt", ".lock"}
+    return line, files - {"log.txt", "log_rank1.txt", ".lock"}
 
 
 IMAGES = {f"img/{i:06d}.png" for i in range(3)}
@@ -75,6 +79,40 @@ def test_a_grid_alone_is_not_made_again(pipeline, tmp_path):
     (tmp_path / "grid.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"grid\.png"):
         written(Output(3, images=False), pipeline, tmp_path)
+
+
+def test_what_needs_all_images_is_left_to_the_first_rank(pipeline, tmp_path):
+    leftover = tmp_path / "img" / f"000001.png.4711{PARTIAL}"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"half")
+    _, files = written(Output(3, array=True), pipeline, tmp_path, Rank(1, 2))
+    assert files == IMAGES | {f"img/{leftover.name}"}, "which another rank may be writing"
+    line, files = written(Output(3, array=True), pipeline, tmp_path, Rank(0, 2))
+    assert files == IMAGES | {"grid.png", "3x8x8x3-samples.npz"}
+    assert line == f"3 images in {tmp_path}/img, the first ones in {tmp_path}/grid.png"
+
+
+def test_images_are_deleted_once_no_rank_looks_for_them(pipeline, tmp_path):
+    output = Output(3, images=False)
+    assert written(output, pipeline, tmp_path, Rank(1, 2))[1] == IMAGES
+    found = []
+    with other(tmp_path, Rank(1, 2)) as process:
+
+        def leave() -> None:
+            found.extend(path.name for path in (tmp_path / "img").iterdir())
+            process.kill()
+
+        Timer(1, leave).start()
+        assert written(output, pipeline, tmp_path, Rank(0, 2))[1] == {"grid.png"}
+    assert len(found) == 3
+    assert written(output, pipeline, tmp_path, Rank(1, 2))[1] == {"grid.png"}, "one that comes later makes none"
+
+
+def test_ranks_need_a_file_that_tells_them_what_is_done():
+    for output in (Output(3), Output(3, images=False), Output(3, grid=False)):
+        output.check_shared()
+    with pytest.raises(UserError, match=r"--skip_save with --skip_grid .* start a single process"):
+        Output(3, images=False, grid=False).check_shared()
 
 
 def test_a_file_in_the_place_of_an_image(pipeline, tmp_path):

@@ -1,5 +1,4 @@
 import contextlib
-import multiprocessing
 import random
 import shlex
 import shutil
@@ -29,6 +28,7 @@ from qdiff.files.atomic import PARTIAL
 from qdiff.files.images import to_uint8
 from qdiff.sampling.noise import batch_noise
 from tests.original_checkpoints import W4A8_SPLIT, W8A8, original_checkpoint
+from tests.processes import forkserver
 from tests.qdiff.squant import assert_squant
 from tests.tiny import SCRIPT, sample_script, tiny_config, tiny_network, write_tiny
 
@@ -491,8 +491,7 @@ def wait_for(change: Callable[[], bool], process) -> None:
 
 
 def test_killed_at_any_moment_the_same_command_ends_the_same(config, learned, tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "tests.tiny", "qdiff.pipelines.pixel", "torch._dynamo"])
+    context = forkserver()
     folder, rng, moments = tmp_path / "run", random.Random(0), []
     wanted = files(learned / "journal", "*.safetensors")
     argv = words(config, folder, LEARN)

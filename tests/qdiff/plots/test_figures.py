@@ -163,12 +163,24 @@ class TestTradeoff:
         check_layout(figure)
 
     def test_other_numbers(self):
-        extra = [MethodResult("pixel", f"method {i}", {"bops": 1e9 * i, "fid": 3.0 + i}) for i in range(1, 9)]
-        figure = draw_tradeoff([*self.RESULTS, *extra], "fid", "bops")
+        extra = [MethodResult("pixel", f"method {i}", {"calls": 1e9 * i, "fid": 3.0 + i}) for i in range(1, 9)]
+        figure = draw_tradeoff([*self.RESULTS, *extra], "fid", "calls")
         (axes,) = figure.axes
-        assert axes.get_xlabel() == "bops" and axes.get_ylabel() == "fid" and len(self.points(axes)) == 8
+        assert axes.get_xlabel() == "calls" and axes.get_ylabel() == "fid" and len(self.points(axes)) == 8
         check_layout(figure)
         assert len(self.points(draw_tradeoff(self.RESULTS, "mae", "bits").axes[0])) == 3, "full precision too"
+
+    def test_evaluations_say_what_their_metrics_are_called(self):
+        title = "FD on emoji-classifier features (not FID), 40 images"
+        numbers = {"frechet": 3.0, "bops": 2e12, "step_bops": 1e11}
+        found = [MethodResult(f"{i}.yml", "w4", numbers, {"frechet": f"{title}{i}"}) for i in range(2)]
+        figure = draw_tradeoff(found, "frechet", "bops")
+        for i, axes in enumerate(figure.axes):
+            assert axes.get_ylabel().replace("\n", " ") == f"{title}{i}"
+            assert axes.get_xlabel() == "bit operations per image [T]" and self.points(axes)[0][0] == pytest.approx(2)
+        check_layout(figure)
+        (axes,) = draw_tradeoff(found[:1], "frechet", "step_bops").axes
+        assert axes.get_xlabel() == "bit operations per step [T]" and self.points(axes)[0][0] == pytest.approx(0.1)
 
     def test_three_models(self):
         third = MethodResult("third", "linear", {"size": 1e6, "psnr": 3})

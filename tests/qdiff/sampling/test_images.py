@@ -1,9 +1,9 @@
 import io
-import multiprocessing
 import os
 import random
 import threading
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +18,11 @@ from tqdm import tqdm
 from qdiff.errors import UserError
 from qdiff.files import atomic
 from qdiff.files.images import image_path, to_uint8
+from qdiff.sampling import images as sampling_images
 from qdiff.sampling.images import frame_writer, missing_images, sample_images
 from qdiff.sampling.noise import batch_noise
 from qdiff.sampling.run_folder import RunFolder
+from tests.processes import forkserver
 
 SHAPE = (3, 8, 8)
 SEED = 1234
@@ -146,17 +148,42 @@ def test_only_missing_images_are_made_and_the_same_again(undisturbed, tmp_path):
         return toy(indices)
 
     assert sample_images(sample, range(16), tmp_path, SHAPE, 4) == 9
-    assert asked == [[0, 4, 7, 10], [11, 12, 13, 14], [15]]
+    assert asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]], "as in an undisturbed run"
     assert files(tmp_path) == files(undisturbed)
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
     assert sample_images(sample, range(16), tmp_path, SHAPE, 4) == 0
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
-    stale = tmp_path / f"000001.png.4711{atomic.PARTIAL}"
-    stale.write_bytes(b"half an image")
-    sample_images(toy, [0], tmp_path, SHAPE, 1)
-    assert sorted(files(tmp_path)) == ["000000.png"]
+def in_company(indices):
+    """Samples of a network whose results depend on the batch, more than rounding errors do."""
+    *_, x = toy(indices)
+    return [x + x.mean()]
+
+
+def test_an_interrupted_batch_is_sampled_as_it_was(tmp_path):
+    sample_images(in_company, range(10), tmp_path / "undisturbed", SHAPE, 4)
+    sample_images(in_company, range(10), tmp_path / "disturbed", SHAPE, 4)
+    for i in (1, 2, 9):
+        image_path(tmp_path / "disturbed", i).unlink()
+    assert sample_images(in_company, range(10), tmp_path / "disturbed", SHAPE, 4) == 3
+    assert files(tmp_path / "disturbed") == files(tmp_path / "undisturbed")
+
+
+def test_batches_of_other_processes_are_left_to_them_or_made_if_they_end(tmp_path, monkeypatch):
+    """The first batch is another process's, which ends without it; the second one's process makes it."""
+    monkeypatch.setattr(sampling_images, "POLL", 0)
+    asked, events = [], iter([False, False, True, False, False, True, True])
+
+    @contextmanager
+    def claim(batch):
+        asked.append(batch[0])
+        if asked == [0, 4, 8, 0, 4]:
+            sample_images(toy, range(4, 8), tmp_path, SHAPE, 4)
+        yield next(events)
+
+    assert sample_images(toy, range(12), tmp_path, SHAPE, 4, claim=claim) == 8
+    assert asked == [0, 4, 8, 0, 4, 0, 4]
+    assert len(files(tmp_path)) == 12
 
 
 def test_text_chunks(tmp_path):
@@ -282,8 +309,7 @@ def whole_run(path: Path, slow: bool) -> None:
 def test_killed_at_any_moment_the_same_run_ends_the_same(tmp_path):
     whole_run(tmp_path / "undisturbed", slow=False)
     wanted = files(tmp_path / "undisturbed" / "img")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "hypothesis", "qdiff.sampling.run_folder", "qdiff.sampling.images"])
+    context = forkserver()
     rng = random.Random(0)
     disturbed = tmp_path / "disturbed"
     kills = 0

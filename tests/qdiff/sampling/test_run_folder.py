@@ -14,8 +14,8 @@ import yaml
 
 from qdiff.errors import UserError
 from qdiff.files import atomic
-from qdiff.sampling import run_folder
 from qdiff.sampling.images import sample_images
+from qdiff.sampling.rank import ALONE, Rank
 from qdiff.sampling.run_folder import RunFolder
 
 CONFIG = {
@@ -154,10 +154,29 @@ def test_images_of_unknown_origin_are_refused(tmp_path):
     assert not (tmp_path / "config.yaml").exists()
 
 
-def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / f"config.yaml.4711{atomic.PARTIAL}").write_text("half")
-    record(tmp_path, CONFIG)
-    assert sorted(os.listdir(tmp_path)) == [".lock", "config.yaml", "log.txt"]
+@pytest.mark.parametrize(
+    ("rank", "kept"), [(ALONE, []), (Rank(0, 2), ["image"]), (Rank(1, 2), ["image", "config.yaml"])]
+)
+def test_leftovers_of_a_killed_process_are_removed(rank, kept, tmp_path):
+    """Where no other process can be writing them."""
+    leftovers = {"config.yaml": tmp_path / f"config.yaml.4711{atomic.PARTIAL}"}
+    leftovers["image"] = tmp_path / "img" / f"000001.png.4711{atomic.PARTIAL}"
+    (tmp_path / "img").mkdir()
+    for leftover in leftovers.values():
+        leftover.write_text("half")
+    with RunFolder.open(tmp_path, rank=rank):
+        assert [name for name in ("image", "config.yaml") if leftovers[name].exists()] == kept
+
+
+def test_the_first_rank_records_the_configuration_and_the_others_compare(tmp_path):
+    record(tmp_path, CONFIG, rank=Rank(0, 2))
+    before = (tmp_path / "config.yaml").stat().st_mtime_ns
+    record(tmp_path, changed("batch_size", 8), rank=Rank(1, 2))
+    assert "seed was 1234 and is 41 now" in refused(tmp_path, changed("seed", 41), rank=Rank(1, 2))
+    assert (tmp_path / "config.yaml").stat().st_mtime_ns == before
+    assert sorted(os.listdir(tmp_path)) == [".lock", "config.yaml", "log.txt", "log_rank1.txt"]
+    assert "stopped by UserError" not in (tmp_path / "log.txt").read_text()
+    assert (tmp_path / "log_rank1.txt").read_text().count("stopped by UserError") == 1
 
 
 # A second process
@@ -222,32 +241,15 @@ def test_a_place_without_files():
     )
 
 
-@pytest.mark.parametrize(
-    ("raised", "said"),
-    [
-        (OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)), "No locks available"),
-        (NotImplementedError("FileSystem does not appear to support flock"), "No locks available"),
-        (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), "Stale file handle"),
-    ],
-)
-def test_a_disk_without_locks(raised, said, tmp_path, monkeypatch):
-    def acquire(*_args, **_options):
-        raise raised
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ESTALE])
+def test_a_disk_without_locks(number, tmp_path, monkeypatch):
+    def lockf(*_args):
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(run_folder.FileLock, "acquire", acquire)
+    monkeypatch.setattr("fcntl.lockf", lockf)
     line = refused(tmp_path, CONFIG)
-    assert line.startswith(f"cannot use '{tmp_path}") and f"({said})" in line and "another folder with -l" in line
-    assert os.listdir(tmp_path) == []
-
-
-def test_locks_that_the_system_refuses(tmp_path, monkeypatch):
-    """The message that filelock makes of it."""
-
-    def flock(*_args):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr("fcntl.flock", flock)
-    assert "(No locks available): give another folder with -l, on another disk" in refused(tmp_path, CONFIG)
+    assert line.startswith(f"cannot use '{tmp_path}/.lock' ({os.strerror(number)}): ") and "another folder" in line
+    assert os.listdir(tmp_path) == [".lock"]
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
