@@ -177,6 +177,17 @@ def _tradeoff(args: argparse.Namespace) -> "Figure":
     return draw_tradeoff(results, args.metric, args.cost)
 
 
+def _correction_flags(parser: Parser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="correction that python -m qdiff correct wrote")
+
+
+def _correction(args: argparse.Namespace) -> "Figure":
+    from qdiff.correction.file import read_correction
+    from qdiff.plots.correction import draw_correction
+
+    return draw_correction(read_correction(args.file))
+
+
 def _hint(word: str, known: Collection[str]) -> str:
     return suggestion(word, known) or f"they are {', '.join(list(known)[:3])}, ..."
 
@@ -194,6 +205,12 @@ KINDS = {
     ),
     "trajectory": Kind("errors along the trajectory of sampling", SEVERAL, _several_flags, _trajectory),
     "images": Kind("images and their differences to full precision", SEVERAL, _several_flags, _images),
+    "correction": Kind(
+        "slope, bias and deviation of the error of eps at each step, with intervals",
+        "FILE",
+        _correction_flags,
+        _correction,
+    ),
     "tradeoff": Kind(
         "quality against size, bits or bit operations, from results files", "FILE ...", _tradeoff_flags, _tradeoff
     ),
