@@ -22,7 +22,7 @@ from qdiff.calibration.kept_steps import kept_steps
 from qdiff.evaluation.metrics import psnr
 from qdiff.pipelines.methods import learning, rounding_schedule, uniform_policy
 from qdiff.pipelines.pipeline import Pipeline
-from qdiff.pipelines.quantize import share_parameters
+from qdiff.pipelines.sharing import share_parameters
 from qdiff.spectrum import Spectrum
 
 COLUMNS = ("dB", "eps", "weighted")

@@ -28,7 +28,7 @@ FLOW = (
     ("objectives",),
     ("quant_model", "block_recon"),
     ("calibration", "checkpoints"),
-    ("evaluation",),
+    ("mixed_precision", "evaluation"),
     ("pipelines",),
     ("analysis",),
     ("plots",),

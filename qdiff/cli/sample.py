@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qdiff.calibration.settings import CalibrationSettings
+    from qdiff.mixed_precision.criteria import MixedPrecision
     from qdiff.pipelines.output import Output
     from qdiff.pipelines.pipeline import Pipeline
     from qdiff.pipelines.quantization import Quantization
@@ -78,7 +79,18 @@ def quantization_of(args: Namespace) -> "Quantization | None":
         a.act_groups,
         tuple(a.keep8),
         a.cali_devices,
+        _mixed_precision(a),
     )
+
+
+def _mixed_precision(args: Namespace) -> "MixedPrecision | None":
+    """Return the bits to choose by step; None if all have the same."""
+    from qdiff.mixed_precision.criteria import BopsBudget, MixedPrecision, SignalToNoise
+
+    if not args.mixed_precision:
+        return None
+    criterion = SignalToNoise(args.snr_ratio) if args.bops_budget is None else BopsBudget(args.bops_budget)
+    return MixedPrecision(args.mixed_precision, criterion)
 
 
 def record_of(args: Namespace, free: Collection[str], files: Collection[str] = ()) -> "Record":
