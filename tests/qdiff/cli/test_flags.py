@@ -89,6 +89,7 @@ def test_published_command_lines_mean_what_they_meant(line, special, bit):
 def test_every_flag_has_its_documented_default_and_there_is_no_other():
     args = vars(read("--config c.yml"))
     expected = documented_defaults(PUBLISHED + ADDED) | {"config": "c.yml", "logdir": "runs/ddim", "keep8": ()}
+    expected |= {"mixed_precision": (), "bops_budget": None, "snr_ratio": "norm"}
     assert args.keys() == expected.keys()
     for name, value in args.items():
         if isinstance(expected[name], str):
@@ -151,7 +152,8 @@ def lacking(flag: str, what: str) -> str:
         (ACT + "--mixed_precision 4 --snr_ratio nrm", "--snr_ratio: 'nrm' is unknown: did you mean norm?"),
         (
             ACT + "--act_bit 6 --mixed_precision 4,6",
-            "--mixed_precision 6 is not less than --act_bit 6, the most bits of a step: lower the one or raise the other",
+            "--mixed_precision 6 is not less than --act_bit 6, the most bits of a step: lower the one or raise the "
+            "other",
         ),
         (ACT + "--bops_budget 0.9", lacking("--bops_budget", "--mixed_precision")),
         (PTQ + "--mixed_precision 4", lacking("--mixed_precision", "--quant_act")),
