@@ -2,6 +2,7 @@
 """Compare ways to give activations 4 or 8 bits by sampling step, at W4, on the bundled models, over several seeds.
 
     python benchmarks/mixed_precision.py --models pixel latent --methods linear gptq --etas 0 1
+    python benchmarks/mixed_precision.py --choices
 
 Rows "A, share of B" have as many bit operations as B, or a little less. "quarter first" has 8 bits in the first,
 noisiest quarter of the steps, "own" is the criterion for a budget, "snr norm" and "snr power" are PTQD's in its two
@@ -12,7 +13,8 @@ images have a seed of their own. Columns, mean and spread (largest less smallest
     FD      Frechet distance to the training images on the bundled features (not FID); the row FP is full precision
     BOPs    bit operations in relation to 8 bits at all steps
 
-and at the end of a row the bits of the first seed, as runs of steps from the noisiest on.
+and at the end of a row the bits of the first seed, as runs of steps from the noisiest on. With --choices, only what is
+chosen, by the weights that errors are measured with: rounded to nearest, by SQuant, or solved (gptq, 8-bit activations).
 """
 
 import argparse
@@ -26,7 +28,6 @@ from ablations import calibrated
 from calibration import HELD_OUT, cells, load
 from torch import Tensor
 
-import qdiff
 from qdiff.adapters import adapter_for
 from qdiff.evaluation.features import load_feature_net
 from qdiff.evaluation.metrics import Moments, frechet_distance, psnr
@@ -39,6 +40,8 @@ from qdiff.pipelines.mixed_precision import Chooser
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.sharing import share_parameters
 from qdiff.pipelines.spectrum import spectrum_of
+from qdiff.policy import QuantPolicy
+from qdiff.quant_model import QuantModel
 from qdiff.spectrum import Spectrum
 
 COLUMNS = ("dB", "FD", "BOPs")
@@ -115,25 +118,31 @@ class Seed:
         self.adapter = adapter_for(pipe.network)
         policy = uniform_policy(method, 4, MANY, split=method != "linear")
         self.policy = self.adapter.with_8_bits(policy, args.keep8)
-        source = DataSettings(args.timesteps, max(1, args.samples // pipe.cfg_copies))
-        chooser = Chooser(
-            MixedPrecision((FEW,), SignalToNoise()), self.policy, learning(method, 32, None, None), source
-        )
-        chooser.check(self.pipe)
+        self.source = DataSettings(args.timesteps, max(1, args.samples // pipe.cfg_copies))
         with TemporaryDirectory() as name:
-            folder = Path(name)
-            self.data = calibration_set(self.pipe, source, folder, "", False)
-            self.spectrum = spectrum_of(self.pipe, 1, folder, "", False)
-            standing_in = self.policy.without_activations()
-            model = qdiff.QuantModel(share_parameters(self.pipe.network), standing_in, self.adapter).eval()
-            choice = chooser.choose(self.pipe, model, self.data, None, folder, {}, False)
-        self.measured = choice.measured
+            self.data = calibration_set(self.pipe, self.source, Path(name), "", False)
+            self.spectrum = spectrum_of(self.pipe, 1, Path(name), "", False)
+        self.measured = self.measurement(method)
+
+    def measurement(self, method: str, solved: QuantModel | None = None) -> Measurement:
+        """Measure the errors of the widths with the weights that a method starts from, or with solved ones."""
+        mixed = MixedPrecision((FEW,), SignalToNoise())
+        chooser = Chooser(mixed, self.policy, learning(method, 32, None, None), self.source)
+        chooser.check(self.pipe)
+        standing_in = self.policy.without_activations()
+        model = solved or QuantModel(share_parameters(self.pipe.network), standing_in, self.adapter).eval()
+        model.policy = standing_in
+        with TemporaryDirectory() as name:
+            return chooser.choose(self.pipe, model, self.data, None, Path(name), {}, False).measured
+
+    def solved(self, policy: QuantPolicy) -> Pipeline:
+        """Calibrate by the method of the seed."""
+        return calibrated(self.pipe, self.method, policy, self.data, self.spectrum, self.adapter)
 
     def images(self, bits: Bits, count: int) -> Tensor:
         """Calibrate with the bits of each step, and sample the images of the held-out seed, uint8."""
         policy = self.policy.by_step(dict(zip(self.measured.timesteps, bits)))
-        quantized = calibrated(self.pipe, self.method, policy, self.data, self.spectrum, self.adapter)
-        return quantized.with_sampling(seed=HELD_OUT).sample(count).tensor
+        return self.solved(policy).with_sampling(seed=HELD_OUT).sample(count).tensor
 
 
 def rows_of(model: str, eta: float, method: str, args: argparse.Namespace, wanted: Tensor, pipe: Pipeline) -> None:
@@ -147,6 +156,22 @@ def rows_of(model: str, eta: float, method: str, args: argparse.Namespace, wante
             found.append((psnr(images, wanted).mean().item(), frechet(images, model), share(seed.measured, bits)))
             chosen.append(runs(bits))
         print(f"{model:7} {eta:3g} {method:7} {name:28} {cells(found)}  {chosen[0]}", flush=True)
+
+
+def choices_of(model: str, eta: float, args: argparse.Namespace, pipe: Pipeline) -> None:
+    """Print what is chosen with weights that are rounded or solved."""
+    for number in args.seeds:
+        seed = Seed(pipe, "gptq", number, args)
+        network = seed.solved(seed.policy).network
+        measured = {
+            "nearest": seed.measurement("linear"),
+            "SQuant": seed.measured,
+            "solved": seed.measurement("linear", network),
+        }
+        for weights, found in measured.items():
+            for name in ("snr norm", "snr power", "own, share of quarter"):
+                chosen = runs(ROWS[name](found, seed.spectrum))
+                print(f"{model:7} {eta:3g} seed {number}  {weights:7}  {name:22} {chosen}", flush=True)
 
 
 def main() -> None:
@@ -165,12 +190,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of sampling (default: those of benchmarks/calibration.py)")
     parser.add_argument("--images", type=int, default=72)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--choices", action="store_true", help="print only what is chosen, by the weights")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"{'model':7} {'eta':3} {'method':7} {'bits':28} " + " ".join(f"{name:>19}" for name in COLUMNS))
+    if not args.choices:
+        print(f"{'model':7} {'eta':3} {'method':7} {'bits':28} " + " ".join(f"{name:>19}" for name in COLUMNS))
     for model in args.models:
         for eta in args.etas:
             pipe = load(model).with_sampling(eta=eta, **({"steps": args.steps} if args.steps else {}))
+            if args.choices:
+                choices_of(model, eta, args, pipe)
+                continue
             wanted = pipe.with_sampling(seed=HELD_OUT).sample(args.images).tensor
             print(f"{model:7} {eta:3g} {'':7} {'FP':28} {'':19} {frechet(wanted, model):9.4g}", flush=True)
             for method in args.methods:

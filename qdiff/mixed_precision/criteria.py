@@ -66,7 +66,7 @@ class BopsBudget:
             raise ValueError(f"bops_budget must be above 0 and at most 1, not {self.share!r}")
 
     def __str__(self) -> str:
-        return f"least error of the image within {self.share:g} of the BOPs"
+        return f"least error of the image, budget {self.share:g}"
 
     def check(self, bops: Mapping[int, int]) -> None:
         """Raise UserError if the budget is less than the fewest bits at all steps take; `bops` of a call by bits."""

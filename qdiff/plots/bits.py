@@ -40,7 +40,7 @@ def draw_bits(choice: Choice) -> "Figure":
         below.set_ylabel("bits")
         below.grid()
         timestep_axis(below, choice.measured.timesteps[::-1])
-        above.set_title(f"{choice.criterion}: {choice.share:.3f} of the BOPs", loc="left")
+        above.set_title(f"{choice.criterion}; {choice.share:.3f} of the BOPs", loc="left")
         figure.legend(*above.get_legend_handles_labels(), loc="outside lower left", ncols=4)
     return figure
 
