@@ -14,7 +14,7 @@ images have a seed of their own. Columns, mean and spread (largest less smallest
     BOPs    bit operations in relation to 8 bits at all steps
 
 and at the end of a row the bits of the first seed, as runs of steps from the noisiest on. With --choices, only what is
-chosen, by the weights that errors are measured with: rounded to nearest, by SQuant, or solved (gptq, 8-bit activations).
+chosen, by the weights that errors are measured with: to nearest, by SQuant, or solved (gptq, 8-bit activations).
 """
 
 import argparse
@@ -186,7 +186,7 @@ def main() -> None:
         "--keep8", nargs="*", default=["ends"], help="ends, time: layers of 8 bits, as the paper's ends"
     )
     parser.add_argument("--timesteps", type=int, default=10, help="at which calibration data are taken")
-    parser.add_argument("--samples", type=int, default=6, help="at each of them, both rows of guidance counted")
+    parser.add_argument("--samples", type=int, default=8, help="at each of them, both rows of guidance counted")
     parser.add_argument("--steps", type=int, help="of sampling (default: those of benchmarks/calibration.py)")
     parser.add_argument("--images", type=int, default=72)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -20,7 +20,7 @@ from qdiff.pipelines.pipeline import Pipeline
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.spectrum import Spectrum
 from tests.ldm.tiny import CLASSES, write_latent
-from tests.tiny import write_tiny
+from tests.tiny import sample_script, write_tiny
 
 MIXED = {"weight_bits": 4, "act_bits": 8, "split": True, "timesteps": 4, "samples": 3, "batch_size": 8}
 BUDGET = {"method": "linear", "mixed_precision": (4,), "bops_budget": 0.7}
@@ -178,6 +178,49 @@ def test_a_folder_of_another_choice(changes, pixel, budget):
         settings["bops_budget"] = None
     with pytest.raises(UserError, match=r"calibrated with other policy: give another folder|has activations of"):
         qdiff.quantize(pixel, folder=budget[0], **settings, **MIXED)
+
+
+# The script
+
+
+SCRIPT = "--timesteps 4 --max_images 1 --device cpu --ptq --quant_mode linear --weight_bit 4 --quant_act --split"
+CHOOSE = "--cali_st 4 --cali_n 2 --mixed_precision 4,6 --bops_budget 0.75"
+
+
+def test_the_script_plans_chooses_resumes_and_loads(tmp_path):
+    config, run = write_tiny(tmp_path), tmp_path / "run"
+    words = ["--config", config, *SCRIPT.split(), *CHOOSE.split(), "-l", run]
+    planned = sample_script(*words, "--dry-run")
+    assert "activations: 4 or 6 bits at the steps that are chosen after measuring, by least error" in planned.out
+    assert planned.status == 0 and not run.exists()
+    assert sample_script(*words).status == 0
+    file, log = (run / "quantized.safetensors").read_bytes(), (run / "log.txt").read_text()
+    assert "INFO activations: 8 bits at 750..750, " in log
+    (run / "quantized.safetensors").unlink()
+    images = {path.name: path.read_bytes() for path in (run / "img").iterdir()}
+    shutil.rmtree(run / "img")
+    assert sample_script(*words).status == 0
+    assert (run / "quantized.safetensors").read_bytes() == file
+    load = ["--config", config, *SCRIPT.split(), "--resume", "--cali_ckpt", run / "quantized.safetensors"]
+    assert sample_script(*load, "-l", tmp_path / "again").status == 0
+    for folder in (run, tmp_path / "again"):
+        assert {path.name: path.read_bytes() for path in (folder / "img").iterdir()} == images
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--bops_budget 0.3", "--bops_budget 0.3 is less than 4 bits at all steps take, 0.4"),
+        ("--bops_budget 0.8 --cali_spectrum_n 0", "--bops_budget weighs errors by what they do to the image"),
+        ("--cali_n 1 --cali_st 2", "--mixed_precision needs samples of all 4 steps, --cali_st 2 and --cali_n 1 take 2"),
+        ("--act_bit 4", "--mixed_precision 4 is not less than --act_bit 4"),
+    ],
+)
+def test_the_script_refuses_in_one_line(words, message, tmp_path):
+    given = ["--config", write_tiny(tmp_path), *SCRIPT.split(), "--cali_st", 4, "--cali_n", 2, "--mixed_precision", 4]
+    ended = sample_script(*given, *words.split(), "-l", tmp_path / "run")
+    assert ended.status == 2 and ended.err.startswith(f"error: {message}") and ended.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 # Bad input
