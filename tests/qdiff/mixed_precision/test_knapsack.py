@@ -78,6 +78,11 @@ def test_an_exchange_that_does_not_fit_leaves_room_for_others():
     assert best_options(errors, costs, 5) == [0, 1]
 
 
+def test_an_exchange_that_does_not_fit_is_not_followed_by_the_next_of_its_item():
+    """Which alone costs 1, but not from the option that the item has."""
+    assert best_options([[100, 50, 46]], [[0, 10, 11]], 5) == [0]
+
+
 def test_large_costs_fit_a_budget_that_is_their_sum():
     costs = [[10**17 + 1, 3 * 10**17 + 7]] * 3
     assert best_options([[2.0, 1.0]] * 3, costs, 1.0 * sum(c[1] for c in costs)) == [1, 1, 1]
