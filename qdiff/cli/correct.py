@@ -90,7 +90,7 @@ def describe(path: Path, table: "CorrectionTable") -> str:
     """Describe a correction as the verb prints it: what it belongs to, its parts, and its numbers by step."""
     made = table.made_for
     about = {
-        "file": f"{path}: correction (PTQD), {table.fit} fit on {table.provenance.get('samples')} images",
+        "file": f"{path}: correction (PTQD), {table.fit} fit on {table.provenance.get('images')} images",
         "network": str(made.get("network")),
         "sampling": f"{made.get('sampler')}, {len(table.timesteps)} calls, scale {made.get('scale')}",
         **{name: str(table.parts[name]) for name in PARTS},

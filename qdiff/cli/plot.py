@@ -192,6 +192,17 @@ def _bits(args: argparse.Namespace) -> "Figure":
     return draw_bits(choice)
 
 
+def _correction_flags(parser: Parser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="correction that python -m qdiff correct wrote")
+
+
+def _correction(args: argparse.Namespace) -> "Figure":
+    from qdiff.correction.file import read_correction
+    from qdiff.plots.correction import draw_correction
+
+    return draw_correction(read_correction(args.file))
+
+
 def _hint(word: str, known: Collection[str]) -> str:
     return suggestion(word, known) or f"they are {', '.join(list(known)[:3])}, ..."
 
@@ -210,6 +221,12 @@ KINDS = {
     "trajectory": Kind("errors along the trajectory of sampling", SEVERAL, _several_flags, _trajectory),
     "images": Kind("images and their differences to full precision", SEVERAL, _several_flags, _images),
     "bits": Kind("bits of activations by step, and what they were chosen by", "FILE", _bits_flags, _bits),
+    "correction": Kind(
+        "slope, bias and deviation of the error of eps at each step, with intervals",
+        "FILE",
+        _correction_flags,
+        _correction,
+    ),
     "tradeoff": Kind(
         "quality against size, bits or bit operations, from results files", "FILE ...", _tradeoff_flags, _tradeoff
     ),

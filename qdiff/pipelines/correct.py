@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from qdiff.correction.parts import PARTS
 from qdiff.files.refusals import explaining
-from qdiff.pipelines.correction import SAMPLES, FitCorrection
+from qdiff.pipelines.correction import IMAGES, FitCorrection
 from qdiff.pipelines.paths import as_path
 from qdiff.pipelines.pipeline import Pipeline
 
@@ -20,7 +20,7 @@ def correct(
     full_precision: Pipeline,
     *,
     fit: str = "ptqd",
-    samples: int = SAMPLES,
+    images: int = IMAGES,
     parts: Sequence[str] = PARTS,
     folder: str | Path | None = None,
     progress: bool = False,
@@ -34,7 +34,7 @@ def correct(
         full_precision: the same model in full precision; its own sampler is not used.
         fit: "ptqd" compares predictions on trajectories of full precision, as the paper does; "trajectory" corrects the
             quantized network's own trajectory step by step, towards that of full precision.
-        samples: calibration images, >= 4; half of them are fitted, the others decide which parts help.
+        images: of calibration, >= 4; half of them are fitted, the others decide which parts help.
         parts: those that may be used, of "slope", "bias" and "variance".
         folder: keeps the work and the file, so that the same call resumes; None keeps nothing.
         progress: show a progress bar.
@@ -55,7 +55,7 @@ def correct(
     if full_precision.is_quantized:
         raise ValueError("full_precision is quantized: give the pipeline that was loaded")
     parts = (parts,) if isinstance(parts, str) else tuple(parts)
-    job = FitCorrection(fit, samples, parts)
+    job = FitCorrection(fit, images, parts)
     reference = pipeline.with_network(full_precision.network)  # so that both sample alike
     if full_precision.config_dict != pipeline.config_dict:
         raise ValueError(f"the pipelines are of different models, {pipeline.source} and {full_precision.source}")

@@ -29,7 +29,7 @@ from qdiff.pipelines.binding import checked, log_snr, made_for
 from qdiff.pipelines.pipeline import Pipeline
 
 FILE, JOURNAL = "correction.safetensors", "correcting"
-SAMPLES = 64
+IMAGES = 64
 FIRST = 10**6  # calibration images before are those that networks are calibrated on
 
 AnyPipeline = TypeVar("AnyPipeline", bound=Pipeline)
@@ -117,7 +117,7 @@ class FitCorrection:
 
     Args:
         fit: "ptqd" or "trajectory", see `qdiff.correction.table.CorrectionTable`.
-        samples: images, half of which the parts are judged on; at least 4.
+        images: half of which the parts are judged on; at least 4.
         parts: of `PARTS`, those that may be used.
         file: to write; None writes it into the folder of the run.
 
@@ -126,7 +126,7 @@ class FitCorrection:
     """
 
     fit: str = "ptqd"
-    samples: int = SAMPLES
+    images: int = IMAGES
     parts: tuple[str, ...] = PARTS
     file: Path | None = None
 
@@ -135,7 +135,7 @@ class FitCorrection:
 
     def __post_init__(self) -> None:
         check_choice("fit", self.fit, FITS)
-        object.__setattr__(self, "samples", whole("samples", self.samples, 4))
+        object.__setattr__(self, "images", whole("images", self.images, 4))
         for part in self.parts:
             check_choice("parts", part, PARTS)
 
@@ -147,13 +147,13 @@ class FitCorrection:
     def calls(self, nfe: int) -> int:
         """Return the network calls of one image each that the fit takes, at the most; half of them are quantized."""
         walks = 1 + len(set(NEXT) & set(self.parts)) if self.fit == "trajectory" else 1
-        return (1 + walks) * self.samples * nfe
+        return (1 + walks) * self.images * nfe
 
     def describe(self, pipeline: Pipeline, seconds: float) -> Sequence[str]:
         """Name the fit, and say how long it takes."""
         calls = self.calls(pipeline.nfe)
         return [
-            f"correction: {self.fit} fit on {self.samples} images, {calls:,} network calls, about "
+            f"correction: {self.fit} fit on {self.images} images, {calls:,} network calls, about "
             f"{format_duration(calls * seconds)}"
         ]
 
@@ -207,7 +207,7 @@ class FitCorrection:
     def _provenance(self, quantized: Pipeline, full_precision: Pipeline) -> dict[str, object]:
         return {
             "fit": self.fit,
-            "samples": self.samples,
+            "images": self.images,
             "parts": list(self.parts),
             "seed": quantized.sampling.seed,
             "weights": tensors_digest(full_precision.network.state_dict()),
@@ -220,11 +220,11 @@ class FitCorrection:
     ) -> Fitted:
         sampler, abar = quantized.sampling.sampler, quantized.abar
         if self.fit == "ptqd":
-            halves = _halves(self.samples)
+            halves = _halves(self.images)
             fitted, held_out = (_Collected(quantized, full_precision, half, journal, progress) for half in halves)
             return fit_predictions(fitted, held_out, self.parts, step_factors(sampler, abar))
         factors = self._one_step(quantized)
-        images = range(FIRST, FIRST + self.samples)
+        images = range(FIRST, FIRST + self.images)
         fp, q = (_InBatches(pipeline, images, progress) for pipeline in (full_precision, quantized))
         job = TrajectoryFit(
             sampler,
@@ -237,9 +237,9 @@ class FitCorrection:
         return job.run(self.parts)
 
 
-def _halves(samples: int) -> tuple[range, range]:
-    middle = FIRST + samples // 2
-    return range(FIRST, middle), range(middle, FIRST + samples)
+def _halves(images: int) -> tuple[range, range]:
+    middle = FIRST + images // 2
+    return range(FIRST, middle), range(middle, FIRST + images)
 
 
 class _Collected:

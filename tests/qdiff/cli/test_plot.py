@@ -16,11 +16,13 @@ from qdiff.adapters import no_splits
 from qdiff.analysis import split
 from qdiff.cli.plot import KINDS
 from qdiff.cli.plot_flags import names_of
+from qdiff.correction.file import write_correction
 from qdiff.errors import UserError
 from qdiff.pipelines import load
 from tests.command_line import Ended, qdiff, refusal
 from tests.ldm.tiny import CLASSES, write_latent
 from tests.ldm.tiny_text import write_text_model
+from tests.qdiff.correction.tables import make_table
 from tests.tiny import write_tiny
 
 
@@ -30,6 +32,7 @@ class Files(NamedTuple):
     w8: Path
     mixed: Path
     results: Path
+    correction: Path
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +47,9 @@ def files(tmp_path_factory) -> Files:
     mixed.save(folder / "mixed" / "quantized.safetensors")
     row = {"method": "W4", "psnr": 20.0, "size": 10, "fp32_size": 80}
     (folder / "results.json").write_text(json.dumps({"results": {"tiny": [row]}}), encoding="utf-8")
-    return Files(
-        config, *(folder / name / "quantized.safetensors" for name in ("w4", "w8", "mixed")), folder / "results.json"
-    )
+    write_correction(folder / "correction.safetensors", make_table("bias"))
+    networks = (folder / name / "quantized.safetensors" for name in ("w4", "w8", "mixed"))
+    return Files(config, *networks, folder / "results.json", folder / "correction.safetensors")
 
 
 def words(kind: str, files: Files, *more: object) -> list[object]:
@@ -59,6 +62,7 @@ def words(kind: str, files: Files, *more: object) -> list[object]:
         "images": [*model, "--quantized", files.w4, files.w8],
         "bits": [files.mixed],
         "tradeoff": [files.results],
+        "correction": [files.correction],
     }
     return ["plot", kind, *own[kind], *more]
 
@@ -75,6 +79,7 @@ SHOWN = {
     "trajectory": ["<!-- w4 -->", "<!-- w8 -->", "<!-- x after the step, on its own trajectory -->"],
     "images": ["<!-- full precision -->", "<!-- w8: "],
     "bits": ["<!-- signal-to-noise ratio -->", "<!-- PTQD's criterion, SNR^Q a ratio of norms; ", "<!-- 500 -->"],
+    "correction": ["<!-- bias, on -->", "<!-- residual deviation, off -->"],
     "tradeoff": ["<!-- tiny -->", "<!-- W4 -->", "<!-- PSNR to full precision [dB] -->"],
 }
 
@@ -142,6 +147,7 @@ REFUSALS = {
         "plot split --config {config} --steps 1 --layer model.conv_in -o {new}",
         "--layer model.conv_in is no shortcut that can be split",
     ),
+    "no correction": ("plot correction {results} -o {new}", "is not a whole safetensors file"),
     "no results file": ("plot tradeoff {config} -o {new}", "is not valid JSON"),
     "other results": ("plot tradeoff {other} -o {new}", "is not a results file"),
     "unknown metric": (

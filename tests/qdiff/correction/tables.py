@@ -25,6 +25,6 @@ def make_table(*on: str, **changes) -> CorrectionTable:
         std_error=std / 10,
         parts={name: Part(name in on, 0.5, 0.1) for name in PARTS},
         made_for={"network": "abc", "sampler": "DDIM, eta 0.0"},
-        provenance={"samples": 8},
+        provenance={"images": 8},
     )
     return replace(table, **changes)

@@ -41,7 +41,7 @@ def quantized(pixel) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def corrected(pixel, quantized) -> Pipeline:
-    return qdiff.correct(quantized, pixel, samples=8)
+    return qdiff.correct(quantized, pixel, images=8)
 
 
 def test_statistics_are_those_of_both_networks_on_the_trajectory(pixel, quantized, corrected):
@@ -66,7 +66,7 @@ def test_sampling_is_corrected(quantized, corrected):
 @pytest.mark.parametrize("fit", ["ptqd", "trajectory"])
 def test_the_batch_size_does_not_matter(fit, pixel, quantized):
     found = [
-        qdiff.correct(quantized.with_sampling(batch_size=size), pixel, fit=fit, samples=6, parts=["bias"]).correction
+        qdiff.correct(quantized.with_sampling(batch_size=size), pixel, fit=fit, images=6, parts=["bias"]).correction
         for size in (1, 6)
     ]
     # codes turn with the rounding errors of another batch size
@@ -111,7 +111,7 @@ def test_guidance_is_part_of_it(tmp_path):
     write_latent(CLASSES, tmp_path)
     pipe = qdiff.load_pipeline(tmp_path, steps=4, device="cpu", scale=2.0, eta=1.0)
     quantized = qdiff.quantize(pipe, **LINEAR)
-    table = qdiff.correct(quantized, pipe, samples=4).correction
+    table = qdiff.correct(quantized, pipe, images=4).correction
     assert "scale" in refused(lambda: quantized.with_sampling(scale=1.5).with_correction(table))
     fitted = range(10**6, 10**6 + 2)
     step = next(pipe.calibration_steps(fitted))
@@ -128,7 +128,7 @@ def test_other_steps_on_request(quantized, corrected):
 
 
 def test_a_fit_on_the_trajectory_holds_for_its_steps_alone(pixel, quantized):
-    table = qdiff.correct(quantized, pixel, samples=4, fit="trajectory").correction
+    table = qdiff.correct(quantized, pixel, images=4, fit="trajectory").correction
     fewer = quantized.with_sampling(steps=2)
     assert "its own steps alone" in refused(lambda: fewer.with_correction(table, interpolate=True))
 
@@ -136,8 +136,8 @@ def test_a_fit_on_the_trajectory_holds_for_its_steps_alone(pixel, quantized):
 @pytest.mark.parametrize("sampler", ["dpm", "ddpm"])
 def test_a_fit_on_the_trajectory_needs_ddim(sampler, pixel, quantized):
     other = quantized.with_sampling(sampler)
-    assert "needs DDIM" in refused(lambda: qdiff.correct(other, pixel, samples=4, fit="trajectory"))
-    assert "variance" in qdiff.correct(other, pixel, samples=4).correction.parts
+    assert "needs DDIM" in refused(lambda: qdiff.correct(other, pixel, images=4, fit="trajectory"))
+    assert "variance" in qdiff.correct(other, pixel, images=4).correction.parts
 
 
 def test_wrong_arguments(pixel, quantized, corrected):
@@ -149,7 +149,7 @@ def test_wrong_arguments(pixel, quantized, corrected):
         pixel.with_correction(corrected.correction)
     with pytest.raises(ValueError, match="no correction to save"):
         quantized.save_correction("x")
-    for wrong in ({"fit": "x"}, {"samples": 3}, {"parts": ["x"]}):
+    for wrong in ({"fit": "x"}, {"images": 3}, {"parts": ["x"]}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             qdiff.correct(quantized, pixel, **wrong)
 
@@ -166,7 +166,7 @@ def test_interrupted_at_any_call_the_same_call_ends_the_same(fit, calls, tmp_pat
         if done == calls:
             raise KeyboardInterrupt
 
-    job = {"samples": 6, "fit": fit, "folder": tmp_path / "kept"}
+    job = {"images": 6, "fit": fit, "folder": tmp_path / "kept"}
     quantized = quantized.with_sampling(batch_size=1)
     handle = quantized.network.register_forward_pre_hook(count)
     with pytest.raises(KeyboardInterrupt):
@@ -187,9 +187,9 @@ def test_interrupted_at_any_call_the_same_call_ends_the_same(fit, calls, tmp_pat
 def test_a_finished_fit_is_read(tmp_path, pixel, quantized, corrected):
     corrected.save_correction(tmp_path / "correction.safetensors")
     before = (tmp_path / "correction.safetensors").stat().st_mtime_ns
-    qdiff.correct(quantized, pixel, samples=8, folder=tmp_path)
+    qdiff.correct(quantized, pixel, images=8, folder=tmp_path)
     assert (tmp_path / "correction.safetensors").stat().st_mtime_ns == before
-    assert "samples" in refused(lambda: qdiff.correct(quantized, pixel, samples=6, folder=tmp_path))
+    assert "images" in refused(lambda: qdiff.correct(quantized, pixel, images=6, folder=tmp_path))
 
 
 # ---- the scripts
@@ -217,7 +217,7 @@ def auto(folder) -> Path:
 
 def test_auto_fits_after_quantization(auto, folder):
     table = read_correction(auto / "correction.safetensors")
-    assert table.provenance["samples"] == 8
+    assert table.provenance["images"] == 8
     assert not (auto / "correcting").exists()
     plain = sampled(folder, "plain", PTQ)
     assert plain.status == 0 and pixels(folder / "plain") != pixels(auto)
@@ -285,7 +285,7 @@ def test_network_calls_are_as_planned(pixel, quantized):
             done += len(args[0])
 
         handles = [p.network.register_forward_pre_hook(count) for p in (pixel, quantized)]
-        qdiff.correct(quantized, pixel, samples=6, fit=fit)
+        qdiff.correct(quantized, pixel, images=6, fit=fit)
         for handle in handles:
             handle.remove()
         assert done == FitCorrection(fit, 6).calls(pixel.nfe)

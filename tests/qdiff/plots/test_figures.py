@@ -1,6 +1,7 @@
 """What the figures show: their numbers, their words, and that nothing is cut off or lies upon another."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from qdiff.mixed_precision.choice import Choice
 from qdiff.mixed_precision.criteria import BopsBudget, SignalToNoise
 from qdiff.mixed_precision.measurement import Measurement
 from qdiff.plots.bits import draw_bits
+from qdiff.plots.correction import draw_correction
 from qdiff.plots.images import draw_images
 from qdiff.plots.layer_errors import draw_layer_errors
 from qdiff.plots.ranges import draw_ranges
@@ -24,6 +26,7 @@ from qdiff.plots.split import draw_split
 from qdiff.plots.tradeoff import draw_tradeoff
 from qdiff.plots.trajectory import draw_trajectory
 from qdiff.spectrum import Spectrum
+from tests.qdiff.correction.tables import make_table
 from tests.qdiff.plots.layout import check_layout
 
 TIMESTEPS = tuple(float(t) for t in range(950, -1, -50))
@@ -255,3 +258,25 @@ class TestBits:
         assert above.get_ylabel() == "predicted squared error" and legend(figure) == ["4 bits", "6 bits", "8 bits"]
         assert list(below.get_yticks()) == [4, 6, 8]
         check_layout(figure)
+
+
+class TestCorrection:
+    def test_lines_and_intervals_are_those_of_the_table(self):
+        table = make_table("bias", "variance")
+        figure = draw_correction(table)
+        slope, bias, std = figure.axes
+        for axes, name in ((slope, "slope"), (bias, "bias")):
+            values = getattr(table, name)
+            np.testing.assert_allclose([line.get_ydata() for line in axes.lines], values.T)
+        extent = std.collections[0].get_paths()[0].get_extents()
+        assert (extent.ymin, extent.ymax) == pytest.approx((0.1 * (1 - 0.196), 0.4 * (1 + 0.196)))
+        assert titles(figure) == ["slope, off", "bias, on", "residual deviation, on"]
+        assert legend(figure) == ["channel 0", "channel 1"]
+        check_layout(figure)
+
+    def test_a_slope_of_all_channels_is_one_line(self):
+        table = make_table("slope")
+        same = replace(
+            table, slope=table.slope[:, :1].expand(-1, 2), slope_error=table.slope_error[:, :1].expand(-1, 2)
+        )
+        assert len(draw_correction(same).axes[0].lines) == 1
