@@ -12,10 +12,9 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from statistics import mean
 
 import torch
-from calibration import HELD_OUT, errors, load, reference_spectrum
+from calibration import HELD_OUT, cells, errors, load, reference_spectrum
 
 import qdiff
 from qdiff.adapters import adapter_for
@@ -23,7 +22,7 @@ from qdiff.calibration.kept_steps import kept_steps
 from qdiff.evaluation.metrics import psnr
 from qdiff.pipelines.methods import learning, rounding_schedule, uniform_policy
 from qdiff.pipelines.pipeline import Pipeline
-from qdiff.pipelines.quantize import share_parameters
+from qdiff.pipelines.sharing import share_parameters
 from qdiff.spectrum import Spectrum
 
 COLUMNS = ("dB", "eps", "weighted")
@@ -77,15 +76,28 @@ def data_of(pipe: Pipeline, variant: Variant) -> qdiff.CalibrationSet:
 
 def quantized(pipe: Pipeline, method: str, variant: Variant, spectrum: Spectrum, iterations: int) -> Pipeline:
     """Return the pipeline with a network calibrated on its own trajectories."""
-    network = share_parameters(pipe.network)
-    adapter = replace(adapter_for(network), blocks=()) if variant.layers else adapter_for(network)
+    adapter = adapter_for(pipe.network)
     policy = uniform_policy(method, *variant.bits, split=variant.split)
+    adapter = replace(adapter, blocks=()) if variant.layers else adapter
+    return calibrated(pipe, method, policy, data_of(pipe, variant), spectrum, adapter, iterations)
+
+
+def calibrated(
+    pipe: Pipeline,
+    method: str,
+    policy: qdiff.QuantPolicy,
+    data: qdiff.CalibrationSet,
+    spectrum: Spectrum,
+    adapter: qdiff.Adapter,
+    iterations: int = 60,
+) -> Pipeline:
+    """Return the pipeline with a network calibrated on some data; biases are corrected where roundings are learned."""
     schedules = rounding_schedule(iterations, None), qdiff.Schedule(max(1, iterations // 6), 4e-4)
     learns = method == "qdiff"
     settings = learning(method, 8 if learns else 32, *schedules, seed=pipe.sampling.seed, correct_bias=learns)
-    model = qdiff.QuantModel(network, policy, adapter).eval()
+    model = qdiff.QuantModel(share_parameters(pipe.network), policy, adapter).eval()
     weighs = spectrum if settings.weighs_errors else None
-    qdiff.calibrate(model, data_of(pipe, variant), settings, spectrum=weighs, memory=2**33)
+    qdiff.calibrate(model, data, settings, spectrum=weighs, memory=2**33)
     return pipe.with_network(model)
 
 
@@ -103,20 +115,20 @@ def main() -> None:
     wanted = held_out.sample(args.images).tensor
 
     @cache  # studies have a variant in common
-    def cells(variant: Variant, method: str) -> list[str]:
+    def measured(variant: Variant, method: str) -> str:
         found = []
         for seed in args.seeds:
             one = quantized(pipe.with_sampling(seed=seed), method, variant, spectrum, args.iterations)
             one = one.with_sampling(seed=HELD_OUT)
             distance = psnr(one.sample(args.images).tensor, wanted).mean().item()
             found.append((distance, *errors(held_out, one, min(8, args.images), spectrum)))
-        return [f"{mean(column):9.4g} +- {max(column) - min(column):6.2g}" for column in zip(*found)]
+        return cells(found)
 
     print(f"{'study':10} {'variant':14} {'method':7} " + " ".join(f"{name:>18}" for name in COLUMNS))
     for study in args.studies:
         for name, variant in STUDIES[study].items():
             for method in args.methods:
-                print(f"{study:10} {name:14} {method:7} " + " ".join(cells(variant, method)), flush=True)
+                print(f"{study:10} {name:14} {method:7} {measured(variant, method)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import multiprocessing
 import re
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -36,7 +36,7 @@ from qdiff.functional import relative_squared_error
 from qdiff.pipelines.methods import uniform_policy
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.spectrum import spectrum_of
-from qdiff.spectrum import GRIDS, Spectrum
+from qdiff.spectrum import Spectrum, squares
 
 TEXT = Path("models/ldm/emoji64-txt2img")
 GUIDED: dict[str, Any] = {"steps": 30, "eta": 1.0, "scale": 3.0}
@@ -111,11 +111,12 @@ def errors(pipe: Pipeline, quantized: Pipeline, images: int, spectrum: Spectrum)
 
 def weighted(x: Tensor, bands: list[float]) -> float:
     """Return the squares of x, (B, C, H, W), in the parts of a spectrum, weighted and added up."""
-    total = 0.0
-    for blocks, band in zip(GRIDS, bands):
-        part = x if blocks is None else torch.nn.functional.adaptive_avg_pool2d(x, blocks)
-        total += band * part.square().sum().item() * x[0].numel() / part[0].numel()
-    return total
+    return sum(band * part for band, part in zip(bands, squares(x)))
+
+
+def cells(found: Sequence[Sequence[float]]) -> str:
+    """Return mean and spread of each column over the rows of several seeds."""
+    return " ".join(f"{mean(column):9.4g} +- {max(column) - min(column):6.2g}" for column in zip(*found))
 
 
 def measure(
@@ -178,9 +179,8 @@ def main() -> None:
                     with context.Pool(1) as pool:
                         found.append(pool.apply(measure, (model, method, (width, act), seed, args)))
                 shown.append(found[0][1])
-                columns = zip(*(values for values, _ in found))
-                cells = [f"{mean(column):9.4g} +- {max(column) - min(column):6.2g}" for column in columns]
-                print(f"{model:11} {bits:5} {method:18} " + " ".join(cells), flush=True)
+                row = cells([values for values, _ in found])
+                print(f"{model:11} {bits:5} {method:18} {row}", flush=True)
     if args.pictures:
         rows = [shown[0][0], *(images for _, images in shown)]
         write_image(args.pictures, grid_of(torch.cat(rows), len(rows[0])))

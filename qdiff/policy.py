@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from math import floor
 from typing import Any, TypeVar
 
@@ -142,9 +143,25 @@ class QuantPolicy:
             raise ValueError("a policy with act_phases cannot be divided into groups of steps: give one of the two")
         if self.act is None:
             raise ValueError("groups of steps are for activations, which this policy leaves in floating point")
-        visited = sorted(set(timesteps))
-        firsts = [floor(visited[i * len(visited) // groups]) for i in range(1, groups)]
-        return replace(self, act_phases=tuple((first, self.act.bits) for first in firsts))
+        return self.by_step(dict.fromkeys(map(floor, timesteps), self.act.bits), groups)
+
+    def by_step(self, bits: Mapping[int, int], groups: int = 1) -> "QuantPolicy":
+        """Return the policy with these bits of activations at the timesteps of a sampler, in as few phases as possible.
+
+        Args:
+            bits: by timestep, 0 or more. Between two of them, the bits are those of the lower one.
+            groups: consecutive timesteps are divided into so many groups besides, each with phases of its own.
+
+        Raises:
+            ValueError: the policy leaves activations in floating point, or bits are out of range.
+        """
+        if self.act is None:
+            raise ValueError("bits by step are for activations, which this policy leaves in floating point")
+        steps = sorted(bits)
+        starts = {steps[i * len(steps) // groups] for i in range(1, groups)}
+        firsts = [t for before, t in pairwise(steps) if bits[before] != bits[t] or t in starts]
+        act = replace(self.act, bits=bits[steps[0]])
+        return replace(self, act=act, act_phases=tuple((t, bits[t]) for t in firsts))
 
     @property
     def phases(self) -> range:

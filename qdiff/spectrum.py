@@ -16,9 +16,24 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 GRIDS = (None, 4, 1)  # blocks along an edge of the image; None for single pixels
+
+
+def squares(error: Tensor) -> tuple[float, float, float]:
+    """Return the parts of a squared error that `Spectrum.bands` weighs, each a sum over all pixels.
+
+    Args:
+        error: (B, C, H, W).
+
+    Returns:
+        the square of the error itself, of its averages on the grid, and of its averages over images.
+    """
+    parts = [error if blocks is None else F.adaptive_avg_pool2d(error, blocks) for blocks in GRIDS]
+    whole, grid, pixel = (part.square().sum().item() * error.numel() / part.numel() for part in reversed(parts))
+    return pixel, grid, whole
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from tests.markdown import ROOT, TEXTS, anchors, blocks, links, read, spans
 from tests.test_imports import FLOW
 
 ELSEWHERE = {"models/ldm/stable-diffusion-v1/model.ckpt"}  # files that users bring
-FLAGS_ELSEWHERE = {"--only", "--batch", "--init", "--devices", "--sizes"}  # of benchmarks and of training
+FLAGS_ELSEWHERE = {"--choices", "--only", "--batch", "--init", "--devices", "--sizes"}  # of benchmarks and of training
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -200,8 +200,15 @@ def test_the_document_about_evaluation_runs(root, monkeypatch):
     assert {"psnr", "eps"} <= read_evaluation(root / "w4.json").values.keys()
 
 
+@pytest.mark.slow
+def test_the_document_about_mixed_precision_runs(root):
+    names = run_blocks(ROOT / "docs" / "mixed_precision.md")
+    assert names["mixed"].network.provenance["mixed_precision"]["criterion"] == {"name": "bops", "share": 0.7}
+
+
 def test_every_python_block_is_run():
-    run = {"README.md", "docs/python.md", "docs/adding_a_model.md", "docs/file_format.md", "docs/evaluation.md"}
+    run = {"README.md", *(f"docs/{name}.md" for name in ("python", "adding_a_model", "file_format", "evaluation"))}
+    run.add("docs/mixed_precision.md")
     assert {name for name, text in TEXTS.items() if blocks(text, "python")} == run
 
 

@@ -28,7 +28,7 @@ FLOW = (
     ("objectives",),
     ("quant_model", "block_recon"),
     ("calibration", "checkpoints"),
-    ("correction", "evaluation"),
+    ("correction", "mixed_precision", "evaluation"),
     ("pipelines",),
     ("analysis",),
     ("plots",),

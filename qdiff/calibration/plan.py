@@ -1,7 +1,8 @@
 """What a calibration will take, known before it starts: blocks, sizes, memory, disk and time."""
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -59,7 +60,7 @@ class Plan:
         cached_samples: samples for which the outputs of finished blocks are kept.
         cached_bytes: peak bytes of these outputs.
         data_bytes: bytes of the calibration set, which is in memory before the calibration starts.
-        sensitivity_calls: network calls, of one image each, that measuring the sensitivity spectrum takes before.
+        before: what is measured before -> the network calls, of one image each, that this takes.
         processes: that share the learning. Each captures all samples for itself: bytes and budget are those of one, and
             so are times, as if it learned alone.
     """
@@ -72,7 +73,7 @@ class Plan:
     cached_samples: int = 0
     cached_bytes: int = 0
     data_bytes: int = 0
-    sensitivity_calls: int = 0
+    before: Mapping[str, int] = field(default_factory=dict)
     processes: int = 1
 
     @property
@@ -139,10 +140,13 @@ class Plan:
         return sum(self.block_seconds(i, stage) for stage, i in self.units)
 
     @property
-    def sensitivity_seconds(self) -> float:
-        """Estimated time of measuring the sensitivity spectrum."""
-        forward = max(b.prefix_seconds for b in self.blocks) / self.settings.batch_size
-        return self.sensitivity_calls * forward
+    def seconds_before(self) -> float:
+        """Estimated time of what comes before."""
+        return self.forward_seconds(sum(self.before.values()))
+
+    def forward_seconds(self, calls: int) -> float:
+        """Return the estimated time of so many network calls, of one image each."""
+        return calls * max(b.prefix_seconds for b in self.blocks) / self.settings.batch_size
 
     def check(self, folder: Path, free_on_gpu: int | None) -> None:
         """Refuse a calibration that does not fit.
@@ -187,7 +191,7 @@ class Plan:
                 f"on disk up to {self.on_disk_bytes / GIB:.2f} GiB; for computing {self.working_bytes / GIB:.2f} GiB",
                 f"memory for outputs of finished blocks: {self.cached_bytes / GIB:.2f} GiB, "
                 f"for {self.cached_samples} samples",
-                *self._sensitivity_line(),
+                *self._lines_before(),
                 f"estimated time: {format_duration(self.seconds)}",
             ]
         )
@@ -200,11 +204,11 @@ class Plan:
             "and outputs, and the time is that of a single one"
         ]
 
-    def _sensitivity_line(self) -> list[str]:
-        if not self.sensitivity_calls:
-            return []
-        calls, seconds = self.sensitivity_calls, self.sensitivity_seconds
-        return [f"sensitivity spectrum, before: {calls:,} network calls, {format_duration(seconds)}"]
+    def _lines_before(self) -> list[str]:
+        return [
+            f"{what}, before: {calls:,} network calls, {format_duration(self.forward_seconds(calls))}"
+            for what, calls in self.before.items()
+        ]
 
 
 def default_budget(reserved: int) -> int:

@@ -88,10 +88,18 @@ class CheckpointSummary:
             return
         if a_sym != act.symmetric:
             yield _switch("--a_sym", act.symmetric)
-        if act.bits not in (None, act_bit):
-            yield f"has activations of {act.bits} bits: give --act_bit {act.bits}"
+        if act.bits is not None and act_bit not in self._act_bits:
+            bits = " or ".join(map(str, self._act_bits))
+            yield f"has activations of {bits} bits: give --act_bit {bits}"
         if act.softmax_bits not in (None, sm_abit):
             yield f"has {act.softmax_bits} bits after the softmax: give --sm_abit {act.softmax_bits}"
+
+    @property
+    def _act_bits(self) -> list[int]:
+        """Bits of activations in the file, ascending: several if they differ by timestep."""
+        later = [bits for _, bits in self.policy.act_phases] if self.policy else []
+        first = [self.activations.bits] if self.activations and self.activations.bits else []
+        return sorted({*first, *later})
 
 
 def _switch(flag: str, used: bool) -> str:

@@ -119,6 +119,32 @@ def quantization(parser: Parser) -> None:
         "embedding (time)",
     )
     add(
+        "--mixed_precision",
+        default=(),
+        type=_fewer_bits,
+        metavar="BITS[,BITS...]",
+        needs=ACTIVATIONS,
+        excludes=("--resume",),
+        help="fewer bits than --act_bit, such as 4 or 4,6, that activations have at the sampling steps where these are "
+        "enough; the steps are chosen first, by PTQD's criterion or for a --bops_budget",
+    )
+    add(
+        "--bops_budget",
+        needs=("--mixed_precision",),
+        help="choose the steps so that the predicted error of the image is least, within this share of the bit "
+        "operations that --act_bit at all steps takes",
+        **number(float, 0.01, 1),
+    )
+    add(
+        "--snr_ratio",
+        default="norm",
+        needs=("--mixed_precision",),
+        excludes=("--bops_budget",),
+        help="PTQD's criterion compares |eps| / |error| with the signal-to-noise ratio of the forward process (norm, "
+        "as printed), or the square of the former (power)",
+        **choice("norm", "power"),
+    )
+    add(
         "--split",
         action="store_true",
         needs=PTQ,
@@ -155,6 +181,7 @@ def quantization(parser: Parser) -> None:
         needs=(*PTQ, "--resume"),
         help="keep weights packed and dequantize them in every call: slower, an eighth of the memory at 4 bits",
     )
+    parser.checks.append(_check_fewer_bits)
 
 
 def correction(parser: Parser) -> None:
@@ -299,6 +326,20 @@ def _known(text: str, known: Collection[str], use: str) -> tuple[str, ...]:
         if word not in known:
             raise argparse.ArgumentTypeError(f"{word!r} is unknown: use {use}")
     return words
+
+
+def _fewer_bits(text: str) -> tuple[int, ...]:
+    convert = number(int, 2, 7)["type"]
+    return tuple(sorted({convert(word) for word in text.split(",")}))
+
+
+def _check_fewer_bits(args: argparse.Namespace, given: set[str]) -> None:
+    bits = max(args.mixed_precision, default=0)
+    if bits >= args.act_bit:
+        raise UserError(
+            f"--mixed_precision {bits} is not less than --act_bit {args.act_bit}, the most bits of a step: lower the "
+            "one or raise the other"
+        )
 
 
 def _device(text: str) -> str:

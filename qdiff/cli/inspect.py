@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdiff.cli.operations import count, layer_table, operations
+from qdiff.cli.operations import count, layer_table, operations, step_table
 from qdiff.cli.parser import Parser, parse
 from qdiff.errors import UserError
 
@@ -49,8 +49,9 @@ def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile
     """
     from qdiff.checkpoints.read import FullPrecisionFile, OriginalFile
     from qdiff.files.formats import format_of
+    from qdiff.mixed_precision.choice import KEY, choice_of
 
-    size = path.stat().st_size
+    size, choice = path.stat().st_size, None
     checked = ", and the checksums agree" if format_of(path) == "zip" else "; the format has no checksum"
     if isinstance(file, FullPrecisionFile):
         if config:
@@ -65,10 +66,12 @@ def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile
         tail = [
             ("whole", "yes, its sha256 agrees"),
             ("written by", ", ".join(f"{name} {version}" for name, version in file.versions.items())),
-            *((f"  {key}", str(value)) for key, value in file.provenance.items()),
+            *((f"  {key}", str(value)) for key, value in file.provenance.items() if key != KEY),
         ]
+        choice = choice_of(file.provenance, path)
     about = [*_about(summary), ("operations", line), ("size", _size(size, summary.fp32_bytes))]
-    return _pairs([*head, *about, *tail]) + "\n\n" + layer_table(summary, cost)
+    tables = [*([step_table(choice)] if choice else []), layer_table(summary, cost)]
+    return "\n\n".join([_pairs([*head, *about, *tail]), *tables])
 
 
 def _counted(path: Path, file: "QuantizedFile | OriginalFile", config: Path | None) -> tuple["NetworkBops | None", str]:

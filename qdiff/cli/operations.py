@@ -1,4 +1,4 @@
-"""Layers of a checkpoint with their bits, multiply-accumulates (MACs) and bit operations (BOPs), as text."""
+"""Layers and sampling steps with their bits, multiply-accumulates (MACs) and bit operations (BOPs), as text."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from qdiff.checkpoints.read import OriginalFile
     from qdiff.checkpoints.summary import CheckpointSummary
     from qdiff.evaluation.bops import NetworkBops
+    from qdiff.mixed_precision.choice import Choice
 
 TITLES = ("layer", "weight", "bits", "split", "act bits")
 
@@ -68,6 +69,16 @@ def layer_table(summary: "CheckpointSummary", cost: "NetworkBops | None") -> str
     if cost.other_macs:
         rows.append(("others", *"---", "32x32", with_prefix(cost.other_macs), with_prefix(cost.other_bops)))
     return aligned(rows)
+
+
+def step_table(choice: "Choice") -> str:
+    """Return a table of the bits of activations by sampling step, from the noisiest on, with the BOPs of an image."""
+    rows = [("timesteps", "act bits", "calls", "BOPs per image")]
+    for run in choice.runs:
+        rows.append((f"{run.first}..{run.last}", str(run.bits), str(run.calls), with_prefix(run.bops)))
+    calls, most = sum(choice.measured.calls), choice.measured.widths[-1]
+    share = f"{with_prefix(choice.bops)}, {choice.share:.3f} of {most} bits at all steps"
+    return f"bits chosen by {choice.criterion}\n" + aligned([*rows, ("all", "", str(calls), share)])
 
 
 def _cells(summary: "CheckpointSummary", path: str) -> tuple[str, str, str, str]:

@@ -177,6 +177,21 @@ def _tradeoff(args: argparse.Namespace) -> "Figure":
     return draw_tradeoff(results, args.metric, args.cost)
 
 
+def _bits_flags(parser: Parser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="quantized file, calibrated with --mixed_precision")
+
+
+def _bits(args: argparse.Namespace) -> "Figure":
+    from qdiff.checkpoints.quantized_file import read_quantized
+    from qdiff.mixed_precision.choice import choice_of
+    from qdiff.plots.bits import draw_bits
+
+    choice = choice_of(read_quantized(args.file).provenance, args.file)
+    if choice is None:
+        raise UserError(f"'{args.file}' has the same bits at all steps: give a file calibrated with --mixed_precision")
+    return draw_bits(choice)
+
+
 def _correction_flags(parser: Parser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="correction that python -m qdiff correct wrote")
 
@@ -205,6 +220,7 @@ KINDS = {
     ),
     "trajectory": Kind("errors along the trajectory of sampling", SEVERAL, _several_flags, _trajectory),
     "images": Kind("images and their differences to full precision", SEVERAL, _several_flags, _images),
+    "bits": Kind("bits of activations by step, and what they were chosen by", "FILE", _bits_flags, _bits),
     "correction": Kind(
         "slope, bias and deviation of the error of eps at each step, with intervals",
         "FILE",

@@ -10,6 +10,7 @@ from qdiff.sampling.rank import ALONE, Rank
 
 if TYPE_CHECKING:
     from qdiff.calibration.settings import CalibrationSettings
+    from qdiff.mixed_precision.criteria import MixedPrecision
     from qdiff.pipelines.correction import CorrectionSource
     from qdiff.pipelines.output import Output
     from qdiff.pipelines.pipeline import Pipeline
@@ -83,7 +84,18 @@ def quantization_of(args: Namespace, rank: Rank = ALONE) -> "Quantization | None
         a.act_groups,
         tuple(a.keep8),
         a.cali_devices if rank.first else 1,  # the others load what it calibrates
+        _mixed_precision(a),
     )
+
+
+def _mixed_precision(args: Namespace) -> "MixedPrecision | None":
+    """Return the bits to choose by step; None if all have the same."""
+    from qdiff.mixed_precision.criteria import BopsBudget, MixedPrecision, SignalToNoise
+
+    if not args.mixed_precision:
+        return None
+    criterion = SignalToNoise(args.snr_ratio) if args.bops_budget is None else BopsBudget(args.bops_budget)
+    return MixedPrecision(args.mixed_precision, criterion)
 
 
 def correction_of(args: Namespace) -> "CorrectionSource | None":

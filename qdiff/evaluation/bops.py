@@ -131,7 +131,7 @@ def network_bops(network: nn.Module, call: Call) -> NetworkBops:
     """
     called = network.model if isinstance(network, QuantModel) else network  # without looking for the phase
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=VECTORS) as counter:
-        call.to("meta").empty(1)(_without_values(called))
+        call.to("meta").empty(1)(without_values(called))
     flops = counter.get_flop_counts()
 
     def macs(name: str) -> int:
@@ -144,7 +144,7 @@ def network_bops(network: nn.Module, call: Call) -> NetworkBops:
     return NetworkBops(leaves, macs("Global"), network.policy.phases)
 
 
-def _without_values(network: nn.Module) -> nn.Module:
+def without_values(network: nn.Module) -> nn.Module:
     """Copy a network to the meta device; the network itself may go on sampling in another thread."""
     empty: dict[int, Tensor] = {id(x): torch.empty_like(x, device="meta") for x in network.buffers()}
     empty |= {id(x): nn.Parameter(torch.empty_like(x, device="meta"), False) for x in network.parameters()}

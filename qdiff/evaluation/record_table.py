@@ -66,7 +66,8 @@ def _costs(models: Sequence[ModelRecord | None]) -> Iterator[list[str]]:
 
 
 def _cell(row: Row) -> str:
-    return row.cell if row.published is None else f"{row.cell} (published {row.published:g})"
+    value = "∞" if row.value is None else f"{row.value:#.4g}"
+    return value if row.published is None else f"{value} (published {row.published:g})"
 
 
 def _reference(found: Evaluation) -> str:

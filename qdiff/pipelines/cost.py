@@ -59,7 +59,7 @@ def measured_cost(pipeline: Pipeline, quantization: Quantization | None) -> Cost
     each = forward_seconds(pipeline.network, example) * pipeline.cfg_copies * pipeline.nfe
     return Cost(
         each,
-        plan.seconds + plan.sensitivity_seconds if plan else 0.0,
+        plan.seconds + plan.seconds_before if plan else 0.0,
         weights + max(sampling, _peak(plan) if plan else 0),
         _file_bytes(pipeline.network),
         example.sample_bytes * pipeline.cfg_copies,

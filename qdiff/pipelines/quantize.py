@@ -1,13 +1,10 @@
 """`quantize`: calibrate the network of a pipeline in one call."""
 
-import copy
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
-
-from torch import nn
 
 from diffusion.checks import check_choice, check_number, whole
 from qdiff.adapters import adapter_for
@@ -16,8 +13,10 @@ from qdiff.files.refusals import explaining
 from qdiff.pipelines.calibrate import SPECTRUM_IMAGES, Calibrate
 from qdiff.pipelines.calibration_set import DataSettings
 from qdiff.pipelines.methods import METHODS, learning, rounding_schedule, uniform_policy
+from qdiff.pipelines.mixed_precision import mixed_precision_of
 from qdiff.pipelines.paths import as_path
 from qdiff.pipelines.pipeline import Pipeline
+from qdiff.pipelines.sharing import share_parameters
 from qdiff.policy import QuantPolicy
 
 AnyPipeline = TypeVar("AnyPipeline", bound=Pipeline)
@@ -46,6 +45,9 @@ def quantize(
     correct_bias: bool = False,
     act_groups: int = 1,
     keep8: Sequence[str] = (),
+    mixed_precision: Sequence[int] = (),
+    bops_budget: float | None = None,
+    snr_ratio: str = "norm",
     data: str | Path | None = None,
     folder: str | Path | None = None,
     memory_bytes: int | None = None,
@@ -85,6 +87,12 @@ def quantize(
             `timesteps`.
         keep8: layers that have 8 bits, weights and activations: "ends", the first and the last one, "time", those of
             the time embedding.
+        mixed_precision: fewer bits than `act_bits`, 2 or more, that activations have at the steps where these are
+            enough (PTQD, He et al. 2023, section 3.4); all steps need calibration data.
+        bops_budget: chooses those steps so that predicted errors of the image are least, within this share, above 0 and
+            at most 1, of the bit operations of `act_bits` at all steps; None takes the criterion of the paper.
+        snr_ratio: of the paper's criterion: "norm" compares |eps| / |error| with the signal-to-noise ratio of the
+            forward process, as printed, "power" its square.
         data: file of calibration data; None collects them from the pipeline's own sampling.
         folder: keeps data, journal and the quantized file, so that the same call resumes; None keeps nothing.
         memory_bytes: budget for captured activations, >= 0; None takes half of the memory that computing leaves free.
@@ -139,6 +147,7 @@ def quantize(
         act_groups=whole("act_groups", act_groups, 1, timesteps),
         keep8=_known_layers(pipeline, keep8),
         devices=whole("devices", devices, 1),
+        mixed=mixed_precision_of(policy, mixed_precision, bops_budget, snr_ratio),
     )
     job.check(pipeline)
     unquantized = pipeline.with_network(share_parameters(pipeline.network))
@@ -172,9 +181,3 @@ def _known_layers(pipeline: Pipeline, names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         check_choice("keep8", name, tuple(adapter_for(pipeline.network).sensitive))
     return names
-
-
-def share_parameters(network: nn.Module) -> nn.Module:
-    """Copy a network's modules but not its parameters and buffers, so that leaves of the copy can be replaced."""
-    shared = {id(x): x for x in (*network.parameters(), *network.buffers())}
-    return copy.deepcopy(network, shared)

@@ -25,7 +25,7 @@ from qdiff.files.digest import tensors_digest
 from qdiff.files.images import read_images
 from qdiff.phases import per_phase
 from qdiff.pipelines.pipeline import Pipeline
-from qdiff.pipelines.quantize import share_parameters
+from qdiff.pipelines.sharing import share_parameters
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
 from tests.command_line import script

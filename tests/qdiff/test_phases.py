@@ -13,6 +13,7 @@ from qdiff.adapters import Adapter
 from qdiff.calls import Call
 from qdiff.checkpoints.load import load_as_written, load_quantized, load_rounding, save_quantized
 from qdiff.checkpoints.validate import shapes_of, state_shapes
+from qdiff.errors import UserError
 from qdiff.observers import Observer, RunningObserver
 from qdiff.phases import PhaseQuantizer, per_phase
 from qdiff.policy import QuantPolicy, QuantSpec
@@ -234,6 +235,19 @@ def test_a_loaded_network_is_the_saved_one(low_memory, tmp_path):
     assert weights.policy.act_phases == () and weights.sites() == []
     mixed = gaussian(3, 2, 4, 4), torch.tensor([3.0, 700.0, 20.0])
     assert torch.equal(weights(*mixed), QuantModel(network(0), PHASED, ADAPTER)(*mixed))
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_the_bits_of_any_phase_agree_with_a_file(bits, tmp_path):
+    save_quantized(tmp_path / "q", calibrated())
+    again = load_quantized(network(100), tmp_path / "q", act_bit=bits, sm_abit=5, split=True, adapter=ADAPTER)
+    assert again.policy == PHASED
+
+
+def test_other_bits_than_those_of_the_phases(tmp_path):
+    save_quantized(tmp_path / "q", calibrated())
+    with pytest.raises(UserError, match="has activations of 3 or 4 or 8 bits: give --act_bit 3 or 4 or 8"):
+        load_quantized(network(100), tmp_path / "q", act_bit=6, sm_abit=5, split=True, adapter=ADAPTER)
 
 
 def test_phases_can_be_added_to_the_rounding_of_a_file(tmp_path):

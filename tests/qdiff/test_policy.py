@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import FrozenInstanceError, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -217,6 +218,23 @@ def test_timesteps_that_a_sampler_visits_twice_count_once():
 def test_policies_that_cannot_be_grouped(policy, message):
     with pytest.raises(ValueError, match=message):
         policy.grouped([1, 2, 3], 2)
+
+
+@given(st.dictionaries(st.integers(0, 999), st.sampled_from([3, 4, 8]), min_size=1, max_size=9), st.integers(1, 3))
+def test_bits_by_step_are_in_as_few_phases_as_possible(bits, groups):
+    policy = QuantPolicy(W4, A8, softmax_bits=16, act_rules=(("model.a", 5),)).by_step(bits, groups)
+    steps = sorted(bits)
+    for t in steps:
+        assert policy.act_for("model.b", phase=policy.phase_of(t)).bits == bits[t]
+        assert policy.act_for("model.a", phase=policy.phase_of(t)).bits == 5
+    changes = sum(bits[a] != bits[b] for a, b in pairwise(steps))
+    assert changes <= len(policy.act_phases) <= changes + groups - 1
+    assert policy.by_step(bits, groups) == policy, "phases that it had do not count"
+
+
+def test_bits_by_step_need_activations():
+    with pytest.raises(ValueError, match="which this policy leaves in floating point"):
+        QuantPolicy(W4).by_step({0: 8})
 
 
 def test_attention_weights_and_rules_keep_their_bits_in_all_phases():

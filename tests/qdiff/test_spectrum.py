@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdiff.spectrum import Spectrum
+from qdiff.spectrum import Spectrum, squares
 
 SPECTRUM = Spectrum((0.0, 100.0, 900.0), (0.01, 0.1, 0.4), (0.02, 0.8, 3.2), (0.03, 0.4, 12.8))
 
@@ -91,3 +91,13 @@ def test_values_that_are_no_spectrum(values, message):
 def test_a_dict_that_is_no_spectrum_is_refused(wrong, kind):
     with pytest.raises(kind):
         Spectrum.from_dict(wrong)
+
+
+def test_squares_of_an_error_are_those_of_its_averages():
+    """Of noise: all of it; of what is constant on the grid, twice; of a constant, three times."""
+    x = torch.ones(2, 3, 8, 8)
+    assert squares(2 * x) == pytest.approx((4 * 384.0,) * 3)
+    blocks = torch.tensor([1.0, -1.0, -1.0, 1.0]).repeat_interleave(2)
+    assert squares(x * blocks) == pytest.approx((384.0, 384.0, 0.0))
+    pixels = torch.tensor([1.0, -1.0]).repeat(4)
+    assert squares(x * pixels) == pytest.approx((384.0, 0.0, 0.0))

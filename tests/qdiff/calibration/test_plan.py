@@ -209,8 +209,8 @@ def test_memory_of_the_closed_form():
 
 
 def test_the_table_tells_what_the_sensitivity_takes():
-    closed = Plan(SOLVED, 25, CLOSED, 0, sensitivity_calls=12_000)
-    assert closed.sensitivity_seconds == pytest.approx(12_000 * 0.7 / 10), "the last block ends the network"
+    closed = Plan(SOLVED, 25, CLOSED, 0, before={"sensitivity spectrum": 12_000})
+    assert closed.forward_seconds(12_000) == pytest.approx(12_000 * 0.7 / 10), "the last block ends the network"
     assert closed.table().splitlines()[-2] == "sensitivity spectrum, before: 12,000 network calls, 0:14:00"
     assert "sensitivity" not in Plan(SOLVED, 25, CLOSED, 0).table()
     assert closed.seconds == Plan(SOLVED, 25, CLOSED, 0).seconds

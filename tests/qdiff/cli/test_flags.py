@@ -99,6 +99,7 @@ def test_published_command_lines_mean_what_they_meant(line, special, bit):
 def test_every_flag_has_its_documented_default_and_there_is_no_other():
     args = vars(read("--config c.yml"))
     expected = documented_defaults(PUBLISHED + ADDED) | {"config": "c.yml", "logdir": "runs/ddim", "keep8": ()}
+    expected |= {"mixed_precision": (), "bops_budget": None, "snr_ratio": "norm"}
     assert args.keys() == expected.keys()
     for name, value in args.items():
         if isinstance(expected[name], str):
@@ -122,11 +123,18 @@ def test_every_flag_has_its_documented_default_and_there_is_no_other():
         PTQ + "--cali_st 1000",
         ACT + "--quant_mode gptq --act_groups 4 --cali_st 4 --keep8 ends,time --cali_spectrum_n 0",
         PTQ + "--quant_mode gptq --keep8 time",
+        ACT + "--mixed_precision 4 --snr_ratio power --act_groups 2 --keep8 ends",
+        ACT + "--act_bit 6 --mixed_precision 3,5 --bops_budget 1",
+        ACT + "--resume_w --cali_ckpt w --mixed_precision 4",
         PTQ + "--quant_mode squant --split",
     ],
 )
 def test_accepted(line):
     read(line)
+
+
+def lacking(flag: str, what: str) -> str:
+    return f"{flag} needs {what}: add what is missing, or leave {flag} out"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +158,23 @@ def test_accepted(line):
         (PTQ + "--keep8 end", "--keep8: 'end' is unknown: use ends or time, or both with a comma"),
         (PTQ + "--keep8 ends,all", "--keep8: 'all' is unknown: use ends or time, or both with a comma"),
         (PTQ + "--keep8", "--keep8: expected one argument"),
+        (ACT + "--mixed_precision 4,", "--mixed_precision: '' is not a whole number in 2..7"),
+        (ACT + "--mixed_precision 4 --snr_ratio nrm", "--snr_ratio: 'nrm' is unknown: did you mean norm?"),
+        (
+            ACT + "--act_bit 6 --mixed_precision 4,6",
+            "--mixed_precision 6 is not less than --act_bit 6, the most bits of a step: lower the one or raise the "
+            "other",
+        ),
+        (ACT + "--bops_budget 0.9", lacking("--bops_budget", "--mixed_precision")),
+        (PTQ + "--mixed_precision 4", lacking("--mixed_precision", "--quant_act")),
+        (
+            ACT + "--mixed_precision 4 --bops_budget 0.9 --snr_ratio norm",
+            "--snr_ratio and --bops_budget exclude each other: leave one of them out",
+        ),
+        (
+            ACT + "--resume --cali_ckpt w --mixed_precision 4",
+            "--mixed_precision and --resume exclude each other: leave one of them out",
+        ),
         (BASE + "-l", "-l/--logdir: expected one argument"),
         (BASE + "--device gpu", "--device: 'gpu' is not a device: use auto, cpu, mps, cuda or cuda:N"),
         (BASE + "--device cuda:x", "--device: 'cuda:x' is not a device: use auto, cpu, mps, cuda or cuda:N"),
@@ -180,6 +205,8 @@ def test_misspelt_or_missing(line, message):
         (ACT, "--cali_lr", "0 1.5", "a number in 1e-08..1"),
         (ACT, "--cali_p", "0.9 inf", "a number in 1..10"),
         (ACT, "--act_groups", "0 -1 2.5", "a whole number in 1.."),
+        (ACT, "--mixed_precision", "1 8 4.0 four", "a whole number in 2..7"),
+        (ACT + "--mixed_precision 4", "--bops_budget", "0 1.01 nan half", "a number in 0.01..1"),
         (PTQ, "--cali_spectrum_n", "-1 x", "a whole number in 0.."),
         (PTQ, "--cali_memory", "0 -1 inf", "a number in 0.01..65536"),
     ],
@@ -196,10 +223,6 @@ def test_the_stated_range_is_the_accepted_range(bit):
         assert read(line).weight_bit == bit
     else:
         assert "2..8" in refusal(line)
-
-
-def lacking(flag: str, what: str) -> str:
-    return f"{flag} needs {what}: add what is missing, or leave {flag} out"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,9 @@ from qdiff.checkpoints.quantized_file import read_quantized, write_quantized
 from qdiff.cli.operations import layer_table
 from qdiff.evaluation.bops import LeafBops, NetworkBops, network_bops
 from qdiff.files.tables import with_prefix
+from qdiff.mixed_precision.choice import KEY, Choice
+from qdiff.mixed_precision.criteria import SignalToNoise
+from qdiff.mixed_precision.measurement import Measurement
 from qdiff.observers import Observer
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
@@ -228,6 +231,39 @@ def test_bits_per_phase(ours, tmp_path):
     assert head["activations"] == f"symmetric, 8 bits, 8 after the softmax, {phases}, model.conv_in 6"
     rows = {row[0]: row[4] for row in table[1:]}
     assert (rows["model.conv_in"], rows["model.conv_out"]) == ("6", "8/8/4")
+
+
+def with_record(ours, path, record):
+    file = read_quantized(ours)
+    write_quantized(path, replace(file, provenance={**file.provenance, KEY: record}))
+    return path
+
+
+def test_chosen_bits_have_a_table_of_steps(ours, tmp_path):
+    """Of three steps, the noisiest of which is two calls."""
+    errors = {4: ((9.0, 1.0, 1.0), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)), 8: ((0.1, 0.0, 0.0),) * 3}
+    measured = Measurement((0, 300, 700), (1, 1, 2), (99.0, 1.0, 0.1), (4.0,) * 3, errors, {4: 10**9, 8: 2 * 10**9}, 1)
+    choice = Choice.by(SignalToNoise(), measured, None)
+    ended = qdiff("inspect", with_record(ours, tmp_path / "q", choice.to_dict()))
+    head, steps, layers = ended.out.split("\n\n")
+    assert steps.splitlines() == [
+        "bits chosen by PTQD's criterion, SNR^Q a ratio of norms",
+        "timesteps  act bits  calls  BOPs per image",
+        "700..300   4         3      3 G",
+        "0..0       8         1      2 G",
+        "all                  4      5 G, 0.625 of 8 bits at all steps",
+    ]
+    assert KEY not in head and "cali_iters" in head and layers == inspected_text(ours)[1]
+
+
+def inspected_text(path):
+    return qdiff("inspect", path).out.split("\n\n")
+
+
+def test_a_damaged_record_of_chosen_bits(ours, tmp_path):
+    assert "has a damaged record of bits by step" in refusal(
+        "inspect", with_record(ours, tmp_path / "q", {"bits": [4]})
+    )
 
 
 @pytest.mark.parametrize("save", [torch.save, save_file])

@@ -30,6 +30,7 @@ class Files(NamedTuple):
     config: Path
     w4: Path
     w8: Path
+    mixed: Path
     results: Path
     correction: Path
 
@@ -42,10 +43,12 @@ def files(tmp_path_factory) -> Files:
     for bits in (4, 8):
         quantized = api.quantize(pipe, weight_bits=bits, method="linear", timesteps=1, samples=1)
         quantized.save(folder / f"w{bits}" / "quantized.safetensors")
+    mixed = api.quantize(pipe, act_bits=8, mixed_precision=4, method="linear", timesteps=2, samples=1)
+    mixed.save(folder / "mixed" / "quantized.safetensors")
     row = {"method": "W4", "psnr": 20.0, "size": 10, "fp32_size": 80}
     (folder / "results.json").write_text(json.dumps({"results": {"tiny": [row]}}), encoding="utf-8")
     write_correction(folder / "correction.safetensors", make_table("bias"))
-    networks = (folder / name / "quantized.safetensors" for name in ("w4", "w8"))
+    networks = (folder / name / "quantized.safetensors" for name in ("w4", "w8", "mixed"))
     return Files(config, *networks, folder / "results.json", folder / "correction.safetensors")
 
 
@@ -57,6 +60,7 @@ def words(kind: str, files: Files, *more: object) -> list[object]:
         "layers": [*model, "--quantized", files.w4],
         "trajectory": [*model, "--quantized", files.w4, files.w8],
         "images": [*model, "--quantized", files.w4, files.w8],
+        "bits": [files.mixed],
         "tradeoff": [files.results],
         "correction": [files.correction],
     }
@@ -74,6 +78,7 @@ SHOWN = {
     "layers": ["<!-- w4: errors within the whole network -->", "<!-- model.mid.block_1 -->"],
     "trajectory": ["<!-- w4 -->", "<!-- w8 -->", "<!-- x after the step, on its own trajectory -->"],
     "images": ["<!-- full precision -->", "<!-- w8: "],
+    "bits": ["<!-- signal-to-noise ratio -->", "<!-- PTQD's criterion, SNR^Q a ratio of norms; ", "<!-- 500 -->"],
     "correction": ["<!-- bias, on -->", "<!-- residual deviation, off -->"],
     "tradeoff": ["<!-- tiny -->", "<!-- W4 -->", "<!-- PSNR to full precision [dB] -->"],
 }
@@ -116,6 +121,8 @@ def test_a_layer_and_sites_are_chosen(files, tmp_path):
 
 
 REFUSALS = {
+    "the same bits at all steps": ("plot bits {w4} -o {new}", "give a file calibrated with --mixed_precision"),
+    "bits of another file": ("plot bits {results} -o {new}", "is not a whole safetensors file"),
     "unknown kind": ("plot rangs -o {new}", "'rangs' is unknown: did you mean ranges?"),
     "no kind": ("plot", "required: KIND"),
     "no output": ("plot tradeoff {results}", "--out is missing: add --out FILE"),

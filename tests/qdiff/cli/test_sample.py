@@ -12,6 +12,7 @@ from qdiff.cli import sample_ddim
 from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import parse
 from qdiff.cli.sample import learning_of, policy_of, quantization_of, record_of
+from qdiff.mixed_precision.criteria import BopsBudget, MixedPrecision, SignalToNoise
 from qdiff.pipelines.calibrate import Calibrate
 from qdiff.pipelines.calibration_set import DataSettings
 from qdiff.pipelines.quantization import LoadQuantized
@@ -36,6 +37,19 @@ def flags(line: str) -> Namespace:
 def test_policy(line, bits, act, softmax, split):
     weight = QuantSpec(bits, symmetric=False, per_channel=True, range_search="minmax")
     assert policy_of(flags(line)) == QuantPolicy(weight, act, softmax, split)
+
+
+@pytest.mark.parametrize(
+    ("line", "mixed"),
+    [
+        ("", None),
+        ("--mixed_precision 6,4,6", MixedPrecision((4, 6), SignalToNoise("norm"))),
+        ("--mixed_precision 4 --snr_ratio power", MixedPrecision((4,), SignalToNoise("power"))),
+        ("--mixed_precision 4 --bops_budget 0.7", MixedPrecision((4,), BopsBudget(0.7))),
+    ],
+)
+def test_bits_by_step(line, mixed):
+    assert quantization_of(flags(f"--quant_act {line}")).mixed == mixed
 
 
 W, A = Schedule(20000, 1e-3), Schedule(5000, 4e-4)

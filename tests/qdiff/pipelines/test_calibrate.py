@@ -305,10 +305,10 @@ def test_weights_of_a_checkpoint_are_kept_in_closed_form_too(idle, spectra, tmp_
 def test_plan_of_the_closed_form(tmp_path):
     """Of two network calls, the first and the last are measured: 2 for the images, and 3 for errors in the first."""
     plan = job(tmp_path, GPTQ + "4").plan()
-    assert plan.sensitivity_calls == 4 * (2 + 3)
+    assert plan.before == {"sensitivity spectrum": 4 * (2 + 3)}
     assert plan.units == [("solve", i) for i in range(18)] and plan.seconds > 0
     assert all(block.layers >= 1 and block.solve_seconds > 0 and block.solve_bytes > 0 for block in plan.blocks)
-    assert job(tmp_path, GPTQ + "0").plan().sensitivity_calls == job(tmp_path).plan().sensitivity_calls == 0
+    assert job(tmp_path, GPTQ + "0").plan().before == job(tmp_path).plan().before == {}
 
 
 def test_groups_of_steps_and_layers_of_8_bits_are_in_the_policy(idle, tmp_path):

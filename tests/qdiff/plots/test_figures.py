@@ -14,6 +14,10 @@ from qdiff.analysis.ranges import ActivationRanges
 from qdiff.analysis.split import Halves, SplitShortcut
 from qdiff.analysis.tradeoff import MethodResult
 from qdiff.analysis.trajectory import TrajectoryErrors
+from qdiff.mixed_precision.choice import Choice
+from qdiff.mixed_precision.criteria import BopsBudget, SignalToNoise
+from qdiff.mixed_precision.measurement import Measurement
+from qdiff.plots.bits import draw_bits
 from qdiff.plots.correction import draw_correction
 from qdiff.plots.images import draw_images
 from qdiff.plots.layer_errors import draw_layer_errors
@@ -21,6 +25,7 @@ from qdiff.plots.ranges import draw_ranges
 from qdiff.plots.split import draw_split
 from qdiff.plots.tradeoff import draw_tradeoff
 from qdiff.plots.trajectory import draw_trajectory
+from qdiff.spectrum import Spectrum
 from tests.qdiff.correction.tables import make_table
 from tests.qdiff.plots.layout import check_layout
 
@@ -211,6 +216,48 @@ def test_images_with_their_differences(channels):
             np.testing.assert_array_equal(sheet[2:10, 12:20], images[1].permute(1, 2, 0))
     assert (sheets[4][2:10, 2:10] == 192).all() and figure.axes[0].images[0].get_clim() == (0, 255)
     check_layout(figure)
+
+
+STEPS = tuple(sorted(map(int, TIMESTEPS)))
+MEASURED = Measurement(
+    timesteps=STEPS,
+    calls=tuple(range(len(STEPS), 0, -1)),
+    forward=tuple(10.0 ** (2 - t / 200) for t in STEPS),
+    signal=(16.0,) * len(STEPS),
+    errors={bits: ((4.0 ** (8 - bits), 1.0, 1.0),) * len(STEPS) for bits in (4, 6, 8)},
+    bops={4: 4, 6: 6, 8: 8},
+    images=1,
+)
+SPECTRUM = Spectrum((0.0, 950.0), (0.1, 1.0), (0.2, 2.0), (0.4, 4.0))
+
+
+class TestBits:
+    """At 950 there is one call, at each step below one more; the error of 4 bits is twice that of 6, of these of 8."""
+
+    @pytest.mark.parametrize("ratio", ["norm", "power"])
+    def test_ratios_of_the_widths_and_of_the_forward_process(self, ratio):
+        choice = Choice.by(SignalToNoise(ratio), MEASURED, None)
+        figure = draw_bits(choice)
+        above, below = figure.axes
+        four, six, eight, forward = (line.get_ydata() for line in above.lines)
+        for shown, bits in ((four, 4), (six, 6), (eight, 8)):
+            assert list(shown) == MEASURED.snr(bits, ratio)[::-1], "from the noisiest step on"
+        assert list(forward) == list(MEASURED.forward[::-1]) and above.get_yscale() == "log"
+        assert list(below.lines[0].get_ydata()) == list(choice.bits[::-1])
+        assert legend(figure) == ["SNR$^Q$, 4 bits", "SNR$^Q$, 6 bits", "SNR$^Q$, 8 bits", "SNR$^F$"]
+        assert [tick.get_text() for tick in below.get_xticklabels()][:2] == ["950", "800"]
+        assert titles(figure)[0].endswith(f"{choice.share:.3f} of the BOPs")
+        check_layout(figure)
+
+    def test_predicted_errors_within_a_budget(self):
+        choice = Choice.by(BopsBudget(0.7), MEASURED, SPECTRUM)
+        figure = draw_bits(choice)
+        above, below = figure.axes
+        for line, bits in zip(above.lines, (4, 6, 8), strict=True):
+            assert list(line.get_ydata()) == MEASURED.image_errors(bits, SPECTRUM)[::-1]
+        assert above.get_ylabel() == "predicted squared error" and legend(figure) == ["4 bits", "6 bits", "8 bits"]
+        assert list(below.get_yticks()) == [4, 6, 8]
+        check_layout(figure)
 
 
 class TestCorrection:
