@@ -98,12 +98,7 @@ class CorrectionTable:
             return torch.from_numpy(found).reshape(len(log_snr), *x.shape[1:])
 
         numbers: dict[str, Any] = {name: values(getattr(self, name)) for name in TENSORS}
-        return replace(
-            self,
-            timesteps=tuple(timesteps),
-            log_snr=tuple(log_snr),
-            **numbers,
-        )
+        return replace(self, timesteps=tuple(timesteps), log_snr=tuple(log_snr), **numbers)
 
 
 class StepCorrection:
@@ -127,6 +122,6 @@ class StepCorrection:
         if self.idle[index]:
             return eps, self.std[index]
         if self.bias.device != eps.device or self.bias.dtype != eps.dtype:  # once
-            self.bias, self.factor = self.bias.to(eps), self.factor.to(eps)
+            self.bias, self.factor = (x.to(eps.dtype).to(eps.device) for x in (self.bias, self.factor))
         shape = -1, *[1] * (eps.ndim - 2)
         return (eps - self.bias[index].view(shape)) * self.factor[index].view(shape), self.std[index]

@@ -102,14 +102,14 @@ class _Walk:
         target = self.reference.eps + a / c * (self.reference.x_t - self.x_t)
         found = _affine(Moments.of(target[:half], eps[:half]), self.parts)
         self.steps.append(found)
-        slope, _, bias, _ = (x.to(eps).view(-1, 1, 1) for x in found)
+        slope, _, bias, _ = (x.to(eps.dtype).to(eps.device).view(-1, 1, 1) for x in found)
         return (eps - bias) / (1 + slope), 0.0
 
     def finish(self, last: Step) -> None:
         """Note the mean squared distance of each held-out result, (N / 2,)."""
         half = len(last.x_prev) // 2
         apart = (last.x_prev - self.reference.x_prev)[half:].flatten(1)
-        self.distance = apart.square().mean(1).double().cpu()
+        self.distance = apart.square().mean(1).cpu().double()
 
     def fitted(self, parts: dict[str, Part]) -> Fitted:
         """Return the corrections of all steps."""

@@ -3,34 +3,28 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusion.checks import check_choice, whole
-from diffusion.steps import Model
 from qdiff.calibration.plan import format_duration
 from qdiff.correction.file import read_correction, write_correction
-from qdiff.correction.moments import Moments
 from qdiff.correction.parts import PARTS
-from qdiff.correction.predictions import Fitted, fit_predictions
-from qdiff.correction.steps import StepFactors, step_factors
 from qdiff.correction.table import FITS, CorrectionTable
-from qdiff.correction.trajectory import NEXT, TrajectoryFit
+from qdiff.correction.trajectory import NEXT
 from qdiff.errors import UserError
 from qdiff.files.digest import tensors_digest
 from qdiff.files.journal import Journal
 from qdiff.pipelines.binding import checked, log_snr, made_for
+from qdiff.pipelines.correction_fit import fit_correction, one_step
 from qdiff.pipelines.pipeline import Pipeline
 
 FILE, JOURNAL = "correction.safetensors", "correcting"
 IMAGES = 64
-FIRST = 10**6  # calibration images before are those that networks are calibrated on
 
 AnyPipeline = TypeVar("AnyPipeline", bound=Pipeline)
 
@@ -142,7 +136,7 @@ class FitCorrection:
     def check(self, pipeline: Pipeline) -> None:
         """Refuse a sampler that the fit cannot be used with."""
         if self.fit == "trajectory":
-            self._one_step(pipeline)
+            one_step(pipeline)
 
     def calls(self, nfe: int) -> int:
         """Return the network calls of one image each that the fit takes, at the most; half of them are quantized."""
@@ -173,7 +167,9 @@ class FitCorrection:
             hidden = None if progress is None else not progress
             calls = self.calls(quantized.nfe)
             with tqdm(total=calls, unit="call", desc="fitting the correction", disable=hidden) as bar:
-                found = self._fit(quantized, full_precision, records, bar.update)
+                found = fit_correction(
+                    self.fit, self.images, self.parts, quantized, full_precision, records, bar.update
+                )
             timesteps = tuple(float(t) for t in quantized.timesteps)
             numbers = {name: x for name, x in vars(found).items() if name != "parts"}
             table = CorrectionTable(
@@ -195,15 +191,6 @@ class FitCorrection:
         """Return the way to load the file of this fit; see `CorrectionSource`."""
         return LoadCorrection(self.file or folder / FILE)
 
-    def _one_step(self, pipeline: Pipeline) -> StepFactors:
-        factors = step_factors(pipeline.sampling.sampler, pipeline.abar, clipped=True)
-        if factors is None:
-            raise UserError(
-                "a fit on the quantized trajectory needs DDIM, where a step depends on the last prediction alone, not "
-                f"{pipeline.sampling.sampler}: leave out --correct_fit trajectory, or change the sampler"
-            )
-        return factors
-
     def _provenance(self, quantized: Pipeline, full_precision: Pipeline) -> dict[str, object]:
         return {
             "fit": self.fit,
@@ -213,108 +200,6 @@ class FitCorrection:
             "weights": tensors_digest(full_precision.network.state_dict()),
             **quantized.digests(),
         }
-
-    @torch.no_grad()
-    def _fit(
-        self, quantized: Pipeline, full_precision: Pipeline, journal: Journal, progress: Callable[[int], object]
-    ) -> Fitted:
-        sampler, abar = quantized.sampling.sampler, quantized.abar
-        if self.fit == "ptqd":
-            halves = _halves(self.images)
-            fitted, held_out = (_Collected(quantized, full_precision, half, journal, progress) for half in halves)
-            return fit_predictions(fitted, held_out, self.parts, step_factors(sampler, abar))
-        factors = self._one_step(quantized)
-        images = range(FIRST, FIRST + self.images)
-        fp, q = (_InBatches(pipeline, images, progress) for pipeline in (full_precision, quantized))
-        job = TrajectoryFit(
-            sampler,
-            abar,
-            factors,
-            lambda: quantized.calibration_noise(images),
-            lambda: _remembered(fp, journal, "fp"),
-            lambda parts: _remembered(q, journal, "-".join(("q", *sorted(parts)))),
-        )
-        return job.run(self.parts)
-
-
-def _halves(images: int) -> tuple[range, range]:
-    middle = FIRST + images // 2
-    return range(FIRST, middle), range(middle, FIRST + images)
-
-
-class _Collected:
-    """Moments of both predictions on trajectories of full precision, a batch at a time; the journal keeps them."""
-
-    def __init__(
-        self,
-        quantized: Pipeline,
-        full_precision: Pipeline,
-        images: range,
-        journal: Journal,
-        progress: Callable[[int], object],
-    ):
-        self.quantized, self.full_precision = quantized, full_precision
-        self.images, self.journal, self.progress = images, journal, progress
-        self.finished: set[range] = set()
-
-    def __iter__(self) -> Iterator[Moments]:
-        size = self.quantized.batch_size
-        for start in range(self.images.start, self.images.stop, size):
-            yield self._of(range(start, min(start + size, self.images.stop)))
-
-    def _of(self, batch: range) -> Moments:
-        unit = f"images-{batch.start}-{batch.stop}"
-        recorded = self.journal.read(unit)
-        if recorded:
-            moments = Moments(recorded[0]["moments"], recorded[1]["pixels"], recorded[1]["cells"])
-            if batch not in self.finished:
-                self.progress(2 * len(batch) * self.quantized.nfe)
-        else:
-            moments = self._measured(batch)
-            numbers = {"pixels": moments.pixels, "cells": moments.cells}
-            self.journal.write(unit, {"moments": moments.values}, numbers)
-        self.finished.add(batch)
-        return moments
-
-    def _measured(self, batch: range) -> Moments:
-        model = self.quantized.calibration_model_for(batch)
-        each = []
-        for step in self.full_precision.calibration_steps(batch):
-            each.append(Moments.of(step.eps, step.predicted_by(model)))
-            self.progress(2 * len(batch))
-        return each[0].like(torch.stack([m.values for m in each], 1))
-
-
-class _InBatches:
-    """The model of many images, which the network gets a batch at a time."""
-
-    def __init__(self, pipeline: Pipeline, images: range, progress: Callable[[int], object]):
-        self.size, self.images, self.progress = pipeline.batch_size, images, progress
-        batches = [images[start : start + self.size] for start in range(0, len(images), self.size)]
-        self.models = [pipeline.calibration_model_for(batch) for batch in batches]
-
-    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        parts = []
-        for model, x, times in zip(self.models, x_t.split(self.size), t.split(self.size)):
-            parts.append(model(x, times))
-            self.progress(len(x))
-        return torch.cat(parts)
-
-
-def _remembered(model: _InBatches, journal: Journal, name: str) -> Model:
-    """Return the model that writes its predictions down, call by call, and takes them from there if they are known."""
-    calls = iter(range(10**9))
-
-    def predict(x_t: Tensor, t: Tensor) -> Tensor:
-        unit = f"{name}-{next(calls):04d}"
-        recorded = journal.read(unit)
-        if recorded:
-            return recorded[0]["eps"].to(x_t)
-        eps = model(x_t, t)
-        journal.write(unit, {"eps": eps})
-        return eps
-
-    return predict
 
 
 def _check_same(file: Path, table: CorrectionTable, wanted: dict[str, object]) -> None:

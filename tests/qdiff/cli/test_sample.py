@@ -11,10 +11,11 @@ from qdiff.calibration.settings import CalibrationSettings, ClosedForm
 from qdiff.cli import sample_ddim
 from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import parse
-from qdiff.cli.sample import learning_of, policy_of, quantization_of, record_of
+from qdiff.cli.sample import CORRECTION, correction_of, learning_of, policy_of, quantization_of, record_of
 from qdiff.mixed_precision.criteria import BopsBudget, MixedPrecision, SignalToNoise
 from qdiff.pipelines.calibrate import Calibrate
 from qdiff.pipelines.calibration_set import DataSettings
+from qdiff.pipelines.correction import FitCorrection, LoadCorrection
 from qdiff.pipelines.quantization import LoadQuantized
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.sampling.rank import Rank
@@ -143,6 +144,19 @@ def test_devices_reach_the_calibration_and_no_record():
     assert "cali_devices" not in record.flags and record.free["cali_devices"] == 4
 
 
+def test_corrections():
+    assert correction_of(flags("")) is None
+    assert correction_of(flags("--correct auto")) == FitCorrection("ptqd", 64, ("slope", "bias", "variance"))
+    auto = flags("--correct auto --correct_fit trajectory --correct_n 8 --correct_parts bias,slope")
+    assert correction_of(auto) == FitCorrection("trajectory", 8, ("bias", "slope"))
+    file = flags("--correct f --correct_interpolate")
+    assert correction_of(file) == LoadCorrection(Path("f"), True)
+    assert {name: record_of(auto, ()).flags[name] for name in CORRECTION}["correct_n"] == 8
+    record = record_of(file, ())
+    assert record.files == {"correct": Path("f")} and record.free["correct"] == Path("f")
+    assert record.flags["correct_interpolate"] and "correct" not in record.flags
+
+
 def test_a_file_that_is_taken_as_it_is():
     resume = "--resume --cali_ckpt f --weight_bit 4"
     assert quantization_of(flags(resume)) == LoadQuantized(Path("f"), 4)
@@ -155,6 +169,7 @@ def test_the_record_of_flags():
     args = flags("--cali_ckpt f --resume -l folder --max_images 3 --seed 7")
     found = record_of(args, sample_ddim.FREE)
     assert found.flags.keys().isdisjoint(found.free)
-    assert found.flags | found.free == vars(args) | {"cali_lr_w": 1e-3}, "the rate is resolved"
+    given = {name: value for name, value in vars(args).items() if name not in CORRECTION}
+    assert found.flags | found.free == given | {"cali_lr_w": 1e-3}, "the rate is resolved"
     assert found.flags["seed"] == 7 and found.free["max_images"] == 3 and found.free["cali_ckpt"] == Path("f")
     assert found.files == {"cali_ckpt": Path("f")}
