@@ -16,6 +16,7 @@ from qdiff.pipelines.correction import FitCorrection
 from qdiff.pipelines.pipeline import Pipeline
 from tests.command_line import script
 from tests.ldm.tiny import CLASSES, write_latent
+from tests.ldm.tiny_text import write_text_model
 from tests.tiny import sample_script, write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,6 +114,9 @@ def test_guidance_is_part_of_it(tmp_path):
     quantized = qdiff.quantize(pipe, **LINEAR)
     table = qdiff.correct(quantized, pipe, images=4).correction
     assert "scale" in refused(lambda: quantized.with_sampling(scale=1.5).with_correction(table))
+    assert quantized.with_correction(table).with_network(quantized.network).correction is None
+    half = qdiff.load_pipeline(tmp_path, steps=4, device="cpu", scale=2.0, eta=1.0, precision="bf16")
+    assert "precision" in refused(lambda: half.with_network(quantized.network).with_correction(table))
     fitted = range(10**6, 10**6 + 2)
     step = next(pipe.calibration_steps(fitted))
     error = quantized.calibration_model_for(fitted)(step.x_t, torch.full((2,), step.t)) - step.eps
@@ -341,3 +345,20 @@ def test_ranks_share_a_correction(folder, monkeypatch):
     ended = sampled(folder, "ranks", line)
     assert ended.status == 0 and "correction" not in ended.out, ended
     assert file.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("flag", "calls"), [("--plms", 5), ("--dpm", 4)])
+def test_text_to_image_with_multistep_samplers(flag, calls, tmp_path):
+    """They add no noise, so that the variance is said to be off, and have no fit on the trajectory."""
+    write_text_model(tmp_path)
+    model = ["--config", tmp_path / "config.yaml", "--ckpt", tmp_path / "model.ckpt", "--outdir", tmp_path / "run"]
+    line = f"--prompt red {flag} --ddim_steps 4 --seed 5 --device cpu --H 32 --W 32 --f 2 --C 4 --scale 2 --n_samples 1"
+    line += " --n_iter 1 --ptq --weight_bit 4 --quant_act --quant_mode linear --cali_st 2 --cali_n 2"
+    ended = script("txt2img.py", *model, *f"{line} --correct auto --correct_n 4".split())
+    assert ended.status == 0, ended
+    assert "variance  off, the sampler adds no noise" in ended.out
+    table = read_correction(tmp_path / "run" / "correction.safetensors")
+    assert len(table.timesteps) == calls and table.bias.any(dim=1).all()
+    line += " --correct auto --correct_fit trajectory"
+    other = script("txt2img.py", *model[:-1], tmp_path / "x", *line.split())
+    assert other.status == 2 and "needs DDIM" in other.err
