@@ -57,4 +57,4 @@ def test_rows(out):
 
 
 def test_its_results_can_be_plotted(out):
-    assert ["psnr" in result.numbers for result in read_results(out / "results.json")] == [False, True, True]
+    assert ["psnr" in result.numbers for result in read_results([out / "results.json"])] == [False, True, True]
