@@ -1,29 +1,15 @@
 """The paper's fit: both networks predict on the trajectories of full precision (PTQD, He et al. 2023, section 3.2)."""
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 
 import torch
-from torch import Tensor
 
 from qdiff.correction.estimates import affine, deviations, scores, slope_of
 from qdiff.correction.held_out import HeldOut
 from qdiff.correction.moments import Moments, mean_of
-from qdiff.correction.parts import NOT_ASKED, Part
+from qdiff.correction.parts import NOT_ASKED
 from qdiff.correction.steps import StepFactors
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a fit found; see `qdiff.correction.table.CorrectionTable` for shapes."""
-
-    slope: Tensor
-    slope_error: Tensor
-    bias: Tensor
-    bias_error: Tensor
-    std: Tensor
-    std_error: Tensor
-    parts: Mapping[str, Part]
+from qdiff.correction.table import Fitted
 
 
 def fit_predictions(

@@ -15,20 +15,36 @@ TENSORS = ("bias", "bias_error", "slope", "slope_error", "std", "std_error")
 
 
 @dataclass(frozen=True)
-class CorrectionTable:
+class Fitted:
+    """What a fit found, of S network calls and C channels; all numbers as measured, also those of parts that are off.
+
+    Attributes:
+        slope, bias: float64 of shape (S, C); slope > -1.
+        std: standard deviation of what is left of eps_q, before the division, float64 of shape (S,), >= 0.
+        slope_error, bias_error, std_error: standard errors of the three, over samples.
+        parts: name in `PARTS` -> whether it is used, and why.
+    """
+
+    slope: Tensor
+    slope_error: Tensor
+    bias: Tensor
+    bias_error: Tensor
+    std: Tensor
+    std_error: Tensor
+    parts: Mapping[str, Part]
+
+
+@dataclass(frozen=True)
+class CorrectionTable(Fitted):
     """A correction of every network call of a sampler: eps' = (eps_q - bias) / (1 + slope), with an error `std` left.
 
-    PTQD, He et al. 2023, section 3.3. All numbers are as measured, also those of parts that are off.
+    PTQD, He et al. 2023, section 3.3. The numbers are those of `Fitted`.
 
     Args:
         fit: how it was fitted: "ptqd", on trajectories of the network in full precision, or "trajectory", on those of
             the quantized network.
         timesteps: of the S network calls, in the order of sampling.
         log_snr: log(abar / (1 - abar)) there, S numbers.
-        slope, bias: float64 of shape (S, C), for each channel; slope > -1.
-        std: standard deviation of what is left of eps_q, before the division, float64 of shape (S,), >= 0.
-        slope_error, bias_error, std_error: standard errors of the three, over samples.
-        parts: name in `PARTS` -> whether it is used, and why.
         made_for: what the correction belongs to, JSON values by name: network, sampler, guidance.
         provenance: where the numbers come from, JSON values: settings of the fit, digest of the weights.
 
@@ -39,13 +55,6 @@ class CorrectionTable:
     fit: str
     timesteps: tuple[float, ...]
     log_snr: tuple[float, ...]
-    slope: Tensor
-    slope_error: Tensor
-    bias: Tensor
-    bias_error: Tensor
-    std: Tensor
-    std_error: Tensor
-    parts: Mapping[str, Part]
     made_for: Mapping[str, Any]
     provenance: Mapping[str, Any]
 

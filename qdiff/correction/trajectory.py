@@ -9,8 +9,8 @@ from torch import Tensor
 from diffusion.steps import Correction, Model, Noise, Sampler, Step, uncorrected
 from qdiff.correction.moments import Moments, mean_of
 from qdiff.correction.parts import NOT_ASKED, Part, judged
-from qdiff.correction.predictions import Fitted
 from qdiff.correction.steps import StepFactors
+from qdiff.correction.table import Fitted
 
 RIDGE = 1e-2  # of the variance of eps_q, towards a scale of 1
 SCALES = (0.8, 1.2)

@@ -66,13 +66,12 @@ class Widths:
         """
         t, signal, errors = [], [], []
         for step in steps:
-            at = torch.full((len(step.x_t),), step.t, device=step.x_t.device)
             t.append(step.t)
             signal.append(squares(step.eps)[0])
             found = []
             for bits in self.policies:
                 self.use(bits)
-                found.append(squares(predict(step.x_t, at) - step.eps))
+                found.append(squares(step.predicted_by(predict) - step.eps))
             errors.append(found)
             progress()
         values = {"t": t, "signal": signal, "errors": errors}

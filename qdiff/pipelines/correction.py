@@ -170,16 +170,13 @@ class FitCorrection:
                 found = fit_correction(
                     self.fit, self.images, self.parts, quantized, full_precision, records, bar.update
                 )
-            timesteps = tuple(float(t) for t in quantized.timesteps)
-            numbers = {name: x for name, x in vars(found).items() if name != "parts"}
             table = CorrectionTable(
+                **vars(found),
                 fit=self.fit,
-                timesteps=timesteps,
+                timesteps=tuple(float(t) for t in quantized.timesteps),
                 log_snr=tuple(log_snr(quantized)),
-                parts=found.parts,
                 made_for=belongs,
                 provenance=provenance,
-                **numbers,
             )
             write_correction(file, table)
         shutil.rmtree(journal, ignore_errors=True)

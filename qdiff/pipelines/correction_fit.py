@@ -1,14 +1,16 @@
 """Both fits of a correction, for pipelines: the images, the networks a batch at a time, what is kept to resume."""
 
 from collections.abc import Callable, Collection, Iterator
+from itertools import count
 
 import torch
 from torch import Tensor
 
 from diffusion.steps import Model
 from qdiff.correction.moments import Moments
-from qdiff.correction.predictions import Fitted, fit_predictions
+from qdiff.correction.predictions import fit_predictions
 from qdiff.correction.steps import StepFactors, step_factors
+from qdiff.correction.table import Fitted
 from qdiff.correction.trajectory import TrajectoryFit
 from qdiff.errors import UserError
 from qdiff.files.journal import Journal
@@ -20,7 +22,7 @@ FIRST = 10**6  # calibration images before are those that networks are calibrate
 @torch.no_grad()
 def fit_correction(
     fit: str,
-    count: int,
+    samples: int,
     asked: Collection[str],
     quantized: Pipeline,
     full_precision: Pipeline,
@@ -31,7 +33,7 @@ def fit_correction(
 
     Args:
         fit: "ptqd" or "trajectory".
-        count: number of images.
+        samples: number of images.
         asked: the parts that may be used.
         quantized, full_precision: sample alike.
         journal: what is done; that of an earlier run is taken from it.
@@ -40,9 +42,9 @@ def fit_correction(
     Raises:
         UserError: as `one_step`.
     """
-    images = range(FIRST, FIRST + count)
+    images = range(FIRST, FIRST + samples)
     if fit == "ptqd":
-        halves = images[: count // 2], images[count // 2 :]
+        halves = images[: samples // 2], images[samples // 2 :]
         fitted, held_out = (_Collected(quantized, full_precision, half, journal, progress) for half in halves)
         factors = step_factors(quantized.sampling.sampler, quantized.abar)
         return fit_predictions(fitted, held_out, asked, factors)
@@ -129,7 +131,7 @@ class _InBatches:
 
 def _remembered(model: _InBatches, journal: Journal, name: str) -> Model:
     """Return the model that writes its predictions down, call by call, and takes them from there if they are known."""
-    calls = iter(range(10**9))
+    calls = count()
 
     def predict(x_t: Tensor, t: Tensor) -> Tensor:
         unit = f"{name}-{next(calls):04d}"

@@ -1,11 +1,11 @@
 """Errors of widths: planted ones are measured exactly, and a network has those of each width calibrated alone."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from diffusion.steps import Step
 from qdiff.calibration.act_ranges import find_ranges
 from qdiff.calibration.data import CalibrationSet
 from qdiff.calibration.phases import by_phase
@@ -39,7 +39,8 @@ def test_planted_errors_are_measured():
         widths.policies[bits] = of_width(POLICY, bits)
         widths.found[bits] = []
     widths.model.sites = lambda: []
-    steps = [SimpleNamespace(t=t, x_t=X, eps=scale * torch.ones_like(X)) for t, scale in ((7.5, 3.0), (2.0, 0.5))]
+    scales = ((7.5, 3.0), (2.0, 0.5))
+    steps = [Step(i, t, X, scale * torch.ones_like(X), X, X) for i, (t, scale) in enumerate(scales)]
     counted = []
 
     def predict(x, t):
