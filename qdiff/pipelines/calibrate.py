@@ -1,6 +1,5 @@
 """Calibration of a pipeline's network: collect data from its own sampling, calibrate, save; resumable."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from qdiff.pipelines.device import free_memory
 from qdiff.pipelines.mixed_precision import Chooser
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.progress import CalibrationBar
+from qdiff.pipelines.provenance import check_provenance
 from qdiff.pipelines.quantization import LoadAsWritten, LoadFile, LoadQuantized
 from qdiff.pipelines.sharing import share_parameters
 from qdiff.pipelines.spectrum import spectrum_of
@@ -142,7 +142,7 @@ class Calibrate:
         if file.exists():
             log.info("calibrated before: %s", file)
             model = self.result(folder).run(pipeline, folder)
-            _check_same(file, model.provenance, provenance)
+            check_provenance(file, model.provenance, provenance, "calibrate", "calibrated")
             return model
         data = calibration_set(pipeline, self.data, folder, weights, progress) if self._samples(pipeline) else None
         spectrum = None
@@ -244,14 +244,3 @@ class Calibrate:
                 calibrate_shared(self.devices, model, data, learned, journal, memory=plan.budget, reporter=bar)
             reporter = bar if self.devices == 1 else None  # else it has seen all, and only results are taken here
             calibrate(model, data, self.learning, journal, spectrum=spectrum, memory=plan.budget, reporter=reporter)
-
-
-def _check_same(file: Path, stored: Mapping[str, object], wanted: Mapping[str, object]) -> None:
-    """Check that a finished file is the result of this calibration. Raises UserError for that of another one."""
-    described = json.loads(json.dumps(wanted))  # as the file has it: tuples as lists
-    changed = [key for key, value in described.items() if stored.get(key) != value]
-    if changed:
-        raise UserError(
-            f"'{file}' was calibrated with other {', '.join(changed)}: give another folder, or delete it to calibrate "
-            "again"
-        )

@@ -1,6 +1,5 @@
 """Correct a pipeline's quantized network: fit a correction, resumable, or read one from a file."""
 
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -16,12 +15,12 @@ from qdiff.correction.file import read_correction, write_correction
 from qdiff.correction.parts import PARTS
 from qdiff.correction.table import FITS, CorrectionTable
 from qdiff.correction.trajectory import NEXT
-from qdiff.errors import UserError
 from qdiff.files.digest import tensors_digest
 from qdiff.files.journal import Journal
 from qdiff.pipelines.binding import checked, log_snr, made_for
 from qdiff.pipelines.correction_fit import fit_correction, one_step
 from qdiff.pipelines.pipeline import Pipeline
+from qdiff.pipelines.provenance import check_provenance
 
 FILE, JOURNAL = "correction.safetensors", "correcting"
 IMAGES = 64
@@ -161,7 +160,7 @@ class FitCorrection:
         if file.exists():
             log.info("correction fitted before: %s", file)
             table = read_correction(file)
-            _check_same(file, table, provenance)
+            check_provenance(file, table.provenance, provenance, "fit", "fitted")
         else:
             records = Journal(journal, {"made_for": belongs, **provenance, "parts": None})
             hidden = None if progress is None else not progress
@@ -197,12 +196,3 @@ class FitCorrection:
             "weights": tensors_digest(full_precision.network.state_dict()),
             **quantized.digests(),
         }
-
-
-def _check_same(file: Path, table: CorrectionTable, wanted: dict[str, object]) -> None:
-    described = json.loads(json.dumps(wanted))
-    changed = [key for key, value in described.items() if table.provenance.get(key) != value]
-    if changed:
-        raise UserError(
-            f"'{file}' was fitted with other {', '.join(changed)}: give another folder, or delete it to fit again"
-        )
