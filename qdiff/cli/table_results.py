@@ -51,7 +51,7 @@ def _result(row: Row, run: Command, fp: Path, options: Mapping[str, Any]) -> "Re
 
     finished, grid = load_run(run.folder), run.folder / "grid.png"
     found = evaluate(finished, full_precision=fp, published=row.published, **options)
-    model = finished.model()
+    model = found.model or finished.model()  # which says why it is not known
     assert model.file_bytes is not None, "the network of a run is in a file"
     size, fp32 = model.file_bytes, 4 * model.parameters
     return Result(
@@ -67,8 +67,7 @@ def _columns(run: Path, grid: Path | None) -> list[str]:
 
     if grid is None:
         return []
-    images = Folder.open(run)
-    images = replace(images, paths=images.paths[:GRID_IMAGES])
+    images = Folder.open(run, GRID_IMAGES)
     columns, captions = columns_of(grid, images.shape[2]), images.labels or images.prompts or []
     alternate = all(caption == captions[i % columns] for i, caption in enumerate(captions))
     return captions[:columns] if alternate and len(set(captions)) > 1 else []

@@ -68,14 +68,18 @@ class Folder:
     classes: object = None  # their names, as the run's configuration has them
 
     @classmethod
-    def open(cls, folder: Path) -> "Folder":
+    def open(cls, folder: Path, most: int | None = None) -> "Folder":
         """List the images of a folder, or of a run's `img`, and read their headers.
+
+        Args:
+            folder: the folder.
+            most: list only so many, the first ones; None lists all.
 
         Raises:
             UserError: there are no images, their sizes differ, or one is damaged or neither 8-bit grey nor RGB.
         """
         run = folder / "img" if (folder / CONFIG).is_file() else None
-        paths = list_images(run or folder)
+        paths = list_images(run or folder)[:most]
         if not paths:
             known = "PNG, JPEG or WebP images"
             raise UserError(f"'{run or folder}' has no {known}: give a folder of them, a run's folder or an .npz")

@@ -43,7 +43,7 @@ def foreign_shape(path: Path) -> Shape:
     if format_of(path) == PNG:
         return image_shape(path)
     with _opened(path) as image:
-        return MODES[image.mode], image.height, image.width
+        return _shape_of(image)
 
 
 def read_foreign(path: Path, shape: Shape) -> Tensor:
@@ -59,14 +59,25 @@ def read_foreign(path: Path, shape: Shape) -> Tensor:
     Raises:
         UserError: as `foreign_shape`; the pixels are damaged, or the shape is another one.
     """
-    own = channels, height, width = foreign_shape(path)
-    if own[1:] != shape[1:] or channels > shape[0]:
-        raise UserError(f"'{path}' is of {width} x {height} pixels and {channels} channels now: leave files alone")
     if format_of(path) == PNG:
+        own = image_shape(path)
+        _check_same(path, own, shape)
         return read_image(path, own).expand(shape)
     with _opened(path) as image:
+        own = channels, height, width = _shape_of(image)
+        _check_same(path, own, shape)
         pixels = np.array(image)
     return torch.from_numpy(pixels).view(height, width, channels).permute(2, 0, 1).expand(shape)
+
+
+def _check_same(path: Path, own: Shape, shape: Shape) -> None:
+    channels, height, width = own
+    if own[1:] != shape[1:] or channels > shape[0]:
+        raise UserError(f"'{path}' is of {width} x {height} pixels and {channels} channels now: leave files alone")
+
+
+def _shape_of(image: Image.Image) -> Shape:
+    return MODES[image.mode], image.height, image.width
 
 
 def common_shape(paths: Sequence[Path]) -> Shape:

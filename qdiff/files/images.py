@@ -73,18 +73,22 @@ def check_image(path: Path, shape: Shape) -> None:
     Raises:
         UserError: the file is missing, unreadable, not a PNG, cut short, or of another pixel format or size.
     """
-    channels, height, width = shape
-    found, wanted = _read_format(path), _Format(8, WRITTEN[channels], width, height)
-    if found != wanted:
-        raise UserError(f"'{path}' is a different image ({found}) than expected ({wanted}): {REMEDY}")
+    _check_format(path, _read_format(path), shape)
 
 
 def image_shape(path: Path) -> Shape:
     """Return (C, H, W) of a PNG. Raises UserError as `check_image`."""
     found = _read_format(path)
     shape = (1 if found.colours == WRITTEN[1] else 3, found.height, found.width)
-    check_image(path, shape)
+    _check_format(path, found, shape)
     return shape
+
+
+def _check_format(path: Path, found: _Format, shape: Shape) -> None:
+    channels, height, width = shape
+    wanted = _Format(8, WRITTEN[channels], width, height)
+    if found != wanted:
+        raise UserError(f"'{path}' is a different image ({found}) than expected ({wanted}): {REMEDY}")
 
 
 def image_path(folder: Path, index: int) -> Path:
