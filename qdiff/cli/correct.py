@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdiff.cli.flags import PARTS, device, fitting
+from qdiff.cli.correction_flags import PARTS, fitting
+from qdiff.cli.flags import check_file, device
 from qdiff.cli.parser import Parser, parse
-from qdiff.errors import UserError
 
 if TYPE_CHECKING:
     from qdiff.correction.table import CorrectionTable
@@ -63,8 +63,8 @@ def _fit(args: argparse.Namespace) -> None:
     from qdiff.pipelines.correction import FILE, FitCorrection
     from qdiff.sampling.run_folder import RunFolder
 
-    if args.out and args.out.is_dir():
-        raise UserError(f"'{args.out}' is a folder: give --out the name of a file")
+    if args.out:
+        check_file(args.out)
     out = args.out or args.path / FILE
     job = FitCorrection(args.correct_fit, args.correct_n, args.correct_parts or PARTS, out)
     run = load_run(args.path, device=args.device)

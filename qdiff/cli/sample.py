@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qdiff.cli.flags import PARTS
+from qdiff.cli.correction_flags import PARTS
 from qdiff.sampling.rank import ALONE, Rank
 
 if TYPE_CHECKING:

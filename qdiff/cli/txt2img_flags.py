@@ -3,8 +3,10 @@
 import argparse
 from pathlib import Path
 
-from qdiff.cli.flags import calibration, correction, quantization, running
+from qdiff.cli.correction_flags import correction
+from qdiff.cli.flags import running
 from qdiff.cli.parser import Parser, choice, number
+from qdiff.cli.quantization_flags import calibration, quantization
 from qdiff.errors import UserError
 
 EXAMPLES = """examples:

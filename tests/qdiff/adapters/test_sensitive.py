@@ -3,7 +3,7 @@
 import pytest
 
 from qdiff.adapters import FAMILIES, adapter_for, adapter_of
-from qdiff.cli.flags import KEPT
+from qdiff.cli.quantization_flags import KEPT
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_model import QuantModel
 from tests.tiny import tiny_network
