@@ -51,6 +51,12 @@ SHOWN = 12  # images of a row of --pictures
 COLUMNS = ("dB", "eps", "weighted", "s", "MiB")
 
 
+def bits_of(name: str) -> tuple[int, int]:
+    """Return the bits of weights and activations, such as (4, 8) for "W4A8"."""
+    width, act = map(int, re.fullmatch(r"W(\d)A(\d+)", name).groups())
+    return width, act
+
+
 def settings_of(method: str) -> dict[str, Any]:
     """Return arguments of `quantize` for a method in words: its name, iterations, and options such as `ends`.
 
@@ -172,12 +178,11 @@ def main() -> None:
     for model in args.models:
         args.spectra[model] = reference_spectrum(model)
         for bits in args.bits:
-            width, act = map(int, re.fullmatch(r"W(\d)A(\d+)", bits).groups())
             for method in args.methods:
                 found = []
                 for seed in args.seeds:
                     with context.Pool(1) as pool:
-                        found.append(pool.apply(measure, (model, method, (width, act), seed, args)))
+                        found.append(pool.apply(measure, (model, method, bits_of(bits), seed, args)))
                 shown.append(found[0][1])
                 row = cells([values for values, _ in found])
                 print(f"{model:11} {bits:5} {method:18} {row}", flush=True)

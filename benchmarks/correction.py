@@ -18,15 +18,12 @@ bundled classifier (not FID); "s", seconds of the fit. "FP" has the FD of full p
 """
 
 import argparse
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from statistics import mean
 
-import torch
-from calibration import HELD_OUT, load, settings_of
+from calibration import HELD_OUT, bits_of, cells, load, settings_of
+from frechet import REFERENCES, frechet
 
 import qdiff
 from qdiff.correction.parts import PARTS, Part
@@ -34,17 +31,8 @@ from qdiff.correction.table import CorrectionTable
 from qdiff.evaluation.metrics import psnr
 from qdiff.pipelines.pipeline import Pipeline
 
-FEATURES = Path("models/features/emoji32")
-REFERENCES = {"pixel": "reference.safetensors", "latent": "reference_all.safetensors"}
 COLUMNS = ("dB", "FD", "s")
 ALONE = (("slope",), ("bias",), ("variance",), PARTS)
-
-
-def frechet(model: str, images: torch.Tensor) -> float:
-    """Return the distance of images to those that a bundled model was trained on."""
-    features, reference = FEATURES / "classifier.safetensors", FEATURES / REFERENCES[model]
-    found = qdiff.evaluate(images, reference=reference, features=features, metrics=["fid"], few=True, device="cpu")
-    return next(row.value for row in found.rows if row.metric.startswith("frechet"))
 
 
 def forced(table: CorrectionTable, parts: tuple[str, ...]) -> CorrectionTable:
@@ -68,25 +56,24 @@ def variants(quantized: Pipeline, pipe: Pipeline, images: int) -> Iterator[tuple
 def block(model: str, bits: str, method: str, eta: float, args: argparse.Namespace) -> None:
     """Print the rows of one quantization."""
     pipe = load(model).with_sampling(eta=eta, **({"steps": args.steps} if args.steps else {}))
-    width, act = map(int, re.fullmatch(r"W(\d)A(\d+)", bits).groups())
+    width, act = bits_of(bits)
     settings = {"weight_bits": width, "act_bits": act, **settings_of(method)}
     settings |= {"timesteps": args.timesteps, "samples": max(1, args.calibration // pipe.cfg_copies)}
     wanted = pipe.with_sampling(seed=HELD_OUT).sample(args.images).tensor
     head = f"{model:7} {bits:5} {method:12} {eta:3g}"
-    print(f"{head} {'FP':24} {'':21} {frechet(model, wanted):9.4g}", flush=True)
+    print(f"{head} {'FP':24} {'':19} {frechet(wanted, model):9.4g}", flush=True)
     found: dict[str, list[tuple[list[float], tuple[str, ...]]]] = {}
     for seed in args.seeds:
         drawn = pipe.with_sampling(seed=seed)
         for name, corrected, seconds in variants(qdiff.quantize(drawn, **settings), drawn, args.fitted):
             images = corrected.with_sampling(seed=HELD_OUT).sample(args.images).tensor
-            values = [psnr(images, wanted).mean().item(), frechet(model, images), seconds]
+            values = [psnr(images, wanted).mean().item(), frechet(images, model), seconds]
             table = corrected.correction
             found.setdefault(name, []).append((values, table.used if table else ()))
     for name, each in found.items():
-        cells = [f"{mean(x):9.4g} +- {max(x) - min(x):8.2g}" for x in zip(*(values for values, _ in each))]
         used = [part for _, parts in each for part in parts]
         on = " ".join(f"{part} {used.count(part)}" for part in PARTS if part in used)
-        print(f"{head} {name:24} {' '.join(cells)} {on}", flush=True)
+        print(f"{head} {name:24} {cells([values for values, _ in each])} {on}", flush=True)
 
 
 def main() -> None:
@@ -103,8 +90,8 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=6, help="samples at each, both rows of guidance counted")
     parser.add_argument("--images", type=int, default=64, help="images that are measured")
     args = parser.parse_args()
-    cells = " ".join(f"{name:>21}" for name in COLUMNS)
-    print(f"{'model':7} {'bits':5} {'method':12} eta {'correction':24} {cells} on")
+    titles = " ".join(f"{name:>19}" for name in COLUMNS)
+    print(f"{'model':7} {'bits':5} {'method':12} eta {'correction':24} {titles} on")
     for model in args.models:
         for bits in args.bits:
             for method in args.methods:

@@ -26,12 +26,11 @@ from tempfile import TemporaryDirectory
 import torch
 from ablations import calibrated
 from calibration import HELD_OUT, cells, load
+from frechet import REFERENCES, frechet
 from torch import Tensor
 
 from qdiff.adapters import adapter_for
-from qdiff.evaluation.features import load_feature_net
-from qdiff.evaluation.metrics import Moments, frechet_distance, psnr
-from qdiff.evaluation.statistics_file import read_statistics
+from qdiff.evaluation.metrics import psnr
 from qdiff.mixed_precision.criteria import BopsBudget, MixedPrecision, SignalToNoise
 from qdiff.mixed_precision.measurement import Measurement
 from qdiff.pipelines.calibration_set import DataSettings, calibration_set
@@ -45,8 +44,6 @@ from qdiff.quant_model import QuantModel
 from qdiff.spectrum import Spectrum
 
 COLUMNS = ("dB", "FD", "BOPs")
-FEATURES = Path("models/features/emoji32")
-REFERENCES = {"pixel": "reference", "latent": "reference_all"}
 FEW, MANY = 4, 8
 
 Bits = tuple[int, ...]  # of each step of a measurement, whose timesteps ascend
@@ -100,14 +97,6 @@ ROWS: Mapping[str, Callable[[Measurement, Spectrum], Bits]] = {
 def runs(bits: Bits) -> str:
     """Describe the bits of each step as runs, from the noisiest step on, such as 8x6 4x19."""
     return " ".join(f"{b}x{len(list(run))}" for b, run in groupby(reversed(bits)))
-
-
-def frechet(images: Tensor, model: str) -> float:
-    """Return the Frechet distance of images, uint8, to the training images of a model."""
-    net, moments = load_feature_net(FEATURES / "classifier.safetensors"), Moments()
-    moments.update(net.extract(images).vectors)
-    reference = read_statistics(FEATURES / f"{REFERENCES[model]}.safetensors", net.identity).vectors
-    return frechet_distance(moments.statistics(), reference)
 
 
 class Seed:
