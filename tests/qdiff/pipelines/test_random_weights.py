@@ -1,11 +1,12 @@
 """Random weights in a file: the scripts' loaders take it, whatever the kind of model."""
 
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import qdiff
 from qdiff.adapters.ldm import samplers
@@ -84,8 +85,14 @@ def test_a_text_encoder_has_a_tokenizer_beside_its_weights(tmp_path):
     assert [p.name for p in (tmp_path / "again").iterdir()] == ["model.safetensors"], "it has one already"
 
 
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("qdiff.pipelines.random_weights.save_file", lambda tensors, path: save_file({}, "/dev/full"))
-    with pytest.raises(OSError, match="w"):
-        write_random_weights(qdiff.load_pipeline(write_tiny(tmp_path), device="cpu"), tmp_path / "w")
-    assert not (tmp_path / "w").exists()
+def test_a_failed_write_leaves_nothing(tmp_path):
+    pipeline, folder = qdiff.load_pipeline(write_tiny(tmp_path), device="cpu"), tmp_path / "random"
+    folder.mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/random/w'"):
+            write_random_weights(pipeline, folder / "w")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [*folder.iterdir()]
