@@ -23,7 +23,7 @@ FLOW = (
     ("ranges", "operations"),
     ("policy",),
     ("quant_layer", "files"),
-    ("observers", "adaptive_rounding", "squant", "phases", "adapters", "sampling", "parallel"),
+    ("observers", "adaptive_rounding", "squant", "integers", "phases", "adapters", "sampling", "parallel"),
     ("quant_block", "config", "closed_form"),
     ("objectives",),
     ("quant_model", "block_recon"),
