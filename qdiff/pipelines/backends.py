@@ -1,0 +1,49 @@
+"""Pipelines whose quantized network an engine executes with integers, instead of simulating it."""
+
+from typing import TYPE_CHECKING, TypeVar
+
+from qdiff.backends import execute
+from qdiff.errors import UserError
+from qdiff.evaluation.bops import without_values
+from qdiff.pipelines.binding import network_digest
+from qdiff.pipelines.execution import Execution
+from qdiff.quant_model import QuantModel
+
+if TYPE_CHECKING:
+    from qdiff.pipelines.pipeline import Pipeline
+
+PipelineT = TypeVar("PipelineT", bound="Pipeline")
+
+
+def check_backend(pipeline: "Pipeline") -> None:
+    """Check that backends can serve a pipeline.
+
+    Raises:
+        UserError: it computes on another device than the CPU, or with fewer than 32 bits.
+    """
+    if pipeline.device.type != "cpu":
+        raise UserError(f"--backend computes on the CPU, the device is {pipeline.device}: add --device cpu")
+    if pipeline.precision != "full":
+        raise UserError(f"--backend and --precision {pipeline.precision} exclude each other: leave one of them out")
+
+
+def executed(pipeline: PipelineT, backend: str) -> PipelineT:
+    """Return the pipeline that samples with what a backend makes of its quantized network; its correction stays.
+
+    Args:
+        pipeline: its quantized network is used up.
+        backend: as of `qdiff.backends.execute`.
+
+    Raises:
+        UserError: as `check_backend` and `qdiff.backends.execute`.
+    """
+    check_backend(pipeline)
+    model = pipeline.network
+    assert isinstance(model, QuantModel)
+    described, digest = without_values(model), network_digest(model)
+    assert isinstance(described, QuantModel)
+    made = execute(model, backend, pipeline.example(1))
+    other = pipeline.with_network(made.network)
+    other.execution = Execution(made.backend, described, digest, made.report)
+    other.correction = pipeline.correction
+    return other
