@@ -1,6 +1,6 @@
 """Networks that compute with integers, by operators of PyTorch on x86 processors."""
 
 from qdiff.execution.machine import has_vnni
-from qdiff.execution.model import ExecutedLeaf, execute_integers, executed_leaves
+from qdiff.execution.model import LeafArithmetic, execute_integers, executed_leaves
 
-__all__ = ["ExecutedLeaf", "execute_integers", "executed_leaves", "has_vnni"]
+__all__ = ["LeafArithmetic", "execute_integers", "executed_leaves", "has_vnni"]

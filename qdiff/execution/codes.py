@@ -20,7 +20,11 @@ def to_codes(x: Tensor, integers: ActIntegers) -> Tensor:
     Returns:
         uint8 in the shape of `x`; dense, its dimensions in the order that they have in memory in `x`.
     """
+    return to_signed_codes(x, integers).view(torch.uint8).bitwise_xor_(HALF)
+
+
+def to_signed_codes(x: Tensor, integers: ActIntegers) -> Tensor:
+    """Return the codes of an activation less 128, int8; otherwise as `to_codes`."""
     offset = torch.tensor(float(integers.zero_point - HALF))
     scaled = torch.add(offset, x.float(), alpha=1 / integers.scale)
-    codes = scaled.clamp_(-HALF, integers.top - HALF).round_().to(torch.int8)
-    return codes.view(torch.uint8).bitwise_xor_(HALF)
+    return scaled.clamp_(-HALF, integers.top - HALF).round_().to(torch.int8)

@@ -8,35 +8,17 @@ from torch import Tensor, nn
 
 from qdiff.execution.codes import to_codes
 from qdiff.execution.kernels import ConvolutionKernel, Kernel, LinearKernel
+from qdiff.execution.leaf import ExecutedLeaf, quantizers_of
 from qdiff.integers import ActIntegers, WeightIntegers, act_integers
 from qdiff.operations import Convolution, Linear
-from qdiff.phases import ActQuantizer, PerPhase, PhaseQuantizer
-from qdiff.quant_layer import Quantizer, QuantLeaf, QuantModule
+from qdiff.phases import PerPhase
+from qdiff.quant_layer import QuantModule
 
 # Operation of a layer, by exact type -> how it is computed with integers
 KERNELS: dict[type, Callable[[Any, WeightIntegers, Tensor | None, ActIntegers], Kernel]] = {
     Convolution: ConvolutionKernel,
     Linear: LinearKernel,
 }
-
-
-class ExecutedLayer(QuantLeaf):
-    """A layer of an executed network.
-
-    `state_dict` has no weights, because an executed layer comes from a file and is not written to another one.
-
-    Attributes:
-        nbytes: what its weights take, step sizes included.
-        reason: why it computes in floating point; empty where it computes with integers.
-    """
-
-    nbytes: int
-    reason: str
-
-    @property
-    def has_full_precision(self) -> bool:
-        """False: it holds integer weights only."""
-        return False
 
 
 class Slices(nn.Module):
@@ -61,7 +43,7 @@ class Slices(nn.Module):
         return y
 
 
-class IntegerLayer(ExecutedLayer):
+class IntegerLayer(ExecutedLeaf):
     """A calibrated convolution or linear layer that computes with int8 weights and uint8 inputs.
 
     Args:
@@ -74,7 +56,7 @@ class IntegerLayer(ExecutedLayer):
     def __init__(self, layer: QuantModule, weights: Sequence[WeightIntegers]):
         super().__init__()
         self.bias = layer.bias
-        phases = [[act_integers(part) for part in phase.quantizers()] for phase in act_quantizers(layer)]
+        phases = [[act_integers(part) for part in phase.quantizers()] for phase in quantizers_of(layer.act_quantizer)]
         biases = [None if layer.bias is None else layer.bias.detach().float(), *[None] * (len(weights) - 1)]
         make = KERNELS[type(layer.operation)]
         kernels = [make(layer.operation, *parts) for parts in zip(weights, biases, phases[0])]
@@ -87,7 +69,7 @@ class IntegerLayer(ExecutedLayer):
         return self.slices(x).to(x.dtype)
 
 
-class FloatLayer(ExecutedLayer):
+class FloatLayer(ExecutedLeaf):
     """A layer with int8 weights that are dequantized in every forward, to compute in floating point.
 
     The result is that of the quantized layer.
@@ -113,12 +95,3 @@ class FloatLayer(ExecutedLayer):
 def _dequantize(weight: WeightIntegers) -> Tensor:
     ones = [1] * (weight.values.ndim - 1)
     return (weight.values + weight.shift.view(-1, *ones)) * weight.scale.view(-1, *ones)
-
-
-def act_quantizers(layer: QuantModule) -> list[Quantizer]:
-    """Return the quantizers of a layer's input, of each phase; none if it stays in floating point."""
-    q = layer.act_quantizer
-    if q is None:
-        return []
-    assert isinstance(q, ActQuantizer)
-    return list(q) if isinstance(q, PhaseQuantizer) else [q]

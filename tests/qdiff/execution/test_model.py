@@ -94,13 +94,16 @@ def test_leaves_are_the_simulated_ones_on_the_same_inputs(name):
 def test_what_stays_in_floating_point_is_told_with_the_reason():
     net, call = pixel()
     rules = (("model.conv_out", None), ("model.mid.block_1.conv1", 16))
+    rules += (("model.mid.attn_1.qk_matmul.k", None), ("model.mid.attn_1.smv_matmul.w", 16))
     model = execute_integers(quantized(net, call, policy(act_rules=rules)))
     leaves = {leaf.path: leaf for leaf in executed_leaves(model)}
     assert list(leaves) == list(model.leaves())
     floating = {path: leaf.reason for path, leaf in leaves.items() if leaf.arithmetic == "float32"}
     assert floating.pop("model.conv_out") == "its input is not quantized"
     assert floating.pop("model.mid.block_1.conv1") == "its input has 16 bits"
-    assert all(path.endswith("_matmul") for path in floating)
+    assert floating.pop("model.mid.attn_1.qk_matmul") == "its operand k is not quantized"
+    assert floating.pop("model.mid.attn_1.smv_matmul") == "its operand w has 16 bits"
+    assert not floating
     assert {leaf.arithmetic for leaf in leaves.values()} == {"int8", "float32"}
 
 
