@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qdiff.execution.codes import HALF, sums_of, to_unsigned_
 from qdiff.integers import ActIntegers, WeightIntegers
 from qdiff.operations import Convolution, Linear
 
@@ -31,7 +32,13 @@ class Kernel(Protocol):
     """Bytes that weights, step sizes and shifts take."""
 
     def __call__(self, codes: Tensor, act: ActIntegers, onto: Tensor | None = None) -> Tensor:
-        """Return the output for codes, uint8 in the layer's shapes, added to `onto`, which may be overwritten."""
+        """Return the output for an input, added to `onto`.
+
+        Args:
+            codes: of the input, less 128, int8 in its shape; may be overwritten.
+            act: its integers.
+            onto: in the shape of the output; may be overwritten.
+        """
 
 
 class ConvolutionKernel:
@@ -43,28 +50,31 @@ class ConvolutionKernel:
         self.shift = _shift(weight, (1, -1, 1, 1))
         stride, dilation = _pair(operation.stride, 1), _pair(operation.dilation, 1)
         self.padding = _Padding(operation.padding)
+        self.sees_more = self.box.numel() > 1 or stride != [1, 1]  # than the pixel in the place of the output
         self.settings = (stride, self.padding.both_ends, dilation, operation.groups)
         self.packed = onednn.qconv_prepack(values, weight.scale, act.scale, act.zero_point, *self.settings)
         self.nbytes = _nbytes(self.packed, self.scale, self.shift)
 
     def __call__(self, codes: Tensor, act: ActIntegers, onto: Tensor | None = None) -> Tensor:
         """Return the output, see `Kernel`."""
-        image = self.padding.fill(_image(codes), act.zero_point).contiguous(memory_format=torch.channels_last)
-        call: tuple[Any, ...] = (image, act.scale, act.zero_point, self.packed, self.scale, NO_ZERO_POINT)
+        image = self.padding.fill(_image(codes), act.zero_point - HALF)
+        image = image.contiguous(memory_format=torch.channels_last)
+        sums = None if self.shift is None else self._sums(image, act.zero_point)
+        call: tuple[Any, ...] = (to_unsigned_(image), act.scale, act.zero_point, self.packed, self.scale, NO_ZERO_POINT)
         if onto is None:
             y = onednn.qconv2d_pointwise(*call, self.bias, *self.settings, *FLOAT, "none", [], "")
         else:
             call = (*call, _image(onto), self.bias, *self.settings, *FLOAT)
             y = onednn.qconv2d_pointwise.binary(*call, 1.0, 0, "sum", 1.0, None, [], None)
-        if self.shift is not None:
-            y.addcmul_(self._sums(image, act.zero_point), self.shift, value=act.scale)
+        if sums is not None:
+            y.addcmul_(sums, self.shift, value=act.scale)
         return y if codes.ndim == 4 else y.squeeze(2)
 
     def _sums(self, image: Tensor, zero_point: int) -> Tensor:
         """Return the sums of codes less their zero point in the windows of the outputs, (N, 1, H, W); exact."""
+        pixels = sums_of(image.permute(0, 2, 3, 1), zero_point).permute(0, 3, 1, 2).float()
         stride, padding, dilation, _ = self.settings
-        pixels = image.sum(1, keepdim=True, dtype=torch.int32) - image.shape[1] * zero_point
-        return F.conv2d(pixels.float(), self.box, None, stride, padding, dilation)
+        return F.conv2d(pixels, self.box, None, stride, padding, dilation) if self.sees_more else pixels
 
 
 class LinearKernel:
@@ -77,20 +87,19 @@ class LinearKernel:
 
     def __call__(self, codes: Tensor, act: ActIntegers, onto: Tensor | None = None) -> Tensor:
         """Return the output, see `Kernel`."""
-        call: tuple[Any, ...] = (codes.contiguous(), act.scale, act.zero_point, self.packed, self.scale, NO_ZERO_POINT)
+        sums = None if self.shift is None else sums_of(codes, act.zero_point)
+        codes = to_unsigned_(codes.contiguous())
+        call: tuple[Any, ...] = (codes, act.scale, act.zero_point, self.packed, self.scale, NO_ZERO_POINT)
         if onto is None:
             y = onednn.qlinear_pointwise(*call, self.bias, *FLOAT, "none", [], "")
         else:
             call = (*call, onto, self.bias, *FLOAT)
             y = onednn.qlinear_pointwise.binary(*call, 1.0, 0, "sum", 1.0, "none", [], "")
-        if self.shift is None:
-            return y
-        sums = codes.sum(-1, keepdim=True, dtype=torch.int32) - codes.shape[-1] * act.zero_point
-        return y.addcmul_(sums.float(), self.shift, value=act.scale)
+        return y if sums is None else y.addcmul_(sums.float(), self.shift, value=act.scale)
 
 
 class _Padding:
-    """Zeros around an image, which are zero points among codes.
+    """Zeros around an image.
 
     Args:
         amounts: before and after each dimension, the last one first, as `Convolution` has them.
@@ -101,8 +110,8 @@ class _Padding:
         self.rest = amounts if before != after else []  # what oneDNN's operator does not pad
         self.both_ends = [0, 0] if self.rest else _pair(before[::-1], 0)
 
-    def fill(self, image: Tensor, zero_point: int) -> Tensor:
-        return F.pad(image, self.rest, value=zero_point) if self.rest else image
+    def fill(self, image: Tensor, value: int) -> Tensor:
+        return F.pad(image, self.rest, value=value) if self.rest else image
 
 
 def _image(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from platform import machine
 import torch
 
 from qdiff.errors import UserError
+from qdiff.execution.codes import HALF
 from qdiff.execution.kernels import LinearKernel
 from qdiff.integers import ActIntegers, WeightIntegers
 from qdiff.operations import Linear
@@ -38,5 +39,5 @@ def has_vnni() -> bool:
         torch.full((1, 64), 127, dtype=torch.int8), torch.zeros(1, dtype=torch.int32), torch.ones(1)
     )
     act = ActIntegers(1.0, 0, 8)
-    codes = torch.full((1, 64), act.top, dtype=torch.uint8)
+    codes = torch.full((1, 64), act.top - HALF, dtype=torch.int8)
     return LinearKernel(Linear(), weight, None, act)(codes, act).item() == 64 * 127 * act.top

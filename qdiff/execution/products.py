@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from qdiff.adapters import ProductKind
-from qdiff.execution.codes import HALF, to_signed_codes
+from qdiff.execution.codes import HALF, sums_of, to_codes
 from qdiff.execution.leaf import ExecutedLeaf
 from qdiff.integers import ActIntegers
 from qdiff.phases import PerPhase
@@ -58,14 +58,15 @@ class ProductOfCodes(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the product of the operands, in its shapes and float32."""
-        codes = (to_signed_codes(x, act) for x, act in zip((a, b), self.acts))
+        codes = (to_codes(x, act) for x, act in zip((a, b), self.acts))
         rows, columns = self.contraction.matrices(*codes)
         sums = torch.empty(*rows.shape[:2], columns.shape[2], dtype=torch.int32)
         for x, y, out in zip(rows, columns, sums):
             torch._int_mm(x, y, out=out)
-        s, t, count = HALF - self.row_act.zero_point, HALF - self.column_act.zero_point, rows.shape[2]
-        sums.add_((rows.sum(2, keepdim=True, dtype=torch.int32) + count * s).mul_(t))
-        sums.add_(columns.sum(1, keepdim=True, dtype=torch.int32).mul_(s))
+        s, t = HALF - self.row_act.zero_point, HALF - self.column_act.zero_point
+        sums.add_(sums_of(rows, self.row_act.zero_point).mul_(t))
+        sums.add_(sums_of(columns.mT, HALF).mT.mul(s))
+        count = rows.shape[2]
         scale = self.row_act.scale * self.column_act.scale * (count**-0.5 if self.scaled else 1.0)
         return (sums * scale).permute(self.contraction.result)
 
