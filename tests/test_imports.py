@@ -27,7 +27,7 @@ FLOW = (
     ("quant_block", "config", "closed_form"),
     ("objectives",),
     ("quant_model", "block_recon"),
-    ("calibration", "checkpoints"),
+    ("calibration", "checkpoints", "execution"),
     ("correction", "mixed_precision", "evaluation"),
     ("pipelines",),
     ("analysis",),

@@ -63,12 +63,17 @@ class ProductKind:
             None if neither does.
         softmax_spec: turns the spec of other activations, with the bits of the softmax, into that of this operand.
         legacy_owner: whether the paper's checkpoints keep its quantizers on the module that holds it.
+        equation: what it computes, for engines that compute it with integers: an equation of `torch.einsum` with a
+            batch, "bcn,bcm->bnm"; None leaves it in floating point there.
+        scaled: whether the product is multiplied by K^-1/2, for sums of K products.
     """
 
     operands: tuple[str, str]
     softmax: str | None = None
     softmax_spec: Callable[[QuantSpec], QuantSpec] = unchanged
     legacy_owner: bool = False
+    equation: str | None = None
+    scaled: bool = False
 
     def spec(self, policy: QuantPolicy, path: str, operand: str, phase: int = 0) -> QuantSpec | None:
         """Return the spec of an operand of the product at `path` in a phase; None if it stays in floating point."""

@@ -38,9 +38,12 @@ def save_quantized(
         provenance: where the numbers come from (settings, digests of weights and data), JSON values; {} by default.
 
     Raises:
-        ValueError: the calibration of `model` is not finished, or `model` was loaded with `low_memory`.
+        ValueError: the calibration of `model` is not finished, or its codes are gone: it was loaded with `low_memory`,
+            or computes with integers.
         UserError: the disk is full or cannot be written to.
     """
+    if not model.layers():
+        raise ValueError("this network computes with integers: copy its file instead")
     for layer, module in model.layers().items():
         if module.rounding is not None:
             raise ValueError(f"the rounding of {layer} is still being learned")

@@ -14,8 +14,8 @@ ADAPTER = Adapter(
     build=Model,
     blocks=(ResnetBlock, AttnBlock),
     products={
-        ScoreProduct: ProductKind(("q", "k"), legacy_owner=True),
-        ValueProduct: ProductKind(("v", "w"), softmax="w", softmax_spec=from_zero, legacy_owner=True),
+        ScoreProduct: ProductKind(("q", "k"), legacy_owner=True, equation="bcn,bcm->bnm", scaled=True),
+        ValueProduct: ProductKind(("v", "w"), softmax="w", softmax_spec=from_zero, legacy_owner=True, equation="bcm,bnm->bcn"),
     },
     plain=(nn.GroupNorm,),
     sensitive={

@@ -30,10 +30,12 @@ ADAPTER = Adapter(
     build=_build,
     blocks=(ResBlock, AttentionBlock, BasicTransformerBlock),
     products={
-        ScoreProduct: ProductKind(("q", "k")),
-        ValueProduct: ProductKind(("v", "w"), softmax="w", softmax_spec=_asymmetric_softmax),
-        CrossScoreProduct: ProductKind(("q", "k"), legacy_owner=True),
-        CrossValueProduct: ProductKind(("v", "w"), softmax="w", softmax_spec=from_zero, legacy_owner=True),
+        ScoreProduct: ProductKind(("q", "k"), equation="bcn,bcm->bnm"),
+        ValueProduct: ProductKind(("v", "w"), softmax="w", softmax_spec=_asymmetric_softmax, equation="bcm,bnm->bcn"),
+        CrossScoreProduct: ProductKind(("q", "k"), legacy_owner=True, equation="bnc,bmc->bnm", scaled=True),
+        CrossValueProduct: ProductKind(
+            ("v", "w"), softmax="w", softmax_spec=from_zero, legacy_owner=True, equation="bmc,bnm->bnc"
+        ),
     },
     plain=(nn.GroupNorm, GroupNorm32, nn.LayerNorm, nn.Embedding),
     sensitive={
