@@ -1,34 +1,25 @@
 """Backends: what computes a quantized network with integers, in place of the simulation in floating point."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import partial
 
+import torch
 from torch import nn
 
 from qdiff.calls import Call
 from qdiff.errors import UserError
 from qdiff.execution import execute_integers, executed_leaves, has_vnni
-from qdiff.execution.machine import why_not
-from qdiff.export.sessions import OnnxRuntimeSession, OpenVinoSession
+from qdiff.execution.machine import lacking
+from qdiff.export.onnx import export_graph
+from qdiff.export.packages import lacking_packages
+from qdiff.export.session import in_float, in_integers
 from qdiff.quant_model import QuantModel
 
 SIMULATED, AUTO = "simulated", "auto"
 
-
-@dataclass(frozen=True)
-class Executed:
-    """A network that computes with integers.
-
-    Args:
-        backend: the name of the backend.
-        network: called as the quantized network is.
-        report: lines that say what of it computes with integers.
-    """
-
-    backend: str
-    network: nn.Module
-    report: list[str]
+Made = tuple[nn.Module, list[str]]  # the executed network, and lines that say what of it computes with integers
 
 
 @dataclass(frozen=True)
@@ -36,30 +27,32 @@ class Backend:
     """A backend.
 
     Args:
-        execute: makes the executed network of a calibrated one, which is used up, with arguments of a call of it, and
-            lines that say what of it computes with integers.
-        missing: returns what this machine lacks for it; None if nothing.
+        make: makes the executed network of a calibrated one, which is used up, with arguments of a call of it.
+        lacking: says in a line what this machine lacks for it, and how to get it; None if nothing.
     """
 
-    execute: Callable[[QuantModel, Call], tuple[nn.Module, list[str]]]
-    missing: Callable[[], str | None]
+    make: Callable[[QuantModel, Call], Made]
+    lacking: Callable[[], str | None]
 
 
-def execute(model: QuantModel, backend: str, example: Call) -> Executed:
+def execute(model: QuantModel, backend: str, example: Call) -> Made:
     """Make the network that a backend executes of a calibrated one.
 
     Args:
         model: on the CPU; it is used up and must not be called afterwards.
-        backend: a name in `BACKENDS`, or "auto" for the first of them that this machine has.
+        backend: a name in `BACKENDS`.
         example: arguments of the network for any number of samples; their values do not matter.
 
+    Returns:
+        a module that is called as the network is, and lines that say what of it computes with integers.
+
     Raises:
-        UserError: the backend is not installed, or cannot execute this network on this machine.
+        UserError: this machine lacks the backend, or the backend cannot execute this network.
     """
-    name = resolved(backend)
-    if missing := BACKENDS[name].missing():
-        raise UserError(f"--backend {name}: {missing}")
-    return Executed(name, *BACKENDS[name].execute(model, example))
+    if missing := BACKENDS[backend].lacking():
+        raise UserError(f"--backend {backend}: {missing}")
+    network, report = BACKENDS[backend].make(model, example)
+    return network, report if has_vnni() else [*report, "this processor has no VNNI: integers are slower than on others"]
 
 
 def resolved(backend: str) -> str:
@@ -71,20 +64,30 @@ def resolved(backend: str) -> str:
     if backend != AUTO:
         return backend
     for name, known in BACKENDS.items():
-        if known.missing() is None:
+        if known.lacking() is None:
             return name
-    raise UserError(f"--backend auto: this machine has none of {', '.join(BACKENDS)}: pip install 'qdiff[openvino]'")
+    raise UserError("--backend auto: this machine has no backend: pip install 'qdiff[openvino]', or leave --backend out")
 
 
-def _torch(model: QuantModel, example: Call) -> tuple[nn.Module, list[str]]:
-    leaves = executed_leaves(model := execute_integers(model))
-    return model, _counted([(leaf.path, leaf.arithmetic, leaf.reason) for leaf in leaves])
+def _torch(model: QuantModel, example: Call) -> Made:
+    leaves = executed_leaves(execute_integers(model))
+    reasons = Counter(leaf.reason for leaf in leaves if leaf.reason)
+    report = [f"{len(leaves) - reasons.total()} of {len(leaves)} layers and attention products in int8"]
+    return model, [*report, *(f"{count} in float32: {reason}" for reason, count in reasons.items())]
 
 
-# Fastest first
-BACKENDS = {
-    "openvino": Backend(_openvino, missing_openvino),
-    "torch": Backend(_torch, missing_integers),
-    "onnxruntime": Backend(_onnxruntime, missing_onnxruntime),
+def _engine(name: str, model: QuantModel, example: Call) -> Made:
+    from qdiff.export.engines import ENGINES
+
+    session = ENGINES[name](export_graph(model, example), threads=torch.get_num_threads())
+    executed = session.executed()
+    kinds = Counter((x.kind, x.dtype) for x in in_float(executed))
+    return session, [in_integers(executed), *(f"{count} {kind} in {dtype}" for (kind, dtype), count in kinds.items())]
+
+
+BACKENDS = {  # fastest first
+    "openvino": Backend(partial(_engine, "openvino"), partial(lacking_packages, "openvino")),
+    "torch": Backend(_torch, lacking),
+    "onnxruntime": Backend(partial(_engine, "onnxruntime"), partial(lacking_packages, "onnxruntime")),
 }
 NAMES = (*BACKENDS, AUTO)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, TypeVar
 
-from qdiff.backends import execute
+from qdiff.backends import execute, resolved
 from qdiff.errors import UserError
 from qdiff.evaluation.bops import without_values
 from qdiff.pipelines.binding import network_digest
@@ -32,7 +32,7 @@ def executed(pipeline: PipelineT, backend: str) -> PipelineT:
 
     Args:
         pipeline: its quantized network is used up.
-        backend: as of `qdiff.backends.execute`.
+        backend: a name in `qdiff.backends.NAMES`.
 
     Raises:
         UserError: as `check_backend` and `qdiff.backends.execute`.
@@ -42,8 +42,9 @@ def executed(pipeline: PipelineT, backend: str) -> PipelineT:
     assert isinstance(model, QuantModel)
     described, digest = without_values(model), network_digest(model)
     assert isinstance(described, QuantModel)
-    made = execute(model, backend, pipeline.example(1))
-    other = pipeline.with_network(made.network)
-    other.execution = Execution(made.backend, described, digest, made.report)
+    name = resolved(backend)
+    network, report = execute(model, name, pipeline.example(1))
+    other = pipeline.with_network(network)
+    other.execution = Execution(name, described, digest, report)
     other.correction = pipeline.correction
     return other
