@@ -12,7 +12,7 @@ from ldm.modules.diffusionmodules.blocks import AttentionBlock, ResBlock, ScoreP
 from ldm.modules.diffusionmodules.util import GroupNorm32
 from ldm.modules.slices import repeat_slices
 from ldm.util import instantiate_from_config
-from qdiff.adapters import Adapter, ProductKind, shortcut_splits
+from qdiff.adapters import Adapter, Contraction, ProductKind, shortcut_splits
 from qdiff.policy import QuantSpec
 
 
@@ -36,10 +36,20 @@ ADAPTER = Adapter(
     build=_build,
     blocks=(ResBlock, AttentionBlock, BasicTransformerBlock),
     products={
-        ScoreProduct: ProductKind(("q", "k")),
-        ValueProduct: ProductKind(("v", "w"), softmax="w", softmax_spec=_asymmetric_softmax),
-        CrossScoreProduct: ProductKind(("q", "k"), legacy_owner=True),
-        CrossValueProduct: ProductKind(("v", "w"), softmax="w", softmax_spec=_softmax, legacy_owner=True),
+        ScoreProduct: ProductKind(("q", "k"), contraction=Contraction("bci,bcj->bij")),
+        ValueProduct: ProductKind(
+            ("v", "w"), softmax="w", softmax_spec=_asymmetric_softmax, contraction=Contraction("bcj,bij->bci")
+        ),
+        CrossScoreProduct: ProductKind(
+            ("q", "k"), legacy_owner=True, contraction=Contraction("bic,bjc->bij", scaled=True)
+        ),
+        CrossValueProduct: ProductKind(
+            ("v", "w"),
+            softmax="w",
+            softmax_spec=_softmax,
+            legacy_owner=True,
+            contraction=Contraction("bjc,bij->bic"),
+        ),
     },
     plain=(nn.GroupNorm, GroupNorm32, nn.LayerNorm, nn.Embedding),
     sensitive={
