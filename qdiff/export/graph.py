@@ -1,6 +1,6 @@
 """Changes of an exported graph that leave its values as they are."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -86,10 +86,9 @@ def widen_weights(graph: "Graph") -> int:
     return widened
 
 
-def _initializer(graph: "Graph", name: str, values: np.ndarray, dtype: int) -> "Value":
+def _initializer(graph: "Graph", name: str, values: np.ndarray, dtype: Any) -> "Value":
     import onnx_ir as ir
 
-    dtype = ir.DataType(dtype)
     tensor = ir.Tensor(values.astype(dtype.numpy()), dtype=dtype, name=name)
     value = ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(dtype), const_value=tensor)
     graph.register_initializer(value)

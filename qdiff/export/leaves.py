@@ -11,7 +11,7 @@ from qdiff.adapters import Contraction
 from qdiff.export.linear_quantization import OPSET, Dequantize, QuantizeDequantize, quantize_dequantize
 from qdiff.integers import ActIntegers, WeightIntegers, act_integers, weight_integers
 from qdiff.quant_block import QuantProduct
-from qdiff.quant_layer import QuantModule
+from qdiff.quant_layer import Quantizer, QuantModule
 from qdiff.quant_model import QuantModel
 
 
@@ -31,7 +31,8 @@ class ExportedSlice(nn.Module):
         self.operation = layer.operation
         self.act = quantize_dequantize(act)
         self.weight = Dequantize(weight.values, weight.scale, 0)
-        self.sums = Dequantize(torch.ones_like(weight.values[:1]), torch.ones(1), 0) if weight.shift.any() else None
+        ones = Dequantize(torch.ones_like(weight.values[:1]), torch.ones(1), 0)  # whose products are sums of the input
+        self.ones: nn.Module | None = ones if weight.shift.any() else None
         spatial = [1] * (weight.values.ndim - 2)  # of the output, behind its channels
         self.register_buffer("shift", (weight.shift * weight.scale).view(-1, *spatial))
 
@@ -39,7 +40,7 @@ class ExportedSlice(nn.Module):
         """Apply the layer to `x`, in its shapes; the shift of a weight multiplies the sums of the inputs."""
         x = self.act(x)
         y = self.operation(x, self.weight(), bias)
-        return y if self.sums is None else y + self.operation(x, self.sums(), None) * self.shift
+        return y if self.ones is None else y + self.operation(x, self.ones(), None) * self.shift
 
 
 class ExportedLayer(nn.Module):
@@ -52,6 +53,7 @@ class ExportedLayer(nn.Module):
     def __init__(self, layer: QuantModule):
         super().__init__()
         weights, quantizer = weight_integers(layer), layer.act_quantizer
+        assert isinstance(quantizer, Quantizer | None)  # policies with phases are refused
         acts = [None] * len(weights) if quantizer is None else [act_integers(q) for q in quantizer.quantizers()]
         self.sizes = layer.split
         self.slices = nn.ModuleList(ExportedSlice(layer, weight, act) for weight, act in zip(weights, acts))
@@ -60,7 +62,9 @@ class ExportedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to `x`, in its shapes."""
         parts = x.split(self.sizes, dim=1) if self.sizes else (x,)
-        first, *others = (piece(part, self.bias if i == 0 else None) for i, (piece, part) in enumerate(zip(self.slices, parts)))
+        first, *others = (
+            piece(part, self.bias if i == 0 else None) for i, (piece, part) in enumerate(zip(self.slices, parts))
+        )
         return sum(others, start=first)
 
 
@@ -84,9 +88,9 @@ class PlainProduct(nn.Module):
 class IntegerProduct(nn.Module):
     """An attention product of codes that keep their zero points, as one product of matrices.
 
-    Engines multiply unsigned by signed codes in integers, but not where a zero point has to be subtracted from the second
-    operand. A product is linear in both: with A = a + s and B = b + t for numbers s and t, the sum of a b over k is that of
-    A B, less t times the sum of A and s times that of B, plus k s t.
+    Engines multiply unsigned by signed codes in integers, but not where a zero point has to be subtracted from the
+    second operand. A product is linear in both: with A = a + s and B = b + t for numbers s and t, the sum of a b over
+    k terms is that of A B, less t times the sum of A and s times that of B, plus k s t.
 
     Args:
         product: the quantized product, both operands of 8 bits or fewer.
@@ -137,8 +141,8 @@ def exported_product(product: QuantProduct) -> nn.Module:
 class ScaleShiftNorm(nn.Module):
     """GroupNorm as a scale and a shift of each channel.
 
-    Means of single channels leave the memory layout of convolutions as it is, and engines fuse the one multiplication and
-    addition with what follows. Variances are mean squares less squared means.
+    Means of single channels leave the memory layout of convolutions as it is, and engines fuse the one multiplication
+    and addition with what follows. Variances are mean squares less squared means.
 
     Args:
         norm: with weight and bias.

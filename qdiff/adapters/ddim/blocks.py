@@ -14,12 +14,8 @@ ADAPTER = Adapter(
     build=Model,
     blocks=(ResnetBlock, AttnBlock),
     products={
-        ScoreProduct: ProductKind(
-            ("q", "k"), legacy_owner=True, contraction=Contraction("bci,bcj->bij", scaled=True)
-        ),
-        ValueProduct: ProductKind(
-            ("v", "w"), softmax="w", legacy_owner=True, contraction=Contraction("bcj,bij->bci")
-        ),
+        ScoreProduct: ProductKind(("q", "k"), legacy_owner=True, contraction=Contraction("bci,bcj->bij", scaled=True)),
+        ValueProduct: ProductKind(("v", "w"), softmax="w", legacy_owner=True, contraction=Contraction("bcj,bij->bci")),
     },
     plain=(nn.GroupNorm,),
     sensitive={
