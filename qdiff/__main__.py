@@ -20,6 +20,13 @@ def convert(argv: Sequence[str]) -> None:
     main(argv)
 
 
+def export(argv: Sequence[str]) -> None:
+    """write the network of a quantized file as an ONNX graph, for engines"""
+    from qdiff.cli.export import main
+
+    main(argv)
+
+
 def evaluate(argv: Sequence[str]) -> None:
     """compute metrics of images: FID, IS, KID, distances to full precision"""
     from qdiff.cli.evaluate import main
@@ -49,7 +56,7 @@ def reproduce(argv: Sequence[str]) -> None:
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
-    verb.__name__: verb for verb in (inspect, convert, correct, evaluate, reproduce, plot)
+    verb.__name__: verb for verb in (inspect, convert, export, correct, evaluate, reproduce, plot)
 }
 
 

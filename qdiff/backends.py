@@ -12,6 +12,7 @@ from qdiff.calls import Call
 from qdiff.errors import UserError
 from qdiff.execution import execute_integers, executed_leaves, has_vnni
 from qdiff.execution.machine import lacking
+from qdiff.export.engines import ENGINES
 from qdiff.export.onnx import export_graph
 from qdiff.export.packages import lacking_packages
 from qdiff.export.session import in_float, in_integers
@@ -77,9 +78,8 @@ def _torch(model: QuantModel, example: Call) -> Made:
 
 
 def _engine(name: str, model: QuantModel, example: Call) -> Made:
-    from qdiff.export.engines import ENGINES
-
     session = ENGINES[name](export_graph(model, example), threads=torch.get_num_threads())
+    example(session)  # engines settle what they execute when they are first called
     executed = session.executed()
     kinds = Counter((x.kind, x.dtype) for x in in_float(executed))
     return session, [in_integers(executed), *(f"{count} {kind} in {dtype}" for (kind, dtype), count in kinds.items())]

@@ -27,7 +27,9 @@ FLOW = (
     ("quant_block", "config", "closed_form"),
     ("objectives",),
     ("quant_model", "block_recon"),
-    ("calibration", "checkpoints", "execution"),
+    ("execution", "export"),
+    ("backends",),
+    ("calibration", "checkpoints"),
     ("correction", "mixed_precision", "evaluation"),
     ("pipelines",),
     ("analysis",),
@@ -44,6 +46,8 @@ OPEN_FILES = (
     "qdiff/correction/file.py",
     "qdiff/calibration/capture.py",  # what exceeds the memory budget
     "qdiff/evaluation/",
+    "qdiff/export/onnx.py",
+    "qdiff/export/onnxruntime.py",  # the graph as the engine has changed it
     "qdiff/pipelines/",
     "qdiff/sampling/run_folder.py",
     "qdiff/plots/output.py",
@@ -51,7 +55,15 @@ OPEN_FILES = (
     "qdiff/training/",
     "scripts/",
 )
-NAME_DEVICES = ("qdiff/files/", "qdiff/pipelines/", "qdiff/sampling/noise.py", "qdiff/training/", "scripts/")
+NAME_DEVICES = (
+    "qdiff/files/",
+    "qdiff/pipelines/",
+    "qdiff/sampling/noise.py",
+    "qdiff/export/",  # whose engines take arrays of the CPU
+    "qdiff/cli/export.py",
+    "qdiff/training/",
+    "scripts/",
+)
 DRAW_GLOBALLY = ("qdiff/training/",)  # whose trainer seeds everything
 
 

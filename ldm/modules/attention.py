@@ -90,7 +90,7 @@ class CrossAttention(nn.Module):
         context = x if context is None else context
         q, k, v = (self._split(y) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
         h = in_slices(self._attend, q, k, v, scores=q.shape[1] * k.shape[1])
-        return self.to_out(h.unflatten(0, (len(x), -1)).transpose(1, 2).flatten(2))
+        return self.to_out(h.unflatten(0, (x.shape[0], -1)).transpose(1, 2).flatten(2))
 
 
 class BasicTransformerBlock(nn.Module):

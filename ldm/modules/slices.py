@@ -34,7 +34,8 @@ def repeat_slices(passes: Passes) -> Iterator[None]:
 def in_slices(attend: Callable[..., Tensor], *operands: Tensor, scores: int) -> Tensor:
     """Return `attend(*operands)`, computed for a few entries of dimension 0 at a time.
 
-    With gradients, each slice is computed again in the backward pass instead of being kept.
+    With gradients, each slice is computed again in the backward pass instead of being kept. `torch.export` takes all
+    entries at once.
 
     Args:
         attend: attention that treats the entries of dimension 0 independently.
@@ -42,7 +43,7 @@ def in_slices(attend: Callable[..., Tensor], *operands: Tensor, scores: int) -> 
         scores: number of attention scores of one entry.
     """
     size = max(1, SCORES // scores)
-    if size >= len(operands[0]):
+    if torch.compiler.is_exporting() or size >= len(operands[0]):  # the batch of an exported graph is not known
         return attend(*operands)
     recomputed = partial(checkpoint, attend, use_reentrant=False, preserve_rng_state=False)  # nothing is random
     run = recomputed if torch.is_grad_enabled() else attend

@@ -53,6 +53,19 @@ def no_build(*config: object) -> nn.Module:
 
 
 @dataclass(frozen=True)
+class Contraction:
+    """What a product of two activations computes, for engines that compute it in integers.
+
+    Args:
+        equation: as of `torch.einsum`, with one index that is summed over and a batch index, "bci,bcj->bij".
+        scaled: whether the result is divided by the square root of the number of terms in each sum.
+    """
+
+    equation: str
+    scaled: bool = False
+
+
+@dataclass(frozen=True)
 class ProductKind:
     """How a product of two activations is quantized; see `Adapter.products`.
 
@@ -63,17 +76,15 @@ class ProductKind:
             None if neither does.
         softmax_spec: turns the spec of other activations, with the bits of the softmax, into that of this operand.
         legacy_owner: whether the paper's checkpoints keep its quantizers on the module that holds it.
-        equation: what it computes, for engines that compute it with integers: an equation of `torch.einsum` with a
-            batch, "bcn,bcm->bnm"; None leaves it in floating point there.
-        scaled: whether the product is multiplied by K^-1/2, for sums of K products.
+        contraction: what it computes; None for what is no contraction, which exported networks compute in floating
+            point.
     """
 
     operands: tuple[str, str]
     softmax: str | None = None
     softmax_spec: Callable[[QuantSpec], QuantSpec] = unchanged
     legacy_owner: bool = False
-    equation: str | None = None
-    scaled: bool = False
+    contraction: Contraction | None = None
 
     def spec(self, policy: QuantPolicy, path: str, operand: str, phase: int = 0) -> QuantSpec | None:
         """Return the spec of an operand of the product at `path` in a phase; None if it stays in floating point."""

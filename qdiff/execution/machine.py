@@ -16,16 +16,19 @@ PAIR = 2 * 255  # the largest sum of two codes: without VNNI, products are added
 LARGEST = torch.iinfo(torch.int16).max // PAIR  # absolute value of a weight whose products never leave int16
 
 
-def check_machine() -> None:
-    """Check that PyTorch has integer operators here.
-
-    Raises:
-        UserError: a processor other than x86, or a build without oneDNN.
-    """
+def lacking() -> str | None:
+    """Say what this machine lacks for integer operators of PyTorch, and what to do; None if nothing."""
     if machine() not in X86:
-        raise UserError(f"integers are computed on x86 processors, this one is {machine()}: use --backend onnxruntime")
+        return f"integers are computed on x86 processors, this one is {machine()}: use --backend onnxruntime"
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qconv_prepack")):
-        raise UserError("this build of PyTorch has no oneDNN: install PyTorch from PyPI, or use --backend onnxruntime")
+        return "this build of PyTorch has no oneDNN: install PyTorch from PyPI, or use --backend onnxruntime"
+    return None
+
+
+def check_machine() -> None:
+    """Check that PyTorch has integer operators here. Raises UserError if it does not."""
+    if missing := lacking():
+        raise UserError(missing)
 
 
 @lru_cache

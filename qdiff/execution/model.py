@@ -89,8 +89,8 @@ def _why_float_product(product: QuantProduct) -> str:
     name, bits = max(((name, bits_of(of)) for name, of in phases.items()), key=itemgetter(1))
     if bits > 8:
         return f"its operand {name} has {bits} bits"
-    if product.kind.equation is None:
-        return "its adapter tells no equation"
+    if product.kind.contraction is None:
+        return "its adapter does not tell what it computes"
     return "" if has_vnni() else SATURATES
 
 

@@ -12,19 +12,19 @@ from qdiff.phases import PerPhase
 ActPair = tuple[ActIntegers, ActIntegers]  # of the two operands, in order
 
 
-class Contraction:
+class Matrices:
     """A product of two activations as one of matrices: rows, summed over what both have, times columns.
 
     Attention weights are the rows, so that the channels of a product with values lie next to each other in memory, as
     the layer behind it wants them.
 
     Args:
-        kind: with an equation.
+        kind: with a contraction.
     """
 
     def __init__(self, kind: ProductKind):
-        assert kind.equation is not None
-        *operands, result = kind.equation.replace("->", ",").split(",")
+        assert kind.contraction is not None
+        *operands, result = kind.contraction.equation.replace("->", ",").split(",")
         self.swapped = kind.softmax == kind.operands[1]
         rows, columns = reversed(operands) if self.swapped else operands
         (batch,), (summed,) = set(rows) & set(columns) & set(result), set(rows) & set(columns) - set(result)
@@ -47,19 +47,20 @@ class ProductOfCodes(nn.Module):
     attention weights are small, so that they are added in int32, exactly, too.
 
     Args:
-        kind: with an equation.
+        kind: with a contraction.
         acts: integers of the operands, of at most 8 bits.
     """
 
     def __init__(self, kind: ProductKind, acts: ActPair):
         super().__init__()
-        self.acts, self.scaled, self.contraction = acts, kind.scaled, Contraction(kind)
-        self.row_act, self.column_act = reversed(acts) if self.contraction.swapped else acts
+        assert kind.contraction is not None
+        self.acts, self.scaled, self.form = acts, kind.contraction.scaled, Matrices(kind)
+        self.row_act, self.column_act = reversed(acts) if self.form.swapped else acts
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the product of the operands, in its shapes and float32."""
         codes = (to_codes(x, act) for x, act in zip((a, b), self.acts))
-        rows, columns = self.contraction.matrices(*codes)
+        rows, columns = self.form.matrices(*codes)
         sums = torch.empty(*rows.shape[:2], columns.shape[2], dtype=torch.int32)
         for x, y, out in zip(rows, columns, sums):
             torch._int_mm(x, y, out=out)
@@ -68,14 +69,14 @@ class ProductOfCodes(nn.Module):
         sums.add_(sums_of(columns.mT, HALF).mT.mul(s))
         count = rows.shape[2]
         scale = self.row_act.scale * self.column_act.scale * (count**-0.5 if self.scaled else 1.0)
-        return (sums * scale).permute(self.contraction.result)
+        return (sums * scale).permute(self.form.result)
 
 
 class IntegerProduct(ExecutedLeaf):
     """A product of two activations with at most 8 bits that is computed with integers.
 
     Args:
-        kind: with an equation.
+        kind: with a contraction.
         phases: integers of the operands, in each phase.
     """
 

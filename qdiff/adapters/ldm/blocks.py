@@ -11,7 +11,7 @@ from ldm.modules.diffusionmodules.blocks import AttentionBlock, ResBlock, ScoreP
 from ldm.modules.diffusionmodules.util import GroupNorm32
 from ldm.modules.slices import repeat_slices
 from ldm.util import instantiate_from_config
-from qdiff.adapters import Adapter, ProductKind, from_zero, shortcut_splits
+from qdiff.adapters import Adapter, Contraction, ProductKind, from_zero, shortcut_splits
 from qdiff.policy import QuantSpec
 
 
@@ -30,11 +30,19 @@ ADAPTER = Adapter(
     build=_build,
     blocks=(ResBlock, AttentionBlock, BasicTransformerBlock),
     products={
-        ScoreProduct: ProductKind(("q", "k"), equation="bcn,bcm->bnm"),
-        ValueProduct: ProductKind(("v", "w"), softmax="w", softmax_spec=_asymmetric_softmax, equation="bcm,bnm->bcn"),
-        CrossScoreProduct: ProductKind(("q", "k"), legacy_owner=True, equation="bnc,bmc->bnm", scaled=True),
+        ScoreProduct: ProductKind(("q", "k"), contraction=Contraction("bci,bcj->bij")),
+        ValueProduct: ProductKind(
+            ("v", "w"), softmax="w", softmax_spec=_asymmetric_softmax, contraction=Contraction("bcj,bij->bci")
+        ),
+        CrossScoreProduct: ProductKind(
+            ("q", "k"), legacy_owner=True, contraction=Contraction("bic,bjc->bij", scaled=True)
+        ),
         CrossValueProduct: ProductKind(
-            ("v", "w"), softmax="w", softmax_spec=from_zero, legacy_owner=True, equation="bmc,bnm->bnc"
+            ("v", "w"),
+            softmax="w",
+            softmax_spec=from_zero,
+            legacy_owner=True,
+            contraction=Contraction("bjc,bij->bic"),
         ),
     },
     plain=(nn.GroupNorm, GroupNorm32, nn.LayerNorm, nn.Embedding),

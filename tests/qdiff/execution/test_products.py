@@ -11,7 +11,7 @@ from qdiff.quant_block import QuantProduct
 from qdiff.quant_layer import UniformAffineQuantizer
 from tests.qdiff.execution.layers import act_quantizer, assert_close, between_ties
 
-SIZES = {"b": 3, "n": 7, "m": 11, "c": 16}
+SIZES = {"b": 3, "i": 7, "j": 11, "c": 16}
 KINDS = {
     f"{family} {type.__name__}": (type, kind)
     for family in ("ddim", "ldm")
@@ -32,8 +32,8 @@ def simulated(type_: type, kind: ProductKind, acts: tuple[UniformAffineQuantizer
 
 
 def operands(kind: ProductKind, acts: tuple[UniformAffineQuantizer, ...]) -> list[Tensor]:
-    assert kind.equation
-    shapes = [[SIZES[letter] for letter in term] for term in kind.equation.split("->")[0].split(",")]
+    assert kind.contraction
+    shapes = [[SIZES[letter] for letter in term] for term in kind.contraction.equation.split("->")[0].split(",")]
     return [between_ties(q, shape, seed) for seed, (q, shape) in enumerate(zip(acts, shapes))]
 
 

@@ -1,0 +1,1 @@
+"""Quantized networks as ONNX graphs, and engines that execute them."""
