@@ -53,7 +53,10 @@ def execute(model: QuantModel, backend: str, example: Call) -> Made:
     if missing := BACKENDS[backend].lacking():
         raise UserError(f"--backend {backend}: {missing}")
     network, report = BACKENDS[backend].make(model, example)
-    return network, report if has_vnni() else [*report, "this processor has no VNNI: integers are slower than on others"]
+    return network, report if has_vnni() else [
+        *report,
+        "this processor has no VNNI: integers are slower than on others",
+    ]
 
 
 def resolved(backend: str) -> str:
@@ -67,7 +70,9 @@ def resolved(backend: str) -> str:
     for name, known in BACKENDS.items():
         if known.lacking() is None:
             return name
-    raise UserError("--backend auto: this machine has no backend: pip install 'qdiff[openvino]', or leave --backend out")
+    raise UserError(
+        "--backend auto: this machine has no backend: pip install 'qdiff[openvino]', or leave --backend out"
+    )
 
 
 def _torch(model: QuantModel, example: Call) -> Made:

@@ -64,7 +64,9 @@ def quantized_network(pipeline: Pipeline, like: Pipeline) -> QuantModel:
     if not isinstance(pipeline.network, QuantModel):
         raise ValueError("the other pipeline is in full precision: give one whose network is quantized")
     if pipeline.execution:
-        raise ValueError(f"the network is executed by '{pipeline.execution.backend}': give the pipeline that it is from")
+        raise ValueError(
+            f"the network is executed by '{pipeline.execution.backend}': give the pipeline that it is from"
+        )
     if pipeline.sampling != like.sampling or pipeline.latent_shape != like.latent_shape:
         raise ValueError(
             f"the pipelines sample differently, {like.sampling} and {pipeline.sampling}: give both the same settings"

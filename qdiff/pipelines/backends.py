@@ -1,21 +1,19 @@
 """Pipelines whose quantized network an engine executes with integers, instead of simulating it."""
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from qdiff.backends import execute, resolved
 from qdiff.errors import UserError
 from qdiff.evaluation.bops import without_values
+from qdiff.pipelines.base import BasePipeline
 from qdiff.pipelines.binding import network_digest
 from qdiff.pipelines.execution import Execution
 from qdiff.quant_model import QuantModel
 
-if TYPE_CHECKING:
-    from qdiff.pipelines.pipeline import Pipeline
-
-PipelineT = TypeVar("PipelineT", bound="Pipeline")
+PipelineT = TypeVar("PipelineT", bound=BasePipeline)
 
 
-def check_backend(pipeline: "Pipeline") -> None:
+def check_backend(pipeline: BasePipeline) -> None:
     """Check that backends can serve a pipeline.
 
     Raises:

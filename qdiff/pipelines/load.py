@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from diffusion.checks import check_choice
 from qdiff.adapters.ddim import samplers as pixel_samplers
 from qdiff.adapters.ldm import samplers as latent_samplers
 from qdiff.backends import NAMES, SIMULATED

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from qdiff.backends import SIMULATED
 from qdiff.calibration.measure import forward_seconds
 from qdiff.calibration.plan import format_duration
-from qdiff.backends import SIMULATED
 from qdiff.files.digest import file_digest, tensors_digest
 from qdiff.pipelines.backends import check_backend, executed
 from qdiff.pipelines.correction import CorrectionSource

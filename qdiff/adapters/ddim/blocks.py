@@ -15,7 +15,9 @@ ADAPTER = Adapter(
     blocks=(ResnetBlock, AttnBlock),
     products={
         ScoreProduct: ProductKind(("q", "k"), legacy_owner=True, contraction=Contraction("bci,bcj->bij", scaled=True)),
-        ValueProduct: ProductKind(("v", "w"), softmax="w", softmax_spec=from_zero, legacy_owner=True, contraction=Contraction("bcj,bij->bci")),
+        ValueProduct: ProductKind(
+            ("v", "w"), softmax="w", softmax_spec=from_zero, legacy_owner=True, contraction=Contraction("bcj,bij->bci")
+        ),
     },
     plain=(nn.GroupNorm,),
     sensitive={
