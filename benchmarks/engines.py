@@ -49,7 +49,7 @@ def simulated(subject: Subject) -> Engine:
 
 def ours(backend: str, subject: Subject) -> Engine:
     """Return the quantized network, executed by one of our backends."""
-    return execute(subject.quantized(), backend, Call(subject.samples(subject.batch))).network
+    return execute(subject.quantized(), backend, Call(subject.samples(subject.batch)))[0]
 
 
 def openvino(precision: str, subject: Subject) -> Engine:
