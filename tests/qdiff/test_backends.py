@@ -54,7 +54,7 @@ def test_what_a_backend_makes_predicts_what_the_simulated_network_does(name, mod
 
 def test_a_lacking_backend_is_one_line(model, example, monkeypatch):
     monkeypatch.setitem(BACKENDS, "openvino", Backend(BACKENDS["openvino"].make, lambda: "no, pip install it"))
-    with pytest.raises(UserError, match="^--backend openvino: no, pip install it$"):
+    with pytest.raises(UserError, match=r"^--backend openvino: no, pip install it$"):
         execute(model, "openvino", example)
 
 

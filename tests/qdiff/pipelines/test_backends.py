@@ -14,7 +14,7 @@ from qdiff.checkpoints.load import load_quantized
 from qdiff.errors import UserError
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.quant_model import QuantModel
-from tests.ldm.tiny import write_latent
+from tests.ldm.tiny import CLASSES, write_latent
 from tests.tiny import sample_script, tiny_network, write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,7 +74,7 @@ def test_the_network_is_described_without_its_values(quantized):
 
 
 def test_latent_models(tmp_path):
-    write_latent(tmp_path)
+    write_latent(CLASSES, tmp_path)
     pipe = qdiff.load_pipeline(tmp_path, steps=3, device="cpu", scale=2.0)
     quantized = qdiff.quantize(pipe, **LINEAR)
     executed = quantized.with_backend("torch")
@@ -116,7 +116,7 @@ def test_what_needs_values_is_refused(pixel, quantized, tmp_path):
 
 
 def test_low_precision_is_refused(tmp_path):
-    write_latent(tmp_path)
+    write_latent(CLASSES, tmp_path)
     pipe = qdiff.load_pipeline(tmp_path, steps=3, device="cpu", precision="bf16")
     with pytest.raises(UserError, match="--backend and --precision bf16 exclude each other"):
         qdiff.quantize(pipe, **LINEAR).with_backend("torch")
@@ -136,11 +136,8 @@ def test_the_scripts_sample_with_a_backend_and_record_it(folder, tmp_path):
     assert "backend: torch" in (out / "config.yaml").read_text()
     other = sample_script(*words(folder, out))
     assert other.status == 2 and "backend" in other.err and other.err.count("\n") == 1
-    loaded = sample_script(
-        *words(
-            folder, tmp_path / "again", "--resume", "--cali_ckpt", out / "quantized.safetensors", "--backend", "torch"
-        )
-    )
+    file = ("--resume", "--cali_ckpt", out / "quantized.safetensors")
+    loaded = sample_script(*words(folder, tmp_path / "again", "--backend", "torch", *file))
     assert loaded.status == 0, loaded.err
     for name in ("000000.png", "000001.png"):
         assert (tmp_path / "again" / "img" / name).read_bytes() == (out / "img" / name).read_bytes()
