@@ -75,7 +75,7 @@ def test_the_network_is_described_without_its_values(quantized):
 
 def test_latent_models(tmp_path):
     write_latent(CLASSES, tmp_path)
-    pipe = qdiff.load_pipeline(tmp_path, steps=3, device="cpu", scale=2.0)
+    pipe = qdiff.load_pipeline(tmp_path, steps=4, device="cpu", scale=2.0)
     quantized = qdiff.quantize(pipe, **LINEAR)
     executed = quantized.with_backend("torch")
     expected = quantized.with_network(Negated(quantized.network)).sample(2).tensor
@@ -117,7 +117,7 @@ def test_what_needs_values_is_refused(pixel, quantized, tmp_path):
 
 def test_low_precision_is_refused(tmp_path):
     write_latent(CLASSES, tmp_path)
-    pipe = qdiff.load_pipeline(tmp_path, steps=3, device="cpu", precision="bf16")
+    pipe = qdiff.load_pipeline(tmp_path, steps=4, device="cpu", precision="bf16")
     with pytest.raises(UserError, match="--backend and --precision bf16 exclude each other"):
         qdiff.quantize(pipe, **LINEAR).with_backend("torch")
 
