@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qdiff.adapters import ProductKind
-from qdiff.execution.codes import HALF, sums_of, to_codes
+from qdiff.execution.codes import HALF, matmul, sums_of, to_codes
 from qdiff.execution.leaf import ExecutedLeaf
 from qdiff.integers import ActIntegers
 from qdiff.phases import PerPhase
@@ -67,26 +67,27 @@ class ProductOfCodes(nn.Module):
         super().__init__()
         self.contraction = Contraction(kind)
         self.row_act, self.column_act = reversed(acts) if self.contraction.swapped else acts
-        self.scale, self.scaled = self.row_act.scale * self.column_act.scale, kind.scaled
+        self.scaled = kind.scaled
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the product of the operands, in its shapes and float32."""
         rows, columns = self.contraction.matrices(a, b)
         columns = to_codes(columns, self.column_act)
         sums = sums_of(columns.mT, HALF).mT.mul(HALF - self.row_act.zero_point)
+        scale = self.row_act.scale * self.column_act.scale * (rows.shape[2] ** -0.5 if self.scaled else 1.0)
         y = torch.empty(*rows.shape[:2], columns.shape[2])
         for entries, part in blocks_of(len(rows), rows.shape[1], max(rows.shape[2], y.shape[2])):
-            y[entries, part] = self._block(rows[entries, part], columns[entries], sums[entries])
+            y[entries, part].copy_(self._sums(rows[entries, part], columns[entries], sums[entries])).mul_(scale)
         return y.permute(self.contraction.result)
 
-    def _block(self, rows: Tensor, columns: Tensor, column_sums: Tensor) -> Tensor:
+    def _sums(self, rows: Tensor, columns: Tensor, column_sums: Tensor) -> Tensor:
+        """Return the sums of products of codes less their zero points, int32."""
         codes = to_codes(rows, self.row_act)
         sums = torch.empty(*codes.shape[:2], columns.shape[2], dtype=torch.int32)
         for x, y, out in zip(codes, columns, sums):
-            torch._int_mm(x, y, out=out)
+            matmul(x, y, out)
         row_sums = sums_of(codes, self.row_act.zero_point).mul_(HALF - self.column_act.zero_point)
-        scale = self.scale * (codes.shape[2] ** -0.5 if self.scaled else 1.0)
-        return sums.add_(row_sums).add_(column_sums).float().mul_(scale)
+        return sums.add_(row_sums).add_(column_sums)
 
 
 class IntegerProduct(ExecutedLeaf):
