@@ -31,6 +31,21 @@ def to_unsigned_(codes: Tensor) -> Tensor:
     return codes.view(torch.uint8).bitwise_xor_(HALF)
 
 
+def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the product of int8 matrices, (M, K) and (K, N) of any layout, exactly, as int32.
+
+    Args:
+        a, b: factors.
+        out: int32 of shape (M, N), contiguous, where to put it; None: new memory.
+    """
+    return torch._int_mm(_dense(a), _dense(b), out=out)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Return a matrix as it is; a single row or column with its own strides, which the operator goes by."""
+    return x.reshape(-1).view(x.shape) if 1 in x.shape else x
+
+
 def sums_of(codes: Tensor, zero_point: int) -> Tensor:
     """Return the sums of codes less their zero point over the last dimension, which is kept; int32.
 
@@ -38,6 +53,5 @@ def sums_of(codes: Tensor, zero_point: int) -> Tensor:
         codes: less 128, int8.
     """
     count = codes.shape[-1]
-    ones = torch.ones(count, 1, dtype=torch.int8)
-    sums = torch._int_mm(codes.reshape(-1, count), ones)  # `sum` takes five times as long
+    sums = matmul(codes.reshape(-1, count), torch.ones(count, 1, dtype=torch.int8))  # five times as fast as `sum`
     return sums.view(*codes.shape[:-1], 1).add_(count * (HALF - zero_point))

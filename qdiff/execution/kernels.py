@@ -50,7 +50,7 @@ class ConvolutionKernel:
         self.shift = _shift(weight, (1, -1, 1, 1))
         stride, dilation = _pair(operation.stride, 1), _pair(operation.dilation, 1)
         self.padding = _Padding(operation.padding)
-        self.sees_more = self.box.numel() > 1 or stride != [1, 1]  # than the pixel in the place of the output
+        self.sees_one_pixel = values[0, 0].numel() == 1 and stride == [1, 1] and not any(operation.padding)
         self.settings = (stride, self.padding.both_ends, dilation, operation.groups)
         self.packed = onednn.qconv_prepack(values, weight.scale, act.scale, act.zero_point, *self.settings)
         self.nbytes = _nbytes(self.packed, self.scale, self.shift)
@@ -73,8 +73,10 @@ class ConvolutionKernel:
     def _sums(self, image: Tensor, zero_point: int) -> Tensor:
         """Return the sums of codes less their zero point in the windows of the outputs, (N, 1, H, W); exact."""
         pixels = sums_of(image.permute(0, 2, 3, 1), zero_point).permute(0, 3, 1, 2).float()
+        if self.sees_one_pixel:
+            return pixels
         stride, padding, dilation, _ = self.settings
-        return F.conv2d(pixels, self.box, None, stride, padding, dilation) if self.sees_more else pixels
+        return F.conv2d(pixels, self.box, None, stride, padding, dilation)
 
 
 class LinearKernel:

@@ -47,7 +47,8 @@ def execute_integers(model: QuantModel) -> QuantModel:
     for site in model.sites():
         _ = site.calibrated  # raises if it is not
     for path, leaf in model.leaves().items():
-        model.replace_leaf(path, EXECUTE[type(leaf)](leaf))
+        if execute := EXECUTE.get(type(leaf)):
+            model.replace_leaf(path, execute(leaf))
     return model
 
 

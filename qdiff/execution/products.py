@@ -1,14 +1,17 @@
 """Attention products that compute with integers."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from qdiff.adapters import ProductKind
-from qdiff.execution.codes import HALF, sums_of, to_codes
+from qdiff.execution.codes import HALF, matmul, sums_of, to_codes
 from qdiff.execution.leaf import ExecutedLeaf
 from qdiff.integers import ActIntegers
 from qdiff.phases import PerPhase
 
+BLOCK = 2**20  # values that are computed at a time, so that they stay in the processor's cache
 ActPair = tuple[ActIntegers, ActIntegers]  # of the two operands, in order
 
 
@@ -39,11 +42,20 @@ class Matrices:
         return rows.permute(self.rows), columns.permute(self.columns)
 
 
+def blocks_of(entries: int, rows: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of entries and of their rows with about `BLOCK` values: several entries, or rows of a single one."""
+    height = min(rows, max(1, BLOCK // width))
+    count = max(1, BLOCK // (height * width))
+    for entry in range(0, entries, count):
+        for row in range(0, rows, height):
+            yield slice(entry, entry + count), slice(row, row + height)
+
+
 class ProductOfCodes(nn.Module):
     """A product in one phase.
 
     Codes less 128 are int8. With a - z = a' + s, where s = 128 - z, and likewise b' + t, the sum of K products is that
-    of a' b' plus t times that of a', s times that of b', and K s t. These terms exceed their sum by far where most
+    of a' b' plus s times that of b', and t times that of a - z. These terms exceed their sum by far where most
     attention weights are small, so that they are added in int32, exactly, too.
 
     Args:
@@ -54,22 +66,28 @@ class ProductOfCodes(nn.Module):
     def __init__(self, kind: ProductKind, acts: ActPair):
         super().__init__()
         assert kind.contraction is not None
-        self.acts, self.scaled, self.form = acts, kind.contraction.scaled, Matrices(kind)
+        self.form, self.scaled = Matrices(kind), kind.contraction.scaled
         self.row_act, self.column_act = reversed(acts) if self.form.swapped else acts
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the product of the operands, in its shapes and float32."""
-        codes = (to_codes(x, act) for x, act in zip((a, b), self.acts))
-        rows, columns = self.form.matrices(*codes)
-        sums = torch.empty(*rows.shape[:2], columns.shape[2], dtype=torch.int32)
-        for x, y, out in zip(rows, columns, sums):
-            torch._int_mm(x, y, out=out)
-        s, t = HALF - self.row_act.zero_point, HALF - self.column_act.zero_point
-        sums.add_(sums_of(rows, self.row_act.zero_point).mul_(t))
-        sums.add_(sums_of(columns.mT, HALF).mT.mul(s))
-        count = rows.shape[2]
-        scale = self.row_act.scale * self.column_act.scale * (count**-0.5 if self.scaled else 1.0)
-        return (sums * scale).permute(self.form.result)
+        rows, columns = self.form.matrices(a, b)
+        columns = to_codes(columns, self.column_act)
+        sums = sums_of(columns.mT, HALF).mT.mul(HALF - self.row_act.zero_point)
+        scale = self.row_act.scale * self.column_act.scale * (rows.shape[2] ** -0.5 if self.scaled else 1.0)
+        y = torch.empty(*rows.shape[:2], columns.shape[2])
+        for entries, part in blocks_of(len(rows), rows.shape[1], max(rows.shape[2], y.shape[2])):
+            y[entries, part].copy_(self._sums(rows[entries, part], columns[entries], sums[entries])).mul_(scale)
+        return y.permute(self.form.result)
+
+    def _sums(self, rows: Tensor, columns: Tensor, column_sums: Tensor) -> Tensor:
+        """Return the sums of products of codes less their zero points, int32."""
+        codes = to_codes(rows, self.row_act)
+        sums = torch.empty(*codes.shape[:2], columns.shape[2], dtype=torch.int32)
+        for x, y, out in zip(codes, columns, sums):
+            matmul(x, y, out)
+        row_sums = sums_of(codes, self.row_act.zero_point).mul_(HALF - self.column_act.zero_point)
+        return sums.add_(row_sums).add_(column_sums)
 
 
 class IntegerProduct(ExecutedLeaf):

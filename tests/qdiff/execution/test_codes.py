@@ -1,9 +1,11 @@
 """Codes are those of the quantizer."""
 
+from itertools import product
+
 import pytest
 import torch
 
-from qdiff.execution.codes import HALF, sums_of, to_codes, to_unsigned_
+from qdiff.execution.codes import HALF, matmul, sums_of, to_codes, to_unsigned_
 from qdiff.integers import act_integers
 from tests.qdiff.execution.layers import act_quantizer, between_ties
 
@@ -44,3 +46,15 @@ def test_codes_keep_the_layout_and_the_values_unchanged():
     for part in (x, x[:, :4]):
         assert to_codes(part, act_integers(q)).is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [*product((1, 2, 65), (1, 2, 40), (1, 3, 64))])
+def test_matrices_of_any_layout_are_multiplied_exactly(m, k, n):
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-128, 128, shape, dtype=torch.int8, generator=g) for shape in ((m, k), (k, n)))
+    wanted = a.int() @ b.int()
+    for x, y in product((a, a.T.clone().T, a.repeat(1, 2)[:, :k]), (b, b.T.clone().T)):
+        assert torch.equal(matmul(x, y), wanted)
+        assert torch.equal(matmul(x, y, torch.empty(m, n, dtype=torch.int32)), wanted)
+    alone = a[:1].as_strided((1, k), (1, 1))  # a row may have any stride
+    assert torch.equal(matmul(alone, b), wanted[:1])

@@ -22,6 +22,13 @@ LAYERS = {
     "1-D": (lambda: nn.Conv1d(6, 5, 1), (2, 6, 9)),
     "1-D, padded": (lambda: nn.Conv1d(6, 5, 3, stride=2, padding=1), (2, 6, 9)),
     "linear": (lambda: nn.Linear(6, 5), (4, 6)),
+    "3x3, one pixel": (lambda: nn.Conv2d(6, 5, 3, padding=1), (1, 6, 1, 1)),
+    "1x1, padded": (lambda: nn.Conv2d(6, 5, 1, padding=1), (2, 6, 7, 8)),
+    "1x1, stride 2": (lambda: nn.Conv2d(6, 5, 1, stride=2), (2, 6, 7, 8)),
+    "1x1, one channel": (lambda: nn.Conv2d(1, 1, 1), (1, 1, 4, 4)),
+    "1-D, one token": (lambda: nn.Conv1d(6, 5, 1), (1, 6, 1)),
+    "linear, one sample": (lambda: nn.Linear(6, 5), (1, 6)),
+    "linear, one channel": (lambda: nn.Linear(1, 1), (1, 1)),
     "linear, tokens": (lambda: nn.Linear(6, 5, bias=False), (2, 7, 6)),
 }
 ACTS = {

@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 
 from qdiff.adapters import ProductKind, adapter_of
+from qdiff.execution import products
 from qdiff.execution.products import IntegerProduct
 from qdiff.integers import act_integers
+from qdiff.phases import per_phase, set_phase
 from qdiff.quant_block import QuantProduct
 from qdiff.quant_layer import UniformAffineQuantizer
 from tests.qdiff.execution.layers import act_quantizer, assert_close, between_ties
@@ -31,21 +33,55 @@ def simulated(type_: type, kind: ProductKind, acts: tuple[UniformAffineQuantizer
     return product
 
 
-def operands(kind: ProductKind, acts: tuple[UniformAffineQuantizer, ...]) -> list[Tensor]:
+def operands(kind: ProductKind, acts: tuple[UniformAffineQuantizer, ...], **sizes: int) -> list[Tensor]:
     assert kind.contraction
-    shapes = [[SIZES[letter] for letter in term] for term in kind.contraction.equation.split("->")[0].split(",")]
+    shapes = [[(SIZES | sizes)[letter] for letter in term] for term in kind.contraction.equation.split("->")[0].split(",")]
     return [between_ties(q, shape, seed) for seed, (q, shape) in enumerate(zip(acts, shapes))]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("acts", ACTS)
+@pytest.mark.parametrize("sizes", [{}, {"m": 1}, {"n": 1}, {"b": 1, "n": 1, "m": 1}], ids=str)
 @pytest.mark.parametrize("name", KINDS)
-def test_a_product_is_the_simulated_one(name, acts):
+def test_a_product_is_the_simulated_one(name, sizes, acts):
     product = simulated(*KINDS[name], ACTS[acts])
     found = IntegerProduct(product.kind, [(act_integers(ACTS[acts][0]), act_integers(ACTS[acts][1]))])
-    a, b = operands(product.kind, ACTS[acts])
+    a, b = operands(product.kind, ACTS[acts], **sizes)
     assert_close(found(a, b), product(a, b))
     assert_close(found(a.mT.contiguous().mT, b.mT.contiguous().mT), product(a, b))
+
+
+@pytest.mark.parametrize("block", [1, 20, 50, 200])
+def test_blocks_are_every_row_once(block, monkeypatch):
+    monkeypatch.setattr(products, "BLOCK", block)
+    seen = torch.zeros(5, 7, dtype=torch.int64)
+    for entries, rows in products.blocks_of(5, 7, 11):
+        seen[entries, rows] += 1
+        assert seen[entries, rows].numel() * 11 <= max(block, 11)
+    assert (seen == 1).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", KINDS)
+def test_products_in_blocks_are_those_at_once(name, monkeypatch):
+    _, kind = KINDS[name]
+    acts = ACTS["8 bits"]
+    product = IntegerProduct(kind, [(act_integers(acts[0]), act_integers(acts[1]))])
+    a, b = operands(kind, acts)
+    wanted = product(a, b)
+    for block in (1, 40, 100, 400):
+        monkeypatch.setattr(products, "BLOCK", block)
+        assert torch.equal(product(a, b), wanted)
+
+
+@torch.no_grad()
+def test_phases_of_a_product():
+    type_, kind = KINDS["ddim ValueProduct"]
+    pairs = [ACTS["8 bits"], ACTS["symmetric, 5 bits"]]
+    found = IntegerProduct(kind, [(act_integers(a), act_integers(b)) for a, b in pairs])
+    for phase, acts in enumerate(pairs):
+        set_phase(per_phase(found), phase)
+        assert_close(found(*operands(kind, acts)), simulated(type_, kind, acts)(*operands(kind, acts)))
 
 
 @torch.no_grad()
