@@ -41,7 +41,7 @@ def operands(kind: ProductKind, acts: tuple[UniformAffineQuantizer, ...], **size
 
 @torch.no_grad()
 @pytest.mark.parametrize("acts", ACTS)
-@pytest.mark.parametrize("sizes", [{}, {"m": 1}, {"n": 1}, {"b": 1, "n": 1, "m": 1}], ids=str)
+@pytest.mark.parametrize("sizes", [{}, {"j": 1}, {"i": 1}, {"b": 1, "i": 1, "j": 1}], ids=str)
 @pytest.mark.parametrize("name", KINDS)
 def test_a_product_is_the_simulated_one(name, sizes, acts):
     product = simulated(*KINDS[name], ACTS[acts])
