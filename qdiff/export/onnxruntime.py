@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TYPES = {"tensor(float)": torch.float32, "tensor(int64)": torch.int64, "tensor(int32)": torch.int32}
 ERRORS_ONLY = 3
+EXACT_MATRICES = ("session.qdq_matmulnbits_accuracy_level", "1")  # float32; by default it rounds activations to 8 bits
 INTEGERS = {  # operators -> what they compute; of matrices, a constant tells
     "convolutions": ("ConvInteger", "QLinearConv"),
     "matrices": ("MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul"),
@@ -53,6 +54,7 @@ class ONNXRuntimeSession(Session):
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = ERRORS_ONLY
         settings.intra_op_num_threads = self._threads or 0
+        settings.add_session_config_entry(*EXACT_MATRICES)
         for name, value in options.items():
             setattr(settings, name, value)
         graph = read_graph(self._source) if isinstance(self._source, str | Path) else self._source.clone()
