@@ -35,7 +35,8 @@ def simulated(type_: type, kind: ProductKind, acts: tuple[UniformAffineQuantizer
 
 def operands(kind: ProductKind, acts: tuple[UniformAffineQuantizer, ...], **sizes: int) -> list[Tensor]:
     assert kind.contraction
-    shapes = [[(SIZES | sizes)[letter] for letter in term] for term in kind.contraction.equation.split("->")[0].split(",")]
+    terms = kind.contraction.equation.split("->")[0].split(",")
+    shapes = [[(SIZES | sizes)[letter] for letter in term] for term in terms]
     return [between_ties(q, shape, seed) for seed, (q, shape) in enumerate(zip(acts, shapes))]
 
 
