@@ -7,7 +7,7 @@ from torch import nn
 from ddim.models.blocks import AttnBlock, ResnetBlock
 from ddim.models.diffusion import Model
 from diffusion.blocks import ScoreProduct, ValueProduct
-from qdiff.adapters import Adapter, ProductKind, shortcut_splits
+from qdiff.adapters import Adapter, ProductKind, from_zero, shortcut_splits
 
 ADAPTER = Adapter(
     family="ddim",
@@ -15,7 +15,9 @@ ADAPTER = Adapter(
     blocks=(ResnetBlock, AttnBlock),
     products={
         ScoreProduct: ProductKind(("q", "k"), legacy_owner=True, equation="bcn,bcm->bnm", scaled=True),
-        ValueProduct: ProductKind(("v", "w"), softmax="w", legacy_owner=True, equation="bcm,bnm->bcn"),
+        ValueProduct: ProductKind(
+            ("v", "w"), softmax="w", softmax_spec=from_zero, legacy_owner=True, equation="bcm,bnm->bcn"
+        ),
     },
     plain=(nn.GroupNorm,),
     sensitive={

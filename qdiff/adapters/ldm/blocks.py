@@ -1,7 +1,6 @@
 """UNets of latent diffusion: LSUN, ImageNet, Stable Diffusion."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 from torch import nn
@@ -12,7 +11,7 @@ from ldm.modules.diffusionmodules.blocks import AttentionBlock, ResBlock, ScoreP
 from ldm.modules.diffusionmodules.util import GroupNorm32
 from ldm.modules.slices import repeat_slices
 from ldm.util import instantiate_from_config
-from qdiff.adapters import Adapter, ProductKind, shortcut_splits
+from qdiff.adapters import Adapter, ProductKind, from_zero, shortcut_splits
 from qdiff.policy import QuantSpec
 
 
@@ -26,11 +25,6 @@ def _asymmetric_softmax(spec: QuantSpec) -> QuantSpec:
     return QuantSpec(spec.bits, always_zero=True)
 
 
-def _softmax(spec: QuantSpec) -> QuantSpec:
-    """Return the spec of a transformer block's softmax: that of other activations, with a range from zero."""
-    return replace(spec, always_zero=True)
-
-
 ADAPTER = Adapter(
     family="ldm",
     build=_build,
@@ -40,7 +34,7 @@ ADAPTER = Adapter(
         ValueProduct: ProductKind(("v", "w"), softmax="w", softmax_spec=_asymmetric_softmax, equation="bcm,bnm->bcn"),
         CrossScoreProduct: ProductKind(("q", "k"), legacy_owner=True, equation="bnc,bmc->bnm", scaled=True),
         CrossValueProduct: ProductKind(
-            ("v", "w"), softmax="w", softmax_spec=_softmax, legacy_owner=True, equation="bmc,bnm->bnc"
+            ("v", "w"), softmax="w", softmax_spec=from_zero, legacy_owner=True, equation="bmc,bnm->bnc"
         ),
     },
     plain=(nn.GroupNorm, GroupNorm32, nn.LayerNorm, nn.Embedding),
