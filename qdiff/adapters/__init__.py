@@ -14,6 +14,11 @@ from qdiff.errors import UserError
 from qdiff.policy import QuantPolicy, QuantSpec
 
 
+def from_zero(spec: QuantSpec) -> QuantSpec:
+    """Return the spec with a range that begins at zero, for attention weights: zero is a code, which integers need."""
+    return replace(spec, always_zero=True)
+
+
 def unchanged(spec: QuantSpec) -> QuantSpec:
     """Return the spec as it is, for attention weights that differ from other activations only in their bits."""
     return spec

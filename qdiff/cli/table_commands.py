@@ -1,40 +1,54 @@
 """Rows of a table as command lines of the sampling scripts."""
 
 import shlex
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qdiff.cli.scripts import SCRIPTS, words
-from qdiff.config.tables import Row, Table
+from qdiff.cli.sample import perform
+from qdiff.cli.scripts import SCRIPTS, Script, words
+from qdiff.config.tables import Arguments, Row, Table
 from qdiff.errors import UserError, suggestion
 from qdiff.evaluation.choices import Choices
 
 
 @dataclass(frozen=True)
 class Command:
-    """The command line of a row: what it is called, the folder of its run, and the arguments of `python`."""
+    """The command line of a row.
+
+    Args:
+        title: what it is called.
+        script, root: the script, and the folder that has it.
+        arguments: of the script.
+    """
 
     title: str
-    folder: Path
-    words: list[str]
+    script: Script
+    root: Path
+    arguments: Arguments
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its run."""
+        return Path(str(self.arguments[self.script.folder]))
 
     def __str__(self) -> str:
         """The command line, as typed."""
-        return shlex.join(["python", *self.words])
+        return shlex.join(["python", str(self.root / self.script.file), *words(self.arguments)])
 
     def run(self, *, shown: bool = True) -> None:
-        """Run the command, and print it and its time if they are to be shown. Raises UserError if it fails."""
+        """Do what the command does, and print it and its time if they are to be shown. Raises UserError if it fails.
+
+        In this process, for starting another one takes seconds, as long as some rows.
+        """
         if shown:
             print(f"\n{self.title}\n  {self}", flush=True)
         start = time.perf_counter()
-        status = subprocess.run([sys.executable, *self.words], check=False).returncode
-        if status:
-            raise UserError(
-                f"'{self.title}' ended with status {status}: see its output above; to start afresh, give another --out"
-            )
+        try:
+            flags = self.script.parse(self.arguments)
+            perform(self.script.run(flags), flags)
+        except UserError as e:
+            raise UserError(f"'{self.title}': {e}") from e
         if shown:
             print(f"  {time.perf_counter() - start:.0f} s", flush=True)
 
@@ -78,4 +92,4 @@ def command_of(table: Table, row: Row, out: Path, root: Path, device: str = "aut
     """Return the command line of a row, whose folder is below `out`, by the scripts below `root`."""
     script, folder = SCRIPTS[table.script], out / row.name
     arguments = {**row.arguments, script.folder: folder, **({} if device == "auto" else {"device": device})}
-    return Command(f"{table.name}: {row.title}", folder, [str(root / script.file), *words(arguments)])
+    return Command(f"{table.name}: {row.title}", script, root, arguments)

@@ -57,6 +57,9 @@ def show_plan(table: Table, out: Path, chosen: Choices, root: Path, device: str)
         print(f"reference: {_state(path, f'give --reference: {table.reference.how}')}")
     plans, refused = [], []
     for row in tqdm(table.rows, desc="planning", unit="row", disable=None, leave=False):
+        if before := _unfinished(table, row, out):
+            refused.append(f"{row.title}: no plan before {before} is calibrated, whose network it takes")
+            continue
         try:
             plans.append(_plan(table, row, out, device))
         except UserError as e:  # the other rows still have a plan
@@ -65,6 +68,14 @@ def show_plan(table: Table, out: Path, chosen: Choices, root: Path, device: str)
     print("Each command line with --dry-run shows its plan block by block:")
     for row in table.rows:
         print(f"  {command_of(table, row, out, root, device)}")
+
+
+def _unfinished(table: Table, row: Row, out: Path) -> str | None:
+    """Return the title of the row whose quantized file a row takes, if it is not there yet."""
+    file = row.arguments.get("cali_ckpt")
+    if file is None or Path(str(file)).exists():
+        return None
+    return next((other.title for other in table.rows if out / other.name in Path(str(file)).parents), None)
 
 
 def _plan(table: Table, row: Row, out: Path, device: str) -> RowPlan:

@@ -7,7 +7,7 @@ from torch import nn
 from ddim.models.blocks import AttnBlock, ResnetBlock
 from ddim.models.diffusion import Model
 from diffusion.blocks import ScoreProduct, ValueProduct
-from qdiff.adapters import Adapter, Contraction, ProductKind, shortcut_splits
+from qdiff.adapters import Adapter, Contraction, ProductKind, from_zero, shortcut_splits
 
 ADAPTER = Adapter(
     family="ddim",
@@ -15,7 +15,13 @@ ADAPTER = Adapter(
     blocks=(ResnetBlock, AttnBlock),
     products={
         ScoreProduct: ProductKind(("q", "k"), legacy_owner=True, contraction=Contraction("bci,bcj->bij", scaled=True)),
-        ValueProduct: ProductKind(("v", "w"), softmax="w", legacy_owner=True, contraction=Contraction("bcj,bij->bci")),
+        ValueProduct: ProductKind(
+            ("v", "w"),
+            softmax="w",
+            softmax_spec=from_zero,
+            legacy_owner=True,
+            contraction=Contraction("bcj,bij->bci"),
+        ),
     },
     plain=(nn.GroupNorm,),
     sensitive={

@@ -1,7 +1,6 @@
 """UNets of latent diffusion: LSUN, ImageNet, Stable Diffusion."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 from torch import nn
@@ -12,7 +11,7 @@ from ldm.modules.diffusionmodules.blocks import AttentionBlock, ResBlock, ScoreP
 from ldm.modules.diffusionmodules.util import GroupNorm32
 from ldm.modules.slices import repeat_slices
 from ldm.util import instantiate_from_config
-from qdiff.adapters import Adapter, Contraction, ProductKind, shortcut_splits
+from qdiff.adapters import Adapter, Contraction, ProductKind, from_zero, shortcut_splits
 from qdiff.policy import QuantSpec
 
 
@@ -24,11 +23,6 @@ def _build(config: Mapping) -> nn.Module:
 def _asymmetric_softmax(spec: QuantSpec) -> QuantSpec:
     """Return the spec of an attention block's softmax: asymmetric, by the error search, whatever `spec` says."""
     return QuantSpec(spec.bits, always_zero=True)
-
-
-def _softmax(spec: QuantSpec) -> QuantSpec:
-    """Return the spec of a transformer block's softmax: that of other activations, with a range from zero."""
-    return replace(spec, always_zero=True)
 
 
 ADAPTER = Adapter(
@@ -46,7 +40,7 @@ ADAPTER = Adapter(
         CrossValueProduct: ProductKind(
             ("v", "w"),
             softmax="w",
-            softmax_spec=_softmax,
+            softmax_spec=from_zero,
             legacy_owner=True,
             contraction=Contraction("bjc,bij->bic"),
         ),

@@ -7,8 +7,6 @@ import shutil
 import sys
 from html import unescape
 from pathlib import Path
-from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 import yaml
@@ -18,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from qdiff.calibration import measure
 from qdiff.cli import table_commands
 from qdiff.cli.reproduce_flags import ROOT
+from qdiff.cli.sample import perform
 from qdiff.cli.table_commands import check, words
 from qdiff.config.presets import load_table, table_names
 from qdiff.evaluation.choices import Choices
 from qdiff.evaluation.features import CATEGORIES, load_feature_net
 from qdiff.files.digest import file_digest
 from qdiff.files.images import read_images
-from tests.command_line import Ended, qdiff, refusal, script
+from tests.command_line import Ended, qdiff, refusal
 from tests.ldm.tiny import CLASSES, write_latent
 from tests.qdiff.config.test_presets import PRESETS, write
 from tests.tiny import write_tiny
@@ -37,18 +36,10 @@ IMAGES = 3
 NONE = "This is no reproduction: "
 
 
-def in_process(words: list[str], check: bool) -> SimpleNamespace:
-    """Carry out a command here, which spares it its start, and without measuring the memory of learning."""
-    assert words[0] == sys.executable
-    with mock.patch.object(measure, "_iteration_bytes", return_value=0):
-        ended = script(Path(words[1]).name, *words[2:])
-    print(ended.out, ended.err)
-    return SimpleNamespace(returncode=ended.status)
-
-
-@pytest.fixture
-def run_here(monkeypatch):
-    monkeypatch.setattr(table_commands, "subprocess", SimpleNamespace(run=in_process))
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch):
+    """Plan without measuring the memory of learning, which takes long."""
+    monkeypatch.setattr(measure, "_iteration_bytes", lambda *args: 0)
 
 
 @pytest.fixture
@@ -93,7 +84,7 @@ def wide(folder: Path) -> list[list[str]]:
     return [rows[0], *rows[2 : rows.index([""])]]
 
 
-def test_a_table_in_every_format(presets, tmp_path, run_here):
+def test_a_table_in_every_format(presets, tmp_path):
     out = tmp_path / "out"
     ended = reproduce(presets, out)
     assert ended.status == 0, ended.err
@@ -120,7 +111,7 @@ def test_a_table_in_every_format(presets, tmp_path, run_here):
     assert "full precision meets its published value: distance to FP 0.00" in (folder / "table.txt").read_text()
 
 
-def test_a_row_for_each_method_with_the_size_of_its_file(presets, tmp_path, run_here):
+def test_a_row_for_each_method_with_the_size_of_its_file(presets, tmp_path):
     out = tmp_path / "out"
     assert reproduce(presets, out).status == 0
     fp, linear = results(out / "mine")["mine"]
@@ -134,7 +125,7 @@ def test_a_row_for_each_method_with_the_size_of_its_file(presets, tmp_path, run_
     assert rows[1] == ["linear", f"{linear['psnr']:.2f}", f"{linear['mae']:.2f}", f"{mb:.2f} MB ({ratio:.3f} x)"]
 
 
-def test_several_tables_have_a_common_report_too(presets, tmp_path, run_here):
+def test_several_tables_have_a_common_report_too(presets, tmp_path):
     shutil.copytree(presets / "mine", presets / "other")
     out = tmp_path / "out"
     ended = qdiff("reproduce", "mine", "other", "--presets", presets, "--out", out, "--device", "cpu")
@@ -172,7 +163,7 @@ def classes(tmp_path) -> Path:
     return presets
 
 
-def test_what_classes_and_columns_of_images_show(classes, tmp_path, run_here):
+def test_what_classes_and_columns_of_images_show(classes, tmp_path):
     ended = reproduce(classes, tmp_path / "out")
     assert ended.status == 0, ended.err
     folder = tmp_path / "out" / "mine"
@@ -184,7 +175,7 @@ def test_what_classes_and_columns_of_images_show(classes, tmp_path, run_here):
     assert "Columns of images, from the left: Flags, Activities, People & Body." in (folder / "table.md").read_text()
 
 
-def test_columns_that_show_several_classes_have_no_caption(classes, tmp_path, run_here):
+def test_columns_that_show_several_classes_have_no_caption(classes, tmp_path):
     path = classes / "mine" / "table.yaml"
     content = yaml.safe_load(path.read_text())
     del content["arguments"]["classes"]
@@ -209,7 +200,7 @@ def test_a_missing_package_is_told_before_sampling(package, presets, tmp_path, m
     assert not (tmp_path / "out").exists()
 
 
-def test_what_differs_is_said_in_every_format(presets, tmp_path, run_here):
+def test_what_differs_is_said_in_every_format(presets, tmp_path):
     other = tmp_path / "other.safetensors"
     save_file({key: x * 0.99 for key, x in load_file(tmp_path / "tiny.safetensors").items()}, other)
     out = tmp_path / "out"
@@ -231,7 +222,7 @@ def test_what_differs_is_said_in_every_format(presets, tmp_path, run_here):
     assert not (out / "mine" / "linear").exists()
 
 
-def test_a_metric_without_a_value_is_said(presets, tmp_path, run_here):
+def test_a_metric_without_a_value_is_said(presets, tmp_path):
     path = presets / "mine" / "00_fp.yaml"
     path.write_text(path.read_text().replace("mae: 0", "fid: 4.22"))
     ended = reproduce(presets, tmp_path / "out", "--rows", "fp")
@@ -244,13 +235,13 @@ def test_a_metric_without_a_value_is_said(presets, tmp_path, run_here):
 def test_the_same_command_goes_on_after_an_interruption(presets, tmp_path, monkeypatch):
     out, calls = tmp_path / "out", []
 
-    def second_is_interrupted(words, check):
-        calls.append(words)
+    def second_is_interrupted(run, args):
+        calls.append(run)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return in_process(words, check)
+        perform(run, args)
 
-    monkeypatch.setattr(table_commands, "subprocess", SimpleNamespace(run=second_is_interrupted))
+    monkeypatch.setattr(table_commands, "perform", second_is_interrupted)
     ended = reproduce(presets, out)
     assert (ended.status, ended.err) == (130, "interrupted: run the same command again to resume\n")
     assert not any((out / "mine" / name).exists() for name in FILES)
@@ -264,12 +255,11 @@ def test_the_same_command_goes_on_after_an_interruption(presets, tmp_path, monke
     }
     assert lost.read_bytes() == before
     uninterrupted = tmp_path / "whole"
-    monkeypatch.setattr(table_commands, "subprocess", SimpleNamespace(run=in_process))
     assert reproduce(presets, uninterrupted).status == 0
     assert lines(out / "mine") == lines(uninterrupted / "mine")
 
 
-def test_a_calibrated_file_is_used_as_it_is(presets, tmp_path, run_here):
+def test_a_calibrated_file_is_used_as_it_is(presets, tmp_path):
     reproduce(presets, tmp_path / "out")
     file = tmp_path / "out" / "mine" / "linear" / "quantized.safetensors"
     ended = reproduce(presets, tmp_path / "again", "--calibrated", f"linear={file}")
@@ -280,7 +270,7 @@ def test_a_calibrated_file_is_used_as_it_is(presets, tmp_path, run_here):
     assert results(tmp_path / "again" / "mine")["mine"][1]["size"] == file.stat().st_size
 
 
-def test_random_weights_need_no_file_and_are_said_first(presets, tmp_path, run_here):
+def test_random_weights_need_no_file_and_are_said_first(presets, tmp_path):
     (tmp_path / "tiny.safetensors").unlink()
     out, weights = tmp_path / "out", tmp_path / "out" / "mine" / "random_weights" / "model.safetensors"
     planned = reproduce(presets, out, "--weights", "random", "--dry-run")
@@ -295,7 +285,7 @@ def test_random_weights_need_no_file_and_are_said_first(presets, tmp_path, run_h
     assert weights.stat().st_mtime_ns == before, "made once"
 
 
-def test_random_weights_of_a_latent_model(classes, tmp_path, run_here):
+def test_random_weights_of_a_latent_model(classes, tmp_path):
     path = classes / "mine" / "table.yaml"
     content = yaml.safe_load(path.read_text())
     content["arguments"]["config"] = str(tmp_path / "latent" / "config.yaml")
@@ -320,13 +310,12 @@ def test_a_dry_run_says_what_is_missing_and_writes_nothing(presets, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_fails_ends_the_table(presets, tmp_path, monkeypatch):
-    fails = SimpleNamespace(run=lambda words, check: SimpleNamespace(returncode=2))
-    monkeypatch.setattr(table_commands, "subprocess", fails)
+def test_a_run_that_fails_ends_the_table(presets, tmp_path):
+    (tmp_path / "tiny.safetensors").write_bytes(b"torn")
     ended = reproduce(presets, tmp_path / "out")
     assert ended.status == 2
-    assert "'mine: full precision' ended with status 2" in ended.err
-    assert not (tmp_path / "out").exists()
+    assert re.match(r"error: 'mine: full precision': .*tiny\.safetensors' ", ended.err) and ended.err.count("\n") == 1
+    assert not (tmp_path / "out" / "mine" / "linear").exists()
 
 
 @pytest.mark.parametrize(

@@ -91,3 +91,14 @@ def test_a_row_without_a_plan_does_not_end_the_others(table, tmp_path, monkeypat
     out = capsys.readouterr().out
     assert "linear: no plan: too many" in out and "other: no plan: too many" in out
     assert "full precision, 0 of 3 images" in out
+
+
+def test_a_row_that_takes_the_network_of_another_waits_for_it(table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cost, "measured_cost", lambda pipeline, quantization: QUANTIZED if quantization else FULL)
+    file = tmp_path / "out" / "linear" / "quantized.safetensors"
+    linear, other = table.rows[1:]
+    corrected = replace(
+        other, title="corrected", arguments={**linear.arguments, "resume": True, "cali_ckpt": str(file)}
+    )
+    show_plan(replace(table, rows=(*table.rows[:2], corrected)), tmp_path / "out", Choices(), Path("clone"), "cpu")
+    assert "corrected: no plan before linear is calibrated, whose network it takes\n" in capsys.readouterr().out

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -17,12 +16,11 @@ import torch
 from tqdm import tqdm
 
 from qdiff.calibration import measure
-from qdiff.cli import table_commands
 from qdiff.files.images import write_image
 from qdiff.sampling import folder_lock, images
 from tests.command_line import Ended, qdiff
 from tests.processes import forkserver
-from tests.qdiff.cli.test_reproduce import in_process, table_of
+from tests.qdiff.cli.test_reproduce import table_of
 from tests.tiny import sample_script, write_tiny
 
 COUNT = 11  # images, of which the last batch of 2 lacks one
@@ -40,7 +38,6 @@ def _as_rank(rank: int, size: int, program: str, words: Sequence[object], ended:
     tqdm.set_lock(threading.RLock())  # not one of several processes, which kills would leak
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))
     folder_lock.AWAY, folder_lock.QUIET = away, 0
-    table_commands.subprocess = SimpleNamespace(run=in_process)
     if slow:
         images.write_image = _slow
     with mock.patch.object(measure, "_iteration_bytes", return_value=0):
