@@ -4,8 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qdiff.adapters import Adapter, ProductKind
+    from qdiff.adapters import Adapter, Contraction, ProductKind
     from qdiff.adaptive_rounding import AdaRoundQuantizer
+    from qdiff.backends import execute
     from qdiff.block_recon import Schedule, block_reconstruction
     from qdiff.calibration.data import CalibrationSet
     from qdiff.calibration.job import calibrate
@@ -29,6 +30,7 @@ _HOME = {
     "Adapter": "qdiff.adapters",
     "CalibrationSet": "qdiff.calibration.data",
     "CalibrationSettings": "qdiff.calibration.settings",
+    "Contraction": "qdiff.adapters",
     "Journal": "qdiff.files.journal",
     "ProductKind": "qdiff.adapters",
     "QuantBlock": "qdiff.quant_block",
@@ -43,6 +45,7 @@ _HOME = {
     "calibrate": "qdiff.calibration.job",
     "correct": "qdiff.pipelines.correct",
     "evaluate": "qdiff.pipelines.evaluate",
+    "execute": "qdiff.backends",
     "load_as_written": "qdiff.checkpoints.load",
     "load_pipeline": "qdiff.pipelines.load",
     "load_quantized": "qdiff.checkpoints.load",
@@ -55,6 +58,7 @@ __all__ = [
     "Adapter",
     "CalibrationSet",
     "CalibrationSettings",
+    "Contraction",
     "Journal",
     "ProductKind",
     "QuantBlock",
@@ -69,6 +73,7 @@ __all__ = [
     "calibrate",
     "correct",
     "evaluate",
+    "execute",
     "load_as_written",
     "load_pipeline",
     "load_quantized",

@@ -14,7 +14,7 @@ class PerPhase(nn.Module, Generic[Part]):
     """One module for each phase: quantizers or observers, split or not.
 
     Args:
-        phases: modules that map a tensor to one of its shape.
+        phases: modules that map the same tensors.
 
     Attributes:
         active: number of the phase whose module is used; see `set_phase`.
@@ -28,9 +28,9 @@ class PerPhase(nn.Module, Generic[Part]):
     def __iter__(self) -> Iterator[Part]:
         return cast(Iterator[Part], iter(self.phases))  # torch does not tell what a ModuleList holds
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `x` by the module of the active phase; returns its shape."""
-        return self.phases[self.active](x)
+    def forward(self, *x: Tensor) -> Tensor:
+        """Map tensors by the module of the active phase; returns what it returns."""
+        return self.phases[self.active](*x)
 
 
 class PhaseQuantizer(PerPhase[Quantizer]):

@@ -12,10 +12,10 @@ from qdiff.calls import Call
 from qdiff.observers import Observer
 from qdiff.phases import ActQuantizer, PerPhase, PhaseQuantizer, phase_names
 from qdiff.policy import QuantSpec
-from qdiff.quant_layer import PerSlice, Quantizer, QuantModule, SplitQuantizer, quantizer_from
+from qdiff.quant_layer import PerSlice, Quantizer, QuantLeaf, QuantModule, SplitQuantizer, quantizer_from
 
 
-class QuantProduct(nn.Module):
+class QuantProduct(QuantLeaf):
     """A product of two activations (query and key, or values and attention weights), both of them quantized.
 
     The quantizer of an operand is the attribute `act_quantizer_<operand>`, None until it is calibrated.
@@ -29,7 +29,6 @@ class QuantProduct(nn.Module):
         super().__init__()
         self.product = product
         self.kind = kind
-        self.quantizing = True
         for name in kind.operands:
             setattr(self, f"act_quantizer_{name}", None)
 

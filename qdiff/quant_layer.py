@@ -168,7 +168,24 @@ class Rounding(Protocol):
         """Yield the modules that it consists of."""
 
 
-class QuantModule(nn.Module):
+class QuantLeaf(nn.Module):
+    """A leaf of a quantized network, in the place of a layer or an attention product.
+
+    Attributes:
+        quantizing: False while `QuantModel.full_precision` is active.
+    """
+
+    @property
+    def has_full_precision(self) -> bool:
+        """Whether it can compute without quantizers."""
+        return True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantizing = True
+
+
+class QuantModule(QuantLeaf):
     """A convolution or linear layer with integer weights and, once calibrated, quantized inputs.
 
     Attributes:
@@ -176,7 +193,6 @@ class QuantModule(nn.Module):
         dequantized: their values, in the dtype and on the device of the weight; not in the state dict.
         act_quantizer: of the input; None until it is calibrated, and where the input stays in floating point.
         rounding: while it is being learned.
-        quantizing: False while `QuantModel.full_precision` is active.
 
     Args:
         layer: the layer to replace, of a type in `OPERATIONS`. Its weight is kept until `forget_full_precision`.
@@ -192,7 +208,6 @@ class QuantModule(nn.Module):
         weight, bias = layer.weight, layer.bias
         assert isinstance(weight, nn.Parameter) and (bias is None or isinstance(bias, nn.Parameter))
         self.operation = OPERATIONS[type(layer)](layer)
-        self.quantizing = True
         self.weight: nn.Parameter | None = weight
         self.bias: nn.Parameter | None = bias
         self.fp_bias: nn.Parameter | None = None  # where `bias` has been corrected
@@ -207,6 +222,11 @@ class QuantModule(nn.Module):
     def split(self) -> tuple[int, ...] | None:
         """Input channels of each slice that has its own quantizers; None for a layer that is not split."""
         return self.weight_quantizer.sizes
+
+    @property
+    def has_full_precision(self) -> bool:
+        """Whether the full-precision weight is kept."""
+        return self.weight is not None
 
     @property
     def fp_weight(self) -> nn.Parameter:

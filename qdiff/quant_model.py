@@ -15,7 +15,7 @@ from qdiff.operations import OPERATIONS
 from qdiff.phases import PerPhase, set_phase
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_block import ActSite, QuantBlock, QuantProduct
-from qdiff.quant_layer import QuantModule, fit_quantizer, quantizer_from
+from qdiff.quant_layer import QuantLeaf, QuantModule, fit_quantizer, quantizer_from
 
 MakeLayer = Callable[[str, nn.Module, tuple[int, ...] | None], QuantModule]
 
@@ -51,7 +51,7 @@ class QuantModel(nn.Module):
             elif type(module) in adapter.products:
                 _replace(model, path, QuantProduct(module, adapter.products[type(module)]))
         self.model = model
-        self._leaves = [m for m in self.modules() if isinstance(m, QuantModule | QuantProduct)]
+        self._leaves: dict[str, QuantLeaf] = {p: m for p, m in self.named_modules() if isinstance(m, QuantLeaf)}
         self.requires_grad_(False)
         self.train(model.training)
 
@@ -81,7 +81,8 @@ class QuantModel(nn.Module):
 
     def _per_phase(self) -> list[PerPhase]:
         """Return what depends on the phase now: nothing before activations are calibrated, or in full precision."""
-        return [q for leaf in self._leaves if leaf.quantizing for q in leaf.children() if isinstance(q, PerPhase)]
+        leaves = (leaf for leaf in self._leaves.values() if leaf.quantizing)
+        return [part for leaf in leaves for part in leaf.children() if isinstance(part, PerPhase)]
 
     def _phases_at(self, t: Any) -> list[int]:
         return [self.policy.phase_of(x) for x in (t.flatten().tolist() if isinstance(t, Tensor) else [t])]
@@ -99,6 +100,15 @@ class QuantModel(nn.Module):
     def layers(self) -> dict[str, QuantModule]:
         """Return the quantized layers by path, in definition order."""
         return {path: m for path, m in self.named_modules() if isinstance(m, QuantModule)}
+
+    def leaves(self) -> dict[str, QuantLeaf]:
+        """Return the quantized layers and attention products by path, in definition order; also executed ones."""
+        return dict(self._leaves)
+
+    def replace_leaf(self, path: str, leaf: QuantLeaf) -> None:
+        """Put another quantized leaf in the place of the one at `path`."""
+        self.set_submodule(path, leaf)
+        self._leaves[path] = leaf
 
     def sites(self) -> list[ActSite]:
         """Return where the policy quantizes activations, in definition order."""
@@ -127,16 +137,17 @@ class QuantModel(nn.Module):
     @contextmanager
     def full_precision(self) -> Iterator[None]:
         """Switch all quantizers off inside the context. Raises ValueError if the FP weights were given up."""
-        if any(isinstance(m, QuantModule) and m.weight is None for m in self._leaves):
+        leaves = list(self._leaves.values())
+        if not all(leaf.has_full_precision for leaf in leaves):
             raise ValueError("this model holds integer weights only; full precision needs the original checkpoint")
-        before = [m.quantizing for m in self._leaves]
+        before = [leaf.quantizing for leaf in leaves]
         try:
-            for m in self._leaves:
-                m.quantizing = False
+            for leaf in leaves:
+                leaf.quantizing = False
             yield
         finally:
-            for m, value in zip(self._leaves, before):
-                m.quantizing = value
+            for leaf, value in zip(leaves, before):
+                leaf.quantizing = value
 
     @contextmanager
     def unrounded(self) -> Iterator[None]:

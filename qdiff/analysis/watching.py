@@ -63,6 +63,10 @@ def quantized_network(pipeline: Pipeline, like: Pipeline) -> QuantModel:
     """Return the network of a quantized pipeline that samples as `like` does. Raises ValueError if it does not."""
     if not isinstance(pipeline.network, QuantModel):
         raise ValueError("the other pipeline is in full precision: give one whose network is quantized")
+    if pipeline.execution:
+        raise ValueError(
+            f"the network is executed by '{pipeline.execution.backend}': give the pipeline that it is from"
+        )
     if pipeline.sampling != like.sampling or pipeline.latent_shape != like.latent_shape:
         raise ValueError(
             f"the pipelines sample differently, {like.sampling} and {pipeline.sampling}: give both the same settings"

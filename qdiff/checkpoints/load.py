@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion.checks import check_choice
 from qdiff.adapters import Adapter, adapter_for
+from qdiff.backends import SIMULATED
 from qdiff.checkpoints import original
 from qdiff.checkpoints.content import QuantizedFile
 from qdiff.checkpoints.quantized_file import read_quantized, write_quantized
@@ -16,6 +18,7 @@ from qdiff.checkpoints.read import OriginalFile, read_calibrated
 from qdiff.checkpoints.summary import Layer
 from qdiff.checkpoints.validate import check_numbers, compare, legacy_owners, shapes_of, splits_of, state_shapes
 from qdiff.errors import UserError
+from qdiff.execution import execute_integers
 from qdiff.files.dtypes import dtype_name
 from qdiff.policy import QuantPolicy, QuantSpec
 from qdiff.quant_layer import PackedModule, QuantModule
@@ -38,9 +41,12 @@ def save_quantized(
         provenance: where the numbers come from (settings, digests of weights and data), JSON values; {} by default.
 
     Raises:
-        ValueError: the calibration of `model` is not finished, or `model` was loaded with `low_memory`.
+        ValueError: the calibration of `model` is not finished, or its codes are gone: it was loaded with `low_memory`,
+            or computes with integers.
         UserError: the disk is full or cannot be written to.
     """
+    if not model.layers():
+        raise ValueError("this network computes with integers: copy its file instead")
     for layer, module in model.layers().items():
         if module.rounding is not None:
             raise ValueError(f"the rounding of {layer} is still being learned")
@@ -68,6 +74,7 @@ def load_quantized(
     split: bool = False,
     sm_abit: int = 8,
     low_memory: bool = False,
+    backend: str = SIMULATED,
     adapter: Adapter | None = None,
 ) -> QuantModel:
     """Load a calibrated file, ours or the original's, into a network; no data and no forward pass are needed.
@@ -81,19 +88,24 @@ def load_quantized(
         split: whether shortcut layers are quantized in two slices.
         sm_abit: bits of the attention weights, 2..16.
         low_memory: keep the codes packed and dequantize them in every forward.
+        backend: "simulated" in floating point, or "torch" to compute with integers, on the CPU. Other backends need
+            arguments of a call, see `qdiff.execute`.
         adapter: describes the network's family; None for networks of `ddim` and `ldm`.
 
     Returns:
         the quantized network on the device of `model` and in its mode, without full-precision weights.
 
     Raises:
-        UserError: the file is damaged, not calibrated, of another network, or contradicts the arguments.
-        ValueError: a network of another family without an adapter.
+        UserError: the file is damaged, not calibrated, of another network, or contradicts the arguments; or this
+            machine lacks the backend.
+        ValueError: a network of another family without an adapter, or a backend of another name.
     """
+    check_choice("backend", backend, (SIMULATED, "torch"))
     adapter = adapter or adapter_for(model)
     file = read_calibrated(path)
     policy = _checked_policy(path, file, weight_bit, act_bit, a_sym, split, sm_abit)
-    return _restored(path, file, model, policy, adapter, low_memory)
+    restored = _restored(path, file, model, policy, adapter, low_memory or backend != SIMULATED)
+    return restored if backend == SIMULATED else execute_integers(restored)
 
 
 def policy_of(

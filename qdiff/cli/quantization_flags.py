@@ -8,6 +8,9 @@ from qdiff.cli.flags import ACTIVATIONS, PTQ, known_words
 from qdiff.cli.parser import Parser, choice, number
 from qdiff.errors import UserError
 
+SIMULATED = "simulated"
+BACKENDS = ("torch", "onnxruntime", "openvino", "auto")  # of `qdiff.backends`, which imports torch
+
 KEPT = ("ends", "time")  # names in `qdiff.adapters.Adapter.sensitive`
 
 
@@ -121,6 +124,14 @@ def quantization(parser: Parser) -> None:
         action="store_true",
         needs=(*PTQ, "--resume"),
         help="keep weights packed and dequantize them in every call: slower, an eighth of the memory at 4 bits",
+    )
+    add(
+        "--backend",
+        default=SIMULATED,
+        needs=PTQ,
+        help="what computes the quantized network: simulated in floating point (default), or with integers, which is "
+        "faster: torch, onnxruntime, openvino, or auto for the fastest of these that this machine has",
+        **choice(SIMULATED, *BACKENDS),
     )
     parser.checks.append(_check_fewer_bits)
 

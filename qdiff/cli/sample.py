@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qdiff.cli.correction_flags import PARTS
+from qdiff.cli.quantization_flags import SIMULATED
 from qdiff.sampling.rank import ALONE, Rank
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def quantization_of(args: Namespace, rank: Rank = ALONE) -> "Quantization | None
         return None
     if a.resume:
         act_bit = a.act_bit if a.quant_act else None
-        return LoadQuantized(a.cali_ckpt, a.weight_bit, act_bit, a.a_sym, a.split, a.sm_abit, a.low_memory)
+        low_memory = a.low_memory or a.backend != SIMULATED  # backends need no weights in floating point
+        return LoadQuantized(a.cali_ckpt, a.weight_bit, act_bit, a.a_sym, a.split, a.sm_abit, low_memory)
     memory = None if a.cali_memory is None else int(a.cali_memory * GIB)
     data = DataSettings(a.cali_st, a.cali_n, a.cali_data_path)
     return Calibrate(
@@ -109,6 +111,15 @@ def correction_of(args: Namespace) -> "CorrectionSource | None":
     return LoadCorrection(args.correct, args.correct_interpolate)
 
 
+def backend_of(args: Namespace) -> str:
+    """Return the backend of the flags. Raises UserError if this machine does not have it."""
+    if args.backend == SIMULATED:
+        return SIMULATED
+    from qdiff.backends import resolved
+
+    return resolved(args.backend)
+
+
 def record_of(args: Namespace, free: Collection[str], files: Collection[str] = ()) -> "Record":
     """Return the record of the flags.
 
@@ -120,11 +131,12 @@ def record_of(args: Namespace, free: Collection[str], files: Collection[str] = (
     from qdiff.pipelines.methods import rounding_schedule
     from qdiff.pipelines.run import Record
 
-    rate = rounding_schedule(args.cali_iters, args.cali_lr_w).lr  # as used, for its default may change
-    given, files = vars(args) | {"cali_lr_w": rate}, (*FILES, *files)
-    if args.correct is None:  # without them, folders of earlier versions can be resumed
-        given = {name: value for name, value in given.items() if name not in CORRECTION}
-    elif args.correct != "auto":
+    rate = rounding_schedule(args.cali_iters, args.cali_lr_w).lr  # as used, for defaults may change
+    given, files = vars(args) | {"cali_lr_w": rate, "backend": backend_of(args)}, (*FILES, *files)
+    unused = [*(CORRECTION if args.correct is None else ()), *(["backend"] if args.backend == SIMULATED else ())]
+    # without them, folders of earlier versions can be resumed
+    given = {name: value for name, value in given.items() if name not in unused}
+    if args.correct not in (None, "auto"):
         files = (*files, "correct")
     free = [*FREE, *free, *files[len(FILES) :]]
     return Record(
@@ -142,7 +154,7 @@ def assembled(
 
     rank = Rank.from_environment()
     quantization, correction = quantization_of(args, rank), correction_of(args)
-    return Run(pipeline, quantization, output, args.logdir, record, folder_flag, rank, correction)
+    return Run(pipeline, quantization, output, args.logdir, record, folder_flag, rank, correction, backend_of(args))
 
 
 def perform(run: "Run", args: Namespace) -> None:

@@ -16,6 +16,7 @@ from qdiff.config.networks import plain
 from qdiff.correction.table import CorrectionTable
 from qdiff.files.images import Shape
 from qdiff.pipelines.device import find_device
+from qdiff.pipelines.execution import Execution
 from qdiff.pipelines.settings import Sampling
 from qdiff.quant_model import QuantModel
 
@@ -37,6 +38,7 @@ class BasePipeline(ABC, Generic[SamplingT]):
         cfg_copies: rows in the network's batch per image, 2 with guidance.
         precision: of the network's arithmetic; "full" is float32.
         correction: of the quantized network's predictions; None leaves them as they are.
+        execution: by the backend that computes the quantized network; None simulates it in floating point.
 
     Class attributes:
         samplers: types of the samplers, by the names that `with_sampling` accepts.
@@ -53,6 +55,7 @@ class BasePipeline(ABC, Generic[SamplingT]):
     cfg_copies: int = 1
     precision: str = "full"
     correction: CorrectionTable | None = None
+    execution: Execution | None = None
 
     def __init__(self, device: str):
         self.device = find_device(device)
@@ -78,9 +81,14 @@ class BasePipeline(ABC, Generic[SamplingT]):
         return self.sampling.batch_size or DEFAULT_BATCH
 
     @property
-    @abstractmethod
     def network(self) -> nn.Module:
-        """The network that predicts the noise."""
+        """The network that predicts the noise; without values where a backend executes it."""
+        return self.execution.model if self.execution else self.called
+
+    @property
+    @abstractmethod
+    def called(self) -> nn.Module:
+        """What is called for a prediction: the network, or what a backend made of it."""
 
     @property
     @abstractmethod

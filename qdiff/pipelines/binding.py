@@ -36,7 +36,7 @@ def made_for(pipeline: BasePipeline, known: str | None = None) -> dict[str, Any]
     settings = [f"{name} {value}" for name, value in asdict(sampler).items() if name not in STEPS]
     if known is None:
         assert isinstance(network, QuantModel)
-        known = network_digest(network)
+        known = pipeline.execution.digest if pipeline.execution else network_digest(network)
     return {
         "network": known,
         "sampler": ", ".join([type(sampler).__name__, *settings]),

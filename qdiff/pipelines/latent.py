@@ -69,7 +69,7 @@ class LatentPipeline(Pipeline[GuidedT]):
         """Return the conditions of images under the current settings. Raises UserError for impossible ones."""
 
     @property
-    def network(self) -> nn.Module:
+    def called(self) -> nn.Module:
         return self.latent.model.diffusion_model
 
     @property
@@ -81,7 +81,7 @@ class LatentPipeline(Pipeline[GuidedT]):
         other.latent = _shallow(self.latent)
         other.latent.model = _shallow(self.latent.model)
         other.latent.model.diffusion_model = network
-        other.correction = None  # which belongs to the network
+        other.correction = other.execution = None  # which belong to the network
         return other
 
     @property

@@ -6,11 +6,14 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from diffusion.checks import check_choice
 from qdiff.adapters.ddim import samplers as pixel_samplers
 from qdiff.adapters.ldm import samplers as latent_samplers
+from qdiff.backends import NAMES, SIMULATED
 from qdiff.config.latent import find_checkpoint, find_config, load_latent_config
 from qdiff.config.networks import RECOMMENDED, is_latent
 from qdiff.errors import UserError
+from qdiff.pipelines.backends import check_backend, executed
 from qdiff.pipelines.class_conditional import ClassPipeline
 from qdiff.pipelines.latent import LatentPipeline
 from qdiff.pipelines.paths import as_path
@@ -30,6 +33,7 @@ def load_pipeline(
     weights: str | Path | None = None,
     config: str | Path | None = None,
     quantized: str | Path | None = None,
+    backend: str = SIMULATED,
     device: str | torch.device = "auto",
     precision: str = "full",
     **sampling: Any,
@@ -43,6 +47,8 @@ def load_pipeline(
             next to the YAML.
         config: YAML file of a checkpoint or folder; None takes its `config.yaml`.
         quantized: our quantized file of the model's network, whose full-precision weights are then not needed.
+        backend: what computes the quantized network: "simulated" in floating point, or with integers "torch",
+            "onnxruntime", "openvino", or "auto" for the fastest of these that this machine has; see docs/deploy.md.
         device: "auto" (cuda, else mps, else cpu), "cpu", "cuda", "cuda:N" or "mps".
         precision: of a latent model: "full" (float32), "bf16", "fp16" or "autocast".
         sampling: settings as in `Pipeline.with_sampling`. The defaults are those of the section `sampling` of the
@@ -53,6 +59,7 @@ def load_pipeline(
         ValueError: an argument is outside its range, or contradicts another one.
         UserError: a file is missing or damaged, or does not fit.
     """
+    check_choice("backend", backend, (SIMULATED, *NAMES))
     base, yaml = as_path("path", path), None if config is None else as_path("config", config)
     if base.suffix in (".yml", ".yaml"):
         if yaml:
@@ -71,8 +78,14 @@ def load_pipeline(
         source, checkpoint = find_config(base, yaml), find_checkpoint(given or base, "weights" if given else "path")
         pipeline = _latent(LatentModel(source, checkpoint, device=str(device), precision=precision))
     pipeline = _with_defaults(pipeline).with_sampling(**sampling)
-    pipeline.load(network=file is None)
-    return pipeline if file is None else pipeline.with_network(LoadAsWritten(file).run(pipeline, Path()))
+    if backend == SIMULATED:
+        pipeline.load(network=file is None)
+        return pipeline if file is None else pipeline.with_network(LoadAsWritten(file).run(pipeline, Path()))
+    if file is None:
+        raise ValueError(f"backend={backend!r} needs a quantized file: give quantized=...")
+    check_backend(pipeline)
+    pipeline.load(network=False)
+    return executed(pipeline.with_network(LoadAsWritten(file, low_memory=True).run(pipeline, Path())), backend)
 
 
 def _pixel(model: PixelModel) -> PixelPipeline:

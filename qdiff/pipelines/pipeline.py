@@ -10,8 +10,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
-from diffusion.checks import whole
+from diffusion.checks import check_choice, whole
 from diffusion.steps import Correction, Model, Noise, Sampler, Step, uncorrected
+from qdiff.backends import NAMES
 from qdiff.checkpoints.load import save_quantized
 from qdiff.correction.file import read_correction, write_correction
 from qdiff.correction.parts import PARTS
@@ -19,6 +20,7 @@ from qdiff.correction.table import CorrectionTable, StepCorrection
 from qdiff.errors import UserError
 from qdiff.evaluation.bops import TrajectoryBops, network_bops
 from qdiff.files.images import to_uint8
+from qdiff.pipelines.backends import executed
 from qdiff.pipelines.base import BasePipeline, SamplingT
 from qdiff.pipelines.binding import checked, made_for
 from qdiff.pipelines.bits import bits_of
@@ -142,6 +144,25 @@ class Pipeline(BasePipeline[SamplingT]):
         other.correction = checked(table, made_for(self), self, name, interpolate)
         return other
 
+    def with_backend(self, backend: str) -> Self:
+        """Return a pipeline whose quantized network is computed with integers; this one does not change.
+
+        Args:
+            backend: "torch", "onnxruntime", "openvino", or "auto" for the fastest of them that this machine has; see
+                docs/deploy.md.
+
+        Raises:
+            ValueError: the network is in full precision, a backend executes it already, or the name is unknown.
+            UserError: the backend is not installed, or cannot execute this network on this machine.
+        """
+        check_choice("backend", backend, NAMES)
+        if not isinstance(self.network, QuantModel):
+            raise ValueError("the network is in full precision: call qdiff.quantize first")
+        self._check_values()
+        own = self.with_network(copy.deepcopy(self.network))
+        own.correction = self.correction
+        return executed(own, backend)
+
     def correction_report(self) -> list[str]:
         """Return lines about the correction and its parts; none if there is no correction."""
         c = self.correction
@@ -252,8 +273,12 @@ class Pipeline(BasePipeline[SamplingT]):
 
     def check_loaded(self) -> None:
         """Check that the network has weights. Raises ValueError if they are on the meta device."""
-        if self.device.type != "meta" and any(x.is_meta for x in self.network.parameters()):
+        if self.device.type != "meta" and any(x.is_meta for x in self.called.parameters()):
             raise ValueError("the network has no weights, they are on the meta device: call load() first")
+
+    def _check_values(self) -> None:
+        if self.execution:
+            raise ValueError(f"the network is executed by '{self.execution.backend}': use the pipeline that it is from")
 
     def save(self, path: str | Path) -> None:
         """Write the quantized network to one file, whole or not at all; `load_pipeline(..., quantized=path)` reads it.
@@ -263,10 +288,11 @@ class Pipeline(BasePipeline[SamplingT]):
 
         Raises:
             TypeError: `path` is not a path.
-            ValueError: the network is in full precision.
+            ValueError: the network is in full precision, or a backend executes it.
             UserError: the file cannot be written.
         """
         file = as_path("path", path)
         if not isinstance(self.network, QuantModel):
             raise ValueError("the network is in full precision, nothing to save: call qdiff.quantize first")
+        self._check_values()
         save_quantized(file, self.network, config=self.config_dict, provenance=self.network.provenance)

@@ -57,7 +57,7 @@ class PixelPipeline(Pipeline[Sampling]):
             )
 
     @property
-    def network(self) -> nn.Module:
+    def called(self) -> nn.Module:
         return self._network
 
     @property
@@ -67,7 +67,7 @@ class PixelPipeline(Pipeline[Sampling]):
     def with_network(self, network: nn.Module) -> Self:
         other = copy.copy(self)
         other._network = network
-        other.correction = None  # which belongs to the network
+        other.correction = other.execution = None  # which belong to the network
         return other
 
     @property
@@ -97,7 +97,7 @@ class PixelPipeline(Pipeline[Sampling]):
         self.network.to(self.device)  # it was built with random weights
 
     def model_for(self, indices: Sequence[int]) -> Model:
-        return self.network
+        return self.called
 
     def example(self, batch_size: int) -> Call:
         x, _ = self.noise(range(batch_size))

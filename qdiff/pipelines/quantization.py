@@ -136,11 +136,14 @@ class LoadQuantized(LoadFile):
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
 
 
+@dataclass(frozen=True)
 class LoadAsWritten(LoadFile):
     """Load one of our files, with the bits that it has."""
 
+    low_memory: bool = False
+
     def load(self, network: nn.Module) -> QuantModel:
-        return load_as_written(network, self.path)
+        return load_as_written(network, self.path, low_memory=self.low_memory)
 
     def policy(self) -> QuantPolicy:
         return read_quantized(self.path).policy

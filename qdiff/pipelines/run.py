@@ -8,9 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from qdiff.backends import SIMULATED
 from qdiff.calibration.measure import forward_seconds
 from qdiff.calibration.plan import format_duration
 from qdiff.files.digest import file_digest, tensors_digest
+from qdiff.pipelines.backends import check_backend, executed
 from qdiff.pipelines.correction import CorrectionSource
 from qdiff.pipelines.output import Output
 from qdiff.pipelines.pipeline import Pipeline
@@ -51,6 +53,7 @@ class Run:
         folder_flag: the flag that named the folder, for error messages.
         rank: this process.
         correction: how the predictions of the quantized network are corrected; None leaves them as they are.
+        backend: what computes the quantized network; see `qdiff.backends`.
 
     Raises:
         UserError: the settings do not fit the model.
@@ -64,11 +67,14 @@ class Run:
     folder_flag: str = "-l"
     rank: Rank = ALONE
     correction: CorrectionSource | None = None
+    backend: str = SIMULATED
 
     def __post_init__(self) -> None:
         if self.quantization:
             self.quantization.check(self.pipeline)
         self.output.decode_for(self.pipeline)
+        if self.backend != SIMULATED:
+            check_backend(self.pipeline)
         if not self.rank.alone:
             self.output.check_shared()
 
@@ -100,6 +106,8 @@ class Run:
         quantized = self.pipeline.with_network(self.quantization.run(self.pipeline, folder.path))
         if self.correction:
             quantized = self._corrected(quantized, original, folder)
+        if self.backend != SIMULATED:
+            quantized = self._executed(quantized)
         return replace(self, pipeline=quantized, quantization=None)
 
     def _corrected(self, quantized: Pipeline, original: Pipeline, folder: RunFolder) -> Pipeline:
@@ -111,6 +119,13 @@ class Run:
         if self.rank.first:
             print(*corrected.correction_report(), sep="\n", flush=True)
         return corrected
+
+    def _executed(self, quantized: Pipeline) -> Pipeline:
+        """Return the pipeline that the backend computes."""
+        made = executed(quantized, self.backend)
+        if self.rank.first and made.execution:
+            print(f"backend {made.execution.backend}:", *made.execution.report, sep="\n  ", flush=True)
+        return made
 
     def dry_run(self) -> None:
         """Print the plan of the run; needs no weights and writes nothing."""

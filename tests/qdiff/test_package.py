@@ -11,7 +11,7 @@ from qdiff.__main__ import VERBS
 from tests.command_line import refusal
 
 ROOT = Path(__file__).parents[2]
-OURS = {"qdiff", "torch", "numpy", "safetensors", "psutil"}
+OURS = {"qdiff", "diffusion", "torch", "numpy", "safetensors", "psutil"}
 PIPELINES = {"correct", "evaluate", "load_pipeline", "load_run", "quantize"}  # which know networks and configurations
 
 

@@ -16,11 +16,7 @@ ADAPTER = Adapter(
     products={
         ScoreProduct: ProductKind(("q", "k"), legacy_owner=True, contraction=Contraction("bci,bcj->bij", scaled=True)),
         ValueProduct: ProductKind(
-            ("v", "w"),
-            softmax="w",
-            softmax_spec=from_zero,
-            legacy_owner=True,
-            contraction=Contraction("bcj,bij->bci"),
+            ("v", "w"), softmax="w", softmax_spec=from_zero, legacy_owner=True, contraction=Contraction("bcj,bij->bci")
         ),
     },
     plain=(nn.GroupNorm,),
