@@ -17,14 +17,14 @@ from unittest import mock
 import pytest
 import torch
 
-from qdiff.cli import convert, correct, evaluate, inspect, parser, plot, reproduce
+from qdiff.cli import convert, correct, evaluate, export, inspect, parser, plot, reproduce
 from qdiff.evaluation.record_file import read_evaluation
 from tests.command_line import qdiff, script
 from tests.markdown import ROOT, TEXTS, blocks, commands, read
 
 HELP = ROOT / "docs" / "help"
 SCRIPTS = ("sample_diffusion_ddim", "sample_diffusion_ldm", "txt2img", "demo")
-VERBS = ("inspect", "convert", "correct", "evaluate", "reproduce", "plot")
+VERBS = ("inspect", "convert", "export", "correct", "evaluate", "reproduce", "plot")
 KINDS = tuple(f"plot {kind}" for kind in plot.KINDS)
 SMALL = {  # of the Python blocks, which would take minutes
     r"\b((?:act_)?iterations|timesteps)=\d+": r"\1=2",
@@ -86,7 +86,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, words: Sequence[str]) -> None:
         real_args(self, *args, **kwargs)
         raise Parsed
 
-    for module in (parser, inspect, convert, correct, evaluate, reproduce, plot):
+    for module in (parser, inspect, convert, export, correct, evaluate, reproduce, plot):
         monkeypatch.setattr(module, "parse", stop)
     program, *argv = words
     if program == "-m":

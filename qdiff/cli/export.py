@@ -32,7 +32,9 @@ def _parser() -> Parser:
     add = parser.group("files")
     add("-o", "--out", required=True, type=Path, metavar="FILE", help="file to write, .onnx (required)")
     add("--config", type=Path, metavar="FILE", help="YAML of the network (default: what the file holds)")
-    add("--packed", action="store_true", help="store weights of 4 bits and fewer in 4 bits, which engines widen")
+    add(
+        "--packed", action="store_true", help="store weights of 4 bits and fewer as uint4, for disks: engines want int8"
+    )
     add("--rules", help="refuse what this engine would refuse; it needs activations of --a_sym", **choice("tensorrt"))
     add("--force", action="store_true", help="replace --out if it exists")
     add = parser.group("comparison with the simulated network")
