@@ -1,34 +1,53 @@
-"""Engines for a network: name -> what it makes of the network, callable with a batch; used by backends.py."""
+"""Engines for a network: name -> what it makes of the network, called with a batch; used by backends.py."""
 
+import io
 from collections.abc import Callable
-from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from subjects import Inputs, Subject
-from torch import Tensor
+from subjects import Inputs
+from torch import Tensor, nn
 
 from qdiff.backends import execute
 from qdiff.calls import Call
+from qdiff.quant_model import QuantModel
 
-CALIBRATION = 50  # samples that NNCF calibrates on
 Engine = Callable[..., Tensor]
 
 
-def eager(subject: Subject) -> Engine:
+@dataclass(frozen=True)
+class Given:
+    """What engines are made of; a network is made by the engine that needs it.
+
+    Args:
+        network: makes the network in full precision.
+        quantized: loads the quantized network.
+        batch: inputs of a call.
+        samples: inputs to calibrate on.
+    """
+
+    network: Callable[[], nn.Module]
+    quantized: Callable[[], QuantModel]
+    batch: Inputs
+    samples: Inputs
+
+
+def eager(given: Given) -> Engine:
     """Return the network as it is."""
-    return subject.network
+    return given.network()
 
 
-def channels_last(subject: Subject) -> Engine:
+def channels_last(given: Given) -> Engine:
     """Return the network with its weights and x_t in the layout of channels last."""
-    network = deepcopy(subject.network).to(memory_format=torch.channels_last)
-    return lambda x, *others: network(x.contiguous(memory_format=torch.channels_last), *others)
+    network = given.network().to(memory_format=torch.channels_last)
+    images = given.batch[0].ndim == 4
+    return lambda x, *others: network(x.contiguous(memory_format=torch.channels_last) if images else x, *others)
 
 
-def bfloat16(subject: Subject) -> Engine:
+def bfloat16(given: Given) -> Engine:
     """Return the network under autocast to bfloat16, channels last."""
-    network = channels_last(subject)
+    network = channels_last(given)
 
     def call(*inputs: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -37,56 +56,58 @@ def bfloat16(subject: Subject) -> Engine:
     return call
 
 
-def compiled(make: Callable[[Subject], Engine], subject: Subject) -> Engine:
+def compiled(make: Callable[[Given], Engine], given: Given) -> Engine:
     """Return what torch.compile makes of an engine."""
-    return torch.compile(make(subject))
+    return torch.compile(make(given))
 
 
-def simulated(subject: Subject) -> Engine:
-    """Return the quantized network, simulated in floating point."""
-    return subject.quantized()
+def simulated(given: Given) -> Engine:
+    """Return the quantized network, simulated in floating point, its weights packed."""
+    return given.quantized()
 
 
-def ours(backend: str, subject: Subject) -> Engine:
+def ours(backend: str, given: Given) -> Engine:
     """Return the quantized network, executed by one of our backends."""
-    return execute(subject.quantized(), backend, Call(subject.samples(subject.batch)))[0]
+    network, report = execute(given.quantized(), backend, Call(given.batch))
+    print(f"    ours, {backend}: {'; '.join(report)}", flush=True)
+    return network
 
 
-def openvino(precision: str, subject: Subject) -> Engine:
+def openvino(precision: str, given: Given) -> Engine:
     """Return what OpenVINO compiles of the network, at a precision of its own."""
-    import openvino
-
-    return _compiled_openvino(openvino.convert_model(subject.network, example_input=_example(subject)), precision)
+    return _in_openvino(_converted(given), given.batch, precision)
 
 
-def nncf(subject: Subject) -> Engine:
-    """Return OpenVINO's own int8 network, quantized by NNCF after training on 50 samples."""
+def nncf(given: Given) -> Engine:
+    """Return OpenVINO's own int8 network, quantized after training by NNCF."""
     import nncf
-    import openvino
 
-    model = openvino.convert_model(subject.network, example_input=_example(subject))
-    rows = zip(*(x.split(1) for x in subject.samples(CALIBRATION)))
+    rows = zip(*(x.split(1) for x in given.samples))
     data = nncf.Dataset([tuple(x.numpy() for x in row) for row in rows])
-    return _compiled_openvino(nncf.quantize(model, data, subset_size=CALIBRATION), "f32")
+    return _in_openvino(nncf.quantize(_converted(given), data, subset_size=len(given.samples[0])), given.batch, "f32")
 
 
-def _compiled_openvino(model, precision: str) -> Engine:
+def _converted(given: Given):
     import openvino
 
+    return openvino.convert_model(given.network(), example_input=given.batch)
+
+
+def _in_openvino(model, batch: Inputs, precision: str) -> Engine:
+    import openvino
+
+    model.reshape({port: list(x.shape) for port, x in zip(model.inputs, batch)})  # faster than any batch
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled_model = openvino.compile_model(model, "CPU", settings)
-    return lambda *inputs: torch.from_numpy(compiled_model([x.numpy() for x in inputs])[0].copy())
+    request = openvino.compile_model(model, "CPU", settings).create_infer_request()
+    return lambda *inputs: torch.from_numpy(next(iter(request.infer([x.numpy() for x in inputs]).values())).copy())
 
 
-def onnxruntime(subject: Subject) -> Engine:
+def onnxruntime(given: Given) -> Engine:
     """Return what ONNX Runtime makes of the network in float32."""
-    import io
-
     import onnxruntime as ort
 
-    program = torch.onnx.export(subject.network, subject.samples(subject.batch), dynamo=True, verbose=False)
     data = io.BytesIO()
-    program.save(data)
+    torch.onnx.export(given.network(), given.batch, dynamo=True, verbose=False).save(data)
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = ort.InferenceSession(data.getvalue(), options, providers=["CPUExecutionProvider"])
@@ -94,11 +115,7 @@ def onnxruntime(subject: Subject) -> Engine:
     return lambda *inputs: torch.from_numpy(session.run(None, dict(zip(names, (x.numpy() for x in inputs))))[0])
 
 
-def _example(subject: Subject) -> Inputs:
-    return subject.samples(subject.batch)
-
-
-ENGINES: dict[str, Callable[[Subject], Engine]] = {
+ENGINES: dict[str, Callable[[Given], Engine]] = {
     "FP32 eager": eager,
     "FP32 channels-last": channels_last,
     "BF16 autocast": bfloat16,

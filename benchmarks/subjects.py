@@ -1,6 +1,5 @@
-"""Networks for engines to execute, used by backends.py."""
+"""Networks for engines to execute, used by backends.py: made once, then loaded by the process of each engine."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,10 +8,12 @@ from pathlib import Path
 import torch
 from calibration import HELD_OUT, load, settings_of
 from networks import inputs, network
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import qdiff
 from qdiff.adapters import Adapter, adapter_of
+from qdiff.checkpoints.load import load_as_written, save_quantized
 from qdiff.config.networks import load_network
 from qdiff.observers import Observer
 from qdiff.pipelines.pipeline import Pipeline
@@ -23,6 +24,7 @@ CIFAR = Path("configs/cifar10.yml")
 SD = Path("configs/stable-diffusion/v1-inference.yaml")
 RESIDUAL, TRANSFORMER = 0, 2  # blocks of the adapter
 SPREAD = 6  # images whose trajectories give a bundled model's inputs
+QUANTIZED, INPUTS = "quantized.safetensors", "inputs.safetensors"  # files in the folder of a subject
 
 Inputs = tuple[Tensor, ...]
 
@@ -32,38 +34,56 @@ class Subject:
     """A network to execute.
 
     Args:
-        network: in full precision.
-        quantized: makes the calibrated network anew.
-        samples: draws inputs for a number of samples.
-        batch: samples of a call.
-        pipeline: that samples with the network; None if there is none.
+        adapter: describes its family.
+        make: makes it in full precision.
+        draw: draws inputs for a number of samples.
+        pipeline: makes the pipeline that samples with it; None if there is none.
     """
 
-    network: nn.Module
-    quantized: Callable[[], QuantModel]
-    samples: Callable[[int], Inputs]
-    batch: int
-    pipeline: Pipeline | None = None
+    adapter: Adapter
+    make: Callable[[], nn.Module]
+    draw: Callable[[int], Inputs]
+    pipeline: Callable[[], Pipeline] | None = None
+
+    def prepare(self, folder: Path, batch: int, samples: int, bits: tuple[int, int]) -> None:
+        """Write the quantized network and inputs: a batch, and samples to calibrate other engines on."""
+        given, others = self.draw(batch), self.draw(samples)
+        save_quantized(folder / QUANTIZED, self._quantized(given, bits))
+        parts = {f"{kind}{i}": x.contiguous() for kind, xs in (("x", given), ("c", others)) for i, x in enumerate(xs)}
+        save_file(parts, folder / INPUTS)
+
+    def _quantized(self, given: Inputs, bits: tuple[int, int]) -> QuantModel:
+        if self.pipeline:
+            pipe = self.pipeline()
+            data = {"timesteps": 10, "samples": max(1, 6 // pipe.cfg_copies)}
+            quantized = qdiff.quantize(pipe, weight_bits=bits[0], act_bits=bits[1], **data, **settings_of("gptq"))
+            assert isinstance(quantized.network, QuantModel)
+            return quantized.network
+        weight, act = QuantSpec(bits[0], per_channel=True, range_search="minmax"), QuantSpec(bits[1])
+        model = QuantModel(self.make(), QuantPolicy(weight, act, split=True), self.adapter).eval()
+        with model.observing(Observer):
+            model(*given)
+        return model
+
+    def load(self, folder: Path) -> QuantModel:
+        """Load the quantized network, its weights packed."""
+        network = self.make().to("meta").to_empty(device="cpu")
+        return load_as_written(network, folder / QUANTIZED, low_memory=True, adapter=self.adapter)
 
 
-def calibrated(fp: nn.Module, adapter: Adapter, given: Inputs, bits: tuple[int, int]) -> QuantModel:
-    """Quantize a network with random weights, to nearest, with split shortcuts and the extremes of given inputs."""
-    weight, act = QuantSpec(bits[0], per_channel=True, range_search="minmax"), QuantSpec(bits[1], range_search="minmax")
-    model = QuantModel(fp, QuantPolicy(weight, act, split=True), adapter).eval()
-    with model.observing(Observer):
-        model(*given)
-    model.forget_full_precision()
-    return model
+def read_inputs(folder: Path) -> tuple[Inputs, Inputs]:
+    """Return the batch and the samples to calibrate on."""
+    parts = load_file(folder / INPUTS)
+    batch, samples = (tuple(parts[key] for key in sorted(parts) if key.startswith(kind)) for kind in "xc")
+    return batch, samples
 
 
-def cifar10(batch: int, bits: tuple[int, int]) -> Subject:
+def cifar10() -> Subject:
     """Return the published architecture for CIFAR-10 with random weights."""
-    samples = partial(inputs, CIFAR)
-    made = lambda: calibrated(network(CIFAR), adapter_of("ddim"), samples(batch), bits)  # noqa: E731
-    return Subject(network(CIFAR), made, samples, batch)
+    return Subject(adapter_of("ddim"), partial(network, CIFAR), partial(inputs, CIFAR))
 
 
-def block(kind: int, batch: int, bits: tuple[int, int]) -> Subject:
+def block(kind: int) -> Subject:
     """Return the first block of a kind of Stable Diffusion's UNet, 320 channels at 64 x 64, with random weights."""
     adapter = adapter_of("ldm")
 
@@ -71,36 +91,34 @@ def block(kind: int, batch: int, bits: tuple[int, int]) -> Subject:
         torch.manual_seed(0)
         return next(m for m in load_network(SD)[1].modules() if type(m) is adapter.blocks[kind]).eval()
 
-    def samples(count: int) -> Inputs:
+    def draw(count: int) -> Inputs:
         if kind == RESIDUAL:
             return torch.randn(count, 320, 64, 64), torch.randn(count, 1280)
         return torch.randn(count, 64 * 64, 320), torch.randn(count, 77, 768)
 
-    return Subject(make(), lambda: calibrated(make(), adapter, samples(batch), bits), samples, batch)
+    return Subject(adapter, make, draw)
 
 
-def bundled(name: str, batch: int, bits: tuple[int, int]) -> Subject:
-    """Return a bundled model, solved in closed form; its inputs are those of full-precision trajectories."""
-    pipe = load(name).with_sampling(seed=HELD_OUT, batch_size=max(1, batch))
-    settings = {"weight_bits": bits[0], "act_bits": bits[1], "timesteps": 10, "samples": max(1, 6 // pipe.cfg_copies)}
-    calls: list[Inputs] = []
-    handle = pipe.network.register_forward_pre_hook(lambda module, given: calls.append(given))
-    pipe.sample(SPREAD)
-    handle.remove()
-    rows = [torch.cat(column) for column in zip(*calls)]
-    order = torch.randperm(len(rows[0]), generator=torch.Generator().manual_seed(0))
+def bundled(name: str) -> Subject:
+    """Return a bundled model; its inputs are those of full-precision trajectories."""
 
-    def samples(count: int) -> Inputs:
-        return tuple(row[order[:count]] for row in rows)
+    def pipeline() -> Pipeline:
+        return load(name).with_sampling(seed=HELD_OUT)
 
-    quantized = qdiff.quantize(pipe, **settings, **settings_of("gptq"))
-    model = quantized.network
-    assert isinstance(model, QuantModel)
-    model.forget_full_precision()
-    return Subject(pipe.network, lambda: copy.deepcopy(model), samples, batch, pipe)
+    def draw(count: int) -> Inputs:
+        pipe = pipeline()
+        calls: list[Inputs] = []
+        pipe.network.register_forward_pre_hook(lambda module, given: calls.append(given))
+        pipe.sample(SPREAD)
+        rows = [torch.cat(column) for column in zip(*calls)]
+        order = torch.randperm(len(rows[0]), generator=torch.Generator().manual_seed(0))[:count]
+        return tuple(row[order] for row in rows)
+
+    family = "ddim" if name.startswith("pixel") else "ldm"
+    return Subject(adapter_of(family), lambda: pipeline().network, draw, pipeline)
 
 
-SUBJECTS: dict[str, Callable[[int, tuple[int, int]], Subject]] = {
+SUBJECTS: dict[str, Callable[[], Subject]] = {
     "cifar10": cifar10,
     "res": partial(block, RESIDUAL),
     "transformer": partial(block, TRANSFORMER),
