@@ -206,9 +206,15 @@ def test_the_document_about_mixed_precision_runs(root):
     assert names["mixed"].network.provenance["mixed_precision"]["criterion"] == {"name": "bops", "share": 0.7}
 
 
+@pytest.mark.slow
+def test_the_document_about_backends_runs(root):
+    names = run_blocks(ROOT / "docs" / "deploy.md")
+    assert names["executed"].execution.backend == "torch"
+
+
 def test_every_python_block_is_run():
     run = {"README.md", *(f"docs/{name}.md" for name in ("python", "adding_a_model", "file_format", "evaluation"))}
-    run.add("docs/mixed_precision.md")
+    run |= {"docs/mixed_precision.md", "docs/deploy.md"}
     assert {name for name, text in TEXTS.items() if blocks(text, "python")} == run
 
 
