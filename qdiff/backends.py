@@ -30,10 +30,12 @@ class Backend:
     Args:
         make: makes the executed network of a calibrated one, which is used up, with arguments of a call of it.
         lacking: says in a line what this machine lacks for it, and how to get it; None if nothing.
+        phases: whether it serves activations that are quantized by phase.
     """
 
     make: Callable[[QuantModel, Call], Made]
     lacking: Callable[[], str | None]
+    phases: bool = False
 
 
 def execute(model: QuantModel, backend: str, example: Call) -> Made:
@@ -50,8 +52,7 @@ def execute(model: QuantModel, backend: str, example: Call) -> Made:
     Raises:
         UserError: this machine lacks the backend, or the backend cannot execute this network.
     """
-    if missing := BACKENDS[backend].lacking():
-        raise UserError(f"--backend {backend}: {missing}")
+    check(backend, phases=bool(model.policy.act_phases))
     network, report = BACKENDS[backend].make(model, example)
     return network, report if has_vnni() else [
         *report,
@@ -59,8 +60,28 @@ def execute(model: QuantModel, backend: str, example: Call) -> Made:
     ]
 
 
-def resolved(backend: str) -> str:
-    """Return the name of a backend; "auto" means the first of `BACKENDS`, fastest first, that this machine has.
+def check(backend: str, *, phases: bool) -> None:
+    """Check that this machine has a backend, and that it serves a network.
+
+    Args:
+        backend: a name in `BACKENDS`.
+        phases: whether activations are quantized by phase.
+
+    Raises:
+        UserError: it does not.
+    """
+    if missing := BACKENDS[backend].lacking():
+        raise UserError(f"--backend {backend}: {missing}")
+    if phases and not BACKENDS[backend].phases:
+        raise UserError(f"--backend {backend} serves no activations with bits or ranges by step: use --backend torch")
+
+
+def resolved(backend: str, *, phases: bool) -> str:
+    """Return the name of a backend; "auto" means the first, fastest one of `BACKENDS` that this machine has.
+
+    Args:
+        backend: a name in `NAMES`.
+        phases: whether activations are quantized by phase, which not every backend serves.
 
     Raises:
         UserError: it has none.
@@ -68,7 +89,7 @@ def resolved(backend: str) -> str:
     if backend != AUTO:
         return backend
     for name, known in BACKENDS.items():
-        if known.lacking() is None:
+        if known.lacking() is None and (known.phases or not phases):
             return name
     raise UserError(
         "--backend auto: this machine has no backend: pip install 'qdiff[openvino]', or leave --backend out"
@@ -92,7 +113,7 @@ def _engine(name: str, model: QuantModel, example: Call) -> Made:
 
 BACKENDS = {  # fastest first
     "openvino": Backend(partial(_engine, "openvino"), partial(lacking_packages, "openvino")),
-    "torch": Backend(_torch, lacking),
+    "torch": Backend(_torch, lacking, phases=True),
     "onnxruntime": Backend(partial(_engine, "onnxruntime"), partial(lacking_packages, "onnxruntime")),
 }
 NAMES = (*BACKENDS, AUTO)

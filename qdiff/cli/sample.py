@@ -112,12 +112,15 @@ def correction_of(args: Namespace) -> "CorrectionSource | None":
 
 
 def backend_of(args: Namespace) -> str:
-    """Return the backend of the flags. Raises UserError if this machine does not have it."""
+    """Return the backend of the flags. Raises UserError if this machine has none of this name for these flags."""
     if args.backend == SIMULATED:
         return SIMULATED
-    from qdiff.backends import resolved
+    from qdiff.backends import check, resolved
 
-    return resolved(args.backend)
+    phases = bool(args.mixed_precision) or args.act_groups > 1
+    backend = resolved(args.backend, phases=phases)
+    check(backend, phases=phases)
+    return backend
 
 
 def record_of(args: Namespace, free: Collection[str], files: Collection[str] = ()) -> "Record":

@@ -40,7 +40,7 @@ def executed(pipeline: PipelineT, backend: str) -> PipelineT:
     assert isinstance(model, QuantModel)
     described, digest = without_values(model), network_digest(model)
     assert isinstance(described, QuantModel)
-    name = resolved(backend)
+    name = resolved(backend, phases=bool(model.policy.act_phases))
     network, report = execute(model, name, pipeline.example(1))
     other = pipeline.with_network(network)
     other.execution = Execution(name, described, digest, report)

@@ -1,13 +1,14 @@
 """Backends by name: what they make of a network, what a machine lacks, and what "auto" means."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from qdiff import backends
 from qdiff.adapters import adapter_of
-from qdiff.backends import BACKENDS, NAMES, Backend, execute, resolved
+from qdiff.backends import BACKENDS, NAMES, Backend, check, execute, resolved
 from qdiff.calls import Call
 from qdiff.cli import quantization_flags
 from qdiff.errors import UserError
@@ -59,16 +60,25 @@ def test_a_lacking_backend_is_one_line(model, example, monkeypatch):
 
 
 def test_auto_is_the_first_that_the_machine_has(monkeypatch):
-    assert resolved("torch") == "torch"
+    assert resolved("torch", phases=False) == "torch"
     for name, known in list(BACKENDS.items()):
         monkeypatch.setitem(BACKENDS, name, Backend(known.make, lambda: None))
-    assert resolved("auto") == next(iter(BACKENDS)) == "openvino"
+    assert resolved("auto", phases=False) == next(iter(BACKENDS)) == "openvino"
     monkeypatch.setitem(BACKENDS, "openvino", Backend(BACKENDS["openvino"].make, lambda: "missing"))
-    assert resolved("auto") == "torch"
+    assert resolved("auto", phases=False) == "torch"
     for name in BACKENDS:
         monkeypatch.setitem(BACKENDS, name, Backend(BACKENDS[name].make, lambda: "missing"))
     with pytest.raises(UserError, match="--backend auto: this machine has no backend"):
-        resolved("auto")
+        resolved("auto", phases=False)
+
+
+def test_auto_serves_bits_by_step(monkeypatch):
+    for name, known in list(BACKENDS.items()):
+        monkeypatch.setitem(BACKENDS, name, replace(known, lacking=lambda: None))
+    assert resolved("auto", phases=True) == "torch"
+    with pytest.raises(UserError, match=r"^--backend openvino serves no activations with bits or ranges by step: use"):
+        check("openvino", phases=True)
+    check("torch", phases=True)
 
 
 def test_a_processor_without_vnni_is_told(model, example, monkeypatch):

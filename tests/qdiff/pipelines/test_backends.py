@@ -152,6 +152,13 @@ def test_auto_is_recorded_as_what_it_means(folder, tmp_path, monkeypatch):
     assert again.status == 0, again.err
 
 
+def test_a_run_is_made_again_where_its_backend_is_missing(folder, tmp_path, monkeypatch):
+    assert sample_script(*words(folder, tmp_path / "run", "--backend", "torch")).status == 0
+    monkeypatch.setitem(BACKENDS, "torch", Backend(BACKENDS["torch"].make, lambda: "not on this machine"))
+    again = qdiff.load_run(tmp_path / "run", device="cpu").load()
+    assert again.is_quantized and again.execution is None, "simulated"
+
+
 def test_a_simulated_run_records_nothing_of_it(folder, tmp_path):
     """So that runs of earlier versions resume."""
     assert sample_script(*words(folder, tmp_path / "run")).status == 0
@@ -163,10 +170,12 @@ def test_a_simulated_run_records_nothing_of_it(folder, tmp_path):
     [
         (["--backend", "tensorrt"], "'tensorrt' is unknown"),
         (["--backend", "openvino"], "--backend openvino: pip install it"),
+        (["--backend", "onnxruntime", "--act_groups", 2], "--backend onnxruntime serves no activations with bits or"),
     ],
 )
 def test_bad_backends_are_one_line(more, message, folder, tmp_path, monkeypatch):
     monkeypatch.setitem(BACKENDS, "openvino", Backend(BACKENDS["openvino"].make, lambda: "pip install it"))
+    monkeypatch.setitem(BACKENDS, "onnxruntime", Backend(BACKENDS["onnxruntime"].make, lambda: None))
     ended = sample_script(*words(folder, tmp_path / "run", *more))
     assert ended.status == 2 and message in ended.err and ended.err.count("\n") == 1
     assert not list(tmp_path.rglob("*.png"))
