@@ -37,7 +37,7 @@ ADDED = (
     "--ckpt --device auto --dry_run --batch_size --cali_lr_w --cali_memory --cali_range_n 256 "
     "--dpm_order 3 --dpm_method singlestep --a_min_max --rs_sm_only --low_memory "
     "--act_groups 1 --keep8 --cali_spectrum_n 1 --cali_devices 1 --correct_bias "
-    "--correct --correct_fit ptqd --correct_n 64 --correct_parts --correct_interpolate"
+    "--correct --correct_fit ptqd --correct_n 64 --correct_parts --correct_interpolate --backend simulated"
 )
 WITHOUT_VALUE = {
     "cali_ckpt",

@@ -169,7 +169,7 @@ def test_the_record_of_flags():
     args = flags("--cali_ckpt f --resume -l folder --max_images 3 --seed 7")
     found = record_of(args, sample_ddim.FREE)
     assert found.flags.keys().isdisjoint(found.free)
-    given = {name: value for name, value in vars(args).items() if name not in CORRECTION}
+    given = {name: value for name, value in vars(args).items() if name not in (*CORRECTION, "backend")}
     assert found.flags | found.free == given | {"cali_lr_w": 1e-3}, "the rate is resolved"
     assert found.flags["seed"] == 7 and found.free["max_images"] == 3 and found.free["cali_ckpt"] == Path("f")
     assert found.files == {"cali_ckpt": Path("f")}

@@ -195,7 +195,7 @@ def test_the_script_plans_chooses_resumes_and_loads(tmp_path):
     assert planned.status == 0 and not run.exists()
     assert sample_script(*words).status == 0
     file, log = (run / "quantized.safetensors").read_bytes(), (run / "log.txt").read_text()
-    assert "INFO activations: 8 bits at 750..750, " in log
+    assert "INFO activations: 8 bits at 750.." in log
     (run / "quantized.safetensors").unlink()
     images = {path.name: path.read_bytes() for path in (run / "img").iterdir()}
     shutil.rmtree(run / "img")
