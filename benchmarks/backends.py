@@ -77,8 +77,10 @@ def serve(subject_name: str, engine_name: str, folder: Path, threads: int, pipe:
         return time.perf_counter() - start
 
     def sampled(images: int) -> tuple[Tensor, float]:
+        pipeline = subject.pipeline().with_network(Called(engine))
+        pipeline = pipeline.with_sampling(batch_size=max(1, len(batch[0]) // pipeline.cfg_copies))
         start = time.perf_counter()
-        found = subject.pipeline().with_network(Called(engine)).sample(images).tensor
+        found = pipeline.sample(images).tensor
         return found, time.perf_counter() - start
 
     answers: dict[str, Callable] = {"seconds": seconds, "prediction": lambda: prediction, "sampled": sampled}
@@ -135,7 +137,7 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", default=["W4A8"], help="such as W4A8 W8A8")
     parser.add_argument("--batch", type=int, nargs="+", default=[8], help="samples of a call")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--images", type=int, default=0, help="sampled with each engine, of bundled models")
+    parser.add_argument("--images", type=int, default=0, help="sampled with each engine, in whole batches")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     for name in args.subjects:
