@@ -103,6 +103,14 @@ def _torch(model: QuantModel, example: Call) -> Made:
     return model, [*report, *(f"{count} in float32: {reason}" for reason, count in reasons.items())]
 
 
+def _lacking_engine(name: str) -> str | None:
+    if missing := lacking_packages(name):
+        return missing
+    if has_vnni():
+        return None
+    return "this processor has no VNNI, without which sums of products overflow in 16 bits: use --backend torch"
+
+
 def _engine(name: str, model: QuantModel, example: Call) -> Made:
     session = ENGINES[name](export_graph(model, example), threads=torch.get_num_threads())
     example(session)  # engines settle what they execute when they are first called
@@ -112,8 +120,8 @@ def _engine(name: str, model: QuantModel, example: Call) -> Made:
 
 
 BACKENDS = {  # fastest first
-    "openvino": Backend(partial(_engine, "openvino"), partial(lacking_packages, "openvino")),
+    "openvino": Backend(partial(_engine, "openvino"), partial(_lacking_engine, "openvino")),
     "torch": Backend(_torch, lacking, phases=True),
-    "onnxruntime": Backend(partial(_engine, "onnxruntime"), partial(lacking_packages, "onnxruntime")),
+    "onnxruntime": Backend(partial(_engine, "onnxruntime"), partial(_lacking_engine, "onnxruntime")),
 }
 NAMES = (*BACKENDS, AUTO)
