@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qdiff.export.graph import weights
+
 if TYPE_CHECKING:
     from onnx_ir import Graph, Node, Value
 
@@ -29,6 +31,16 @@ def with_integer_operators(graph: "Graph") -> int:
     return changed
 
 
+def with_zero_points(graph: "Graph") -> None:
+    """State the zero points of int8 weights, which are 0: ONNX Runtime 1.23 takes unstated ones for uint8."""
+    for node, weight in weights(graph):
+        if len(node.inputs) == 2:
+            scale = node.inputs[1]
+            zeros = np.zeros(scale.const_value.shape, weight.const_value.numpy().dtype)
+            node.resize_inputs(3)
+            node.replace_input_with(2, _constant(graph, f"{node.outputs[0].name}.zero_point", zeros))
+
+
 def _dequantized(x: "Value | None") -> "Node | None":
     """Return the DequantizeLinear that a value comes from, through the transposition of a weight."""
     node = x.producer() if x is not None else None
@@ -45,10 +57,11 @@ def _unsigned(graph: "Graph", node: "Node", act: "Node") -> list["Value"]:
     if codes.dtype == ir.DataType.UINT8:
         return [codes, zero_point]
     x, scale = codes.producer().inputs[:2]
-    zero_point = _constant(
-        graph, f"{node.name}.zero_point", (zero_point.const_value.numpy().astype(np.int16) + 128).astype(np.uint8)
-    )
+    prefix = node.outputs[0].name  # names of nodes may be missing
+    moved = (zero_point.const_value.numpy().astype(np.int16) + 128).astype(np.uint8)
+    zero_point = _constant(graph, f"{prefix}.zero_point", moved)
     quantize = ir.node("QuantizeLinear", [x, scale, zero_point])
+    quantize.outputs[0].name = f"{prefix}.codes"  # or it gets one that another value may have
     quantize.outputs[0].shape, quantize.outputs[0].type = codes.shape, ir.TensorType(ir.DataType.UINT8)
     graph.insert_before(node, quantize)
     return [quantize.outputs[0], zero_point]
@@ -59,23 +72,25 @@ def _product(graph: "Graph", node: "Node", act: "Node", weight: "Value") -> "Nod
 
     codes, zero_point = _unsigned(graph, node, act)
     values = np.ascontiguousarray(weight.const_value.numpy().T)  # (inputs, outputs)
-    return ir.node("MatMulInteger", [codes, _constant(graph, f"{node.name}.weight", values), zero_point])
+    weight_name = f"{node.outputs[0].name}.weight"
+    return ir.node("MatMulInteger", [codes, _constant(graph, weight_name, values), zero_point])
 
 
 def _replace(graph: "Graph", node: "Node", integers: "Node", act_scale: "Value", weight_scale: "Value") -> None:
     """Put the integer operator, its step sizes and the bias in the place of a layer."""
     import onnx_ir as ir
 
-    y = node.outputs[0]
+    y, prefix = node.outputs[0], node.outputs[0].name
     steps = act_scale.const_value.numpy() * weight_scale.const_value.numpy()
     integers.outputs[0].type, integers.outputs[0].shape = ir.TensorType(ir.DataType.INT32), y.shape
     cast = ir.node("Cast", integers.outputs, attributes={"to": ir.DataType.FLOAT})
-    scaled = ir.node("Mul", [cast.outputs[0], _constant(graph, f"{node.name}.steps", steps)])
+    scaled = ir.node("Mul", [cast.outputs[0], _constant(graph, f"{prefix}.steps", steps)])
     nodes = [integers, cast, scaled]
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = node.inputs[2].const_value.numpy()
-        nodes.append(ir.node("Add", [scaled.outputs[0], _constant(graph, f"{node.name}.bias", bias)]))
-    for new in nodes:
+        nodes.append(ir.node("Add", [scaled.outputs[0], _constant(graph, f"{prefix}.bias", bias)]))
+    for i, new in enumerate(nodes):
+        new.outputs[0].name = f"{prefix}.{i}"
         graph.insert_before(node, new)
     last = nodes[-1].outputs[0]
     last.shape, last.type = y.shape, y.type

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from qdiff.export.integer_operators import with_integer_operators
+from qdiff.export.integer_operators import with_integer_operators, with_zero_points
 from qdiff.export.onnx import read_graph, serialized
 from qdiff.export.packages import needed
 from qdiff.export.session import FLOAT, Executed, Session
@@ -59,6 +59,7 @@ class ONNXRuntimeSession(Session):
             setattr(settings, name, value)
         graph = read_graph(self._source) if isinstance(self._source, str | Path) else self._source.clone()
         with_integer_operators(graph.graph)
+        with_zero_points(graph.graph)
         return onnxruntime.InferenceSession(serialized(graph), settings, providers=["CPUExecutionProvider"])
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
