@@ -64,6 +64,19 @@ class Contraction:
     equation: str
     scaled: bool = False
 
+    @property
+    def indices(self) -> tuple[str, str, str]:
+        """The indices of both operands and of the result."""
+        first, second, result = self.equation.replace("->", ",").split(",")
+        return first, second, result
+
+    @property
+    def summed(self) -> str:
+        """The index that is summed over."""
+        first, second, result = self.indices
+        (summed,) = set(first) & set(second) - set(result)
+        return summed
+
 
 @dataclass(frozen=True)
 class ProductKind:

@@ -27,10 +27,10 @@ class Matrices:
 
     def __init__(self, kind: ProductKind):
         assert kind.contraction is not None
-        *operands, result = kind.contraction.equation.replace("->", ",").split(",")
+        *operands, result = kind.contraction.indices
         self.swapped = kind.softmax == kind.operands[1]
         rows, columns = reversed(operands) if self.swapped else operands
-        (batch,), (summed,) = set(rows) & set(columns) & set(result), set(rows) & set(columns) - set(result)
+        (batch,), summed = set(rows) & set(columns) & set(result), kind.contraction.summed
         (row,), (column,) = set(rows) - {batch, summed}, set(columns) - {batch, summed}
         self.rows = [rows.index(x) for x in (batch, row, summed)]
         self.columns = [columns.index(x) for x in (batch, summed, column)]

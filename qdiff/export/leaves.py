@@ -99,9 +99,8 @@ class IntegerProduct(nn.Module):
 
     def __init__(self, product: QuantProduct, contraction: Contraction):
         super().__init__()
-        inputs, _, out = contraction.equation.partition("->")
-        indices = inputs.split(",")
-        (summed,) = set(indices[0]) & set(indices[1]) - set(out)
+        *indices, out = contraction.indices
+        summed = contraction.summed
         self.left = next(i for i in range(2) if out[1] in indices[i])  # operand with the rows of the output
         self.scaled = contraction.scaled
         # whether the operands are transposed to (B, rows, k) and (B, k, columns)

@@ -78,14 +78,16 @@ def load_pipeline(
         source, checkpoint = find_config(base, yaml), find_checkpoint(given or base, "weights" if given else "path")
         pipeline = _latent(LatentModel(source, checkpoint, device=str(device), precision=precision))
     pipeline = _with_defaults(pipeline).with_sampling(**sampling)
-    if backend == SIMULATED:
-        pipeline.load(network=file is None)
-        return pipeline if file is None else pipeline.with_network(LoadAsWritten(file).run(pipeline, Path()))
+    simulated = backend == SIMULATED
+    if not simulated:
+        if file is None:
+            raise ValueError(f"backend={backend!r} needs a quantized file: give quantized=...")
+        check_backend(pipeline)
+    pipeline.load(network=file is None)
     if file is None:
-        raise ValueError(f"backend={backend!r} needs a quantized file: give quantized=...")
-    check_backend(pipeline)
-    pipeline.load(network=False)
-    return executed(pipeline.with_network(LoadAsWritten(file, low_memory=True).run(pipeline, Path())), backend)
+        return pipeline
+    loaded = pipeline.with_network(LoadAsWritten(file, low_memory=not simulated).run(pipeline, Path()))
+    return loaded if simulated else executed(loaded, backend)
 
 
 def _pixel(model: PixelModel) -> PixelPipeline:
