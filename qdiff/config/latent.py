@@ -1,7 +1,9 @@
 """Configurations of latent diffusion models: YAML files with the published `target:` paths."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
@@ -114,15 +116,24 @@ def build_latent(config: DictConfig, path: Path, *, empty: bool = False) -> "Lat
     Raises:
         UserError: the configuration describes no available model, or its parts do not fit each other.
     """
+    from qdiff.adapters.ldm.models import build
+
+    with _described(path):
+        checked = _empty(OmegaConf.to_yaml(config.model))
+        return copy.deepcopy(checked) if empty else build(config)
+
+
+@lru_cache(maxsize=4)  # a table of results builds each of its rows several times
+def _empty(model: str) -> "LatentDiffusion":
+    """Build the model of a section `model`, as YAML, on the meta device, and check that its parts fit."""
     import torch
 
     from qdiff.adapters.ldm.models import build, probe
 
-    with _described(path):
-        with torch.device("meta"):
-            latent = build(config)
-            probe(latent)
-        return latent if empty else build(config)
+    with torch.device("meta"):
+        latent = build({"model": OmegaConf.create(model)})
+        probe(latent)
+    return latent
 
 
 def build_unet(config: DictConfig, path: Path) -> "nn.Module":
