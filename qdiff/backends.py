@@ -98,9 +98,9 @@ def resolved(backend: str, *, phases: bool) -> str:
 
 def _torch(model: QuantModel, example: Call) -> Made:
     leaves = executed_leaves(execute_integers(model))
-    reasons = Counter(leaf.reason for leaf in leaves if leaf.reason)
+    reasons = Counter((leaf.arithmetic, leaf.reason) for leaf in leaves if leaf.reason)
     report = [f"{len(leaves) - reasons.total()} of {len(leaves)} layers and attention products in int8"]
-    return model, [*report, *(f"{count} in float32: {reason}" for reason, count in reasons.items())]
+    return model, [*report, *(f"{count} in {dtype}: {why}" for (dtype, why), count in reasons.items())]
 
 
 def _lacking_engine(name: str) -> str | None:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository before PYTHONPATH
 
 from qdiff.cli.parser import Parser, number, parse, run
+from qdiff.errors import UserError
 from qdiff.files.version import environment
 
 if TYPE_CHECKING:
     from qdiff.evaluation.results import Section
+    from qdiff.pipelines.output import Images
     from qdiff.pipelines.pipeline import Pipeline
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
@@ -33,6 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "Q-Diffusion W4A8 + biases": LEARNED | {"correct_bias": True},
     "closed form W4A8": {"method": "gptq", "split": True},
 }
+EXECUTED = "closed form W4A8"  # also computed with integers: the time does not depend on the method
 
 
 def demo_parser() -> Parser:
@@ -78,21 +81,45 @@ def compare(args: argparse.Namespace) -> "Section":
 
     pipe = qdiff.load_pipeline(args.config, steps=args.steps)
     fp32_bytes = sum(4 * x.numel() for x in pipe.network.parameters())
-    reference = pipe.sample(args.images, seed=0, progress=True)
+    reference, fp_seconds = timed(pipe, args.images)
     results, pipelines, shown = [], {}, {}
     for name, call, pipeline in quantized(pipe, args):
-        images = pipeline.sample(args.images, seed=0, progress=True) if pipeline.is_quantized else reference
+        images, seconds = reference, {"float32": fp_seconds}
+        if pipeline.is_quantized:
+            images, simulated = timed(pipeline, args.images)
+            seconds = {"simulated": simulated} | (executed(pipeline, args.images) if name == EXECUTED else {})
         place = folder(args, name)
         place.mkdir(parents=True, exist_ok=True)
         write_image(place / "grid.png", grid_of(images.tensor))
         size = (place / "quantized.safetensors").stat().st_size if pipeline.is_quantized else fp32_bytes
         found = qdiff.evaluate(images, full_precision=reference, metrics=["psnr", "mae"])
-        results.append(Result(place.name, name, call, found, size, fp32_bytes, place / "grid.png"))
+        row = Result(place.name, name, call, found, size, fp32_bytes, place / "grid.png", seconds=seconds)
+        results.append(row)
         if pipeline.is_quantized:
             pipelines[name], shown[name] = pipeline, images.tensor[:SHOWN]
     section = Section("pixel", f"{args.images} images per method, same seeds", results)
     plots = write_plots(args.out, section, ComparedImages(reference.tensor[:SHOWN], shown))
     return replace(section, plots=plots | trajectory(args, pipe, pipelines))
+
+
+def timed(pipeline: "Pipeline", images: int) -> tuple["Images", float]:
+    """Sample, and return the images and the seconds that each took."""
+    start = time.perf_counter()
+    found = pipeline.sample(images, seed=0, progress=True)
+    return found, (time.perf_counter() - start) / images
+
+
+def executed(pipeline: "Pipeline", images: int) -> dict[str, float]:
+    """Return the seconds that each image takes where a backend computes with integers; empty if there is none here."""
+    try:
+        other = pipeline.with_backend("auto")
+    except UserError as missing:
+        print(f"not executed with integers: {missing}", flush=True)
+        return {}
+    assert other.execution
+    print(f"{other.execution.backend}: {'; '.join(other.execution.report)}", flush=True)
+    other.with_sampling(steps=2).sample(images)  # engines compile for a batch when it first comes
+    return {other.execution.backend: timed(other, images)[1]}
 
 
 def trajectory(args: argparse.Namespace, pipe: "Pipeline", quantized: dict[str, "Pipeline"]) -> dict[str, Path]:

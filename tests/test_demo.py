@@ -9,6 +9,7 @@ import pytest
 
 from qdiff.analysis.tradeoff import read_results
 from qdiff.calibration import measure
+from qdiff.execution import has_vnni
 from scripts import demo
 from tests.tiny import write_tiny
 
@@ -27,6 +28,7 @@ def out(tmp_path_factory) -> Path:
     with (
         mock.patch.object(measure, "_iteration_bytes", return_value=0),
         mock.patch.object(demo, "METHODS", METHODS),
+        mock.patch.object(demo, "EXECUTED", "linear W4A8"),
         mock.patch.object(sys, "argv", argv),
     ):
         demo.main()
@@ -53,6 +55,9 @@ def test_rows(out):
         assert 0 < row["mae"] < 255 and row["evaluation"]["images"]["number"] == IMAGES
         assert row["evaluation"]["notes"] == [], "how the images were sampled is known"
         assert row["evaluation"]["sampling"]["bits"] == "W4A8"
+    assert set(fp["seconds"]) == {"float32"} and set(learned["seconds"]) == {"simulated"}
+    assert set(linear["seconds"]) - {"openvino", "torch", "onnxruntime"} == {"simulated"}
+    assert len(linear["seconds"]) == 2 or not has_vnni()
     assert "linear_w4a8/calibration_data.safetensors" in learned["command"], "data are collected once"
 
 

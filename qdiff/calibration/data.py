@@ -117,12 +117,7 @@ def read_calibration_data(
     if format_of(path) != "safetensors":
         names = ("ucs", "cs")[-rows:] if conditions else ()
         return CalibrationSet(read_original(path, cali_st, cali_n, names))
-    try:
-        data = _read_own(path)
-    except (SafetensorError, KeyError, ValueError):
-        raise UserError(
-            f"'{path}' holds no calibration data: give data, or leave out --cali_data_path to collect them"
-        ) from None
+    data = read_collected_data(path, "leave out --cali_data_path to collect them")
     if len(data) != cali_st * cali_n * rows:
         guided = ", with guidance," if rows > 1 else ""
         raise UserError(
@@ -130,6 +125,22 @@ def read_calibration_data(
             f"{cali_st * cali_n * rows}: give the numbers that it was collected with"
         )
     return data
+
+
+def read_collected_data(path: Path, remedy: str) -> CalibrationSet:
+    """Read a file that `CalibrationSet.save` wrote.
+
+    Args:
+        path: the file.
+        remedy: what to do instead of giving data, for the error message.
+
+    Raises:
+        UserError: it is not such a file.
+    """
+    try:
+        return _read_own(path)
+    except (SafetensorError, KeyError, ValueError, OSError):
+        raise UserError(f"'{path}' holds no calibration data: give data, or {remedy}") from None
 
 
 def _read_own(path: Path) -> CalibrationSet:

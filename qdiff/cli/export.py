@@ -1,5 +1,6 @@
 """`python -m qdiff export`: write the network of a quantized file as an ONNX graph, and compare the two."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from qdiff.quant_model import QuantModel
 
 TIMESTEPS = 1000
+DATA = "calibration_data.safetensors"
 EXAMPLE = """example:
   python -m qdiff export runs/w4a8/w4a8.safetensors -o w4a8.onnx --check
 """
@@ -35,10 +37,21 @@ def _parser() -> Parser:
     add(
         "--packed", action="store_true", help="store weights of 4 bits and fewer as uint4, for disks: engines want int8"
     )
-    add("--rules", help="refuse what this engine would refuse; it needs activations of --a_sym", **choice("tensorrt"))
+    add(
+        "--rules",
+        help="refuse what this engine would refuse; it needs --preset tensorrt",
+        **choice("tensorrt"),
+    )
     add("--force", action="store_true", help="replace --out if it exists")
     add = parser.group("comparison with the simulated network")
-    add("--check", action="store_true", help="execute the graph on noise, and print its error and speed")
+    add("--check", action="store_true", help="execute the graph, and print its error and speed")
+    add(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        needs=("--check",),
+        help=f"inputs, calibration data as a run keeps them (default: {DATA} beside FILE if there is one, else noise)",
+    )
     add(
         "--engine", default="openvino", needs=("--check",), help="what executes it", **choice("openvino", "onnxruntime")
     )
@@ -51,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
 
     Raises:
         UserError: `--out` exists or cannot be written; a package is missing; the file is damaged, not ours,
-            quantized by phase, or of another network; or the graph breaks a rule.
+            quantized by phase, or of another network; the graph breaks a rule; or `--data` has other inputs.
     """
     args = parse(_parser(), argv)
     check_new(args.out, args.force)
@@ -61,6 +74,7 @@ def main(argv: Sequence[str]) -> None:
     from qdiff.export.onnx import export_graph, write_graph
 
     model, call = _load(args.file, args.config)
+    inputs, source = _inputs(args, call)
     graph = export_graph(model, call)
     if args.rules:
         _check_rules(graph)
@@ -71,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     if args.check:
         from qdiff.export.check import check_exported
 
-        inputs = _noise(call, args.batch_size)
+        print(f"{'inputs':12} {source}")
         print(_described(check_exported(model, ENGINES[args.engine](args.out), inputs), args.engine, args.batch_size))
 
 
@@ -90,6 +104,25 @@ def _load(path: Path, config: Path | None) -> "tuple[QuantModel, Call]":
     given = read_yaml(config) if config else OmegaConf.create(dict(file.config))
     network, call = network_shapes(given, config or path)
     return load_as_written(network.to_empty(device="cpu"), path), call
+
+
+def _inputs(args: Namespace, call: "Call") -> "tuple[Call, str]":
+    """Return arguments for the images of a call, and what they are."""
+    import torch
+
+    from qdiff.calibration.data import read_collected_data
+    from qdiff.calls import BatchMismatch
+
+    beside = args.file.with_name(DATA)
+    path = args.data or (beside if beside.is_file() else None)
+    if path is None:
+        return _noise(call, args.batch_size), "noise: with other inputs, errors are others"
+    data = read_collected_data(path, "leave out --data")
+    rows = torch.linspace(0, len(data) - 1, args.batch_size).long()  # at all timesteps
+    try:
+        return data.call[rows].like(call), f"{args.batch_size} samples of {path}"
+    except BatchMismatch as e:
+        raise UserError(f"'{path}' is not of the network of '{args.file}' ({e}): give its --data") from e
 
 
 def _noise(call: "Call", batch: int) -> "Call":
@@ -114,7 +147,7 @@ def _check_rules(graph: "onnx_ir.Model") -> None:
     if found := breaches(graph.graph):
         raise UserError(
             f"TensorRT would refuse {len(found)} nodes of the graph ('{found[0].node}': {found[0].rule}): quantize "
-            "with --a_sym, or leave out --rules"
+            "with --preset tensorrt, or leave out --rules"
         )
 
 

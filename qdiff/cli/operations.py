@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from qdiff.checkpoints.content import QuantizedFile
     from qdiff.checkpoints.read import OriginalFile
     from qdiff.checkpoints.summary import CheckpointSummary
-    from qdiff.evaluation.bops import NetworkBops
+    from qdiff.evaluation.bops import LeafBops, NetworkBops
     from qdiff.mixed_precision.choice import Choice
 
+INT8 = 8
+NAMED = 3  # of what stays in floating point for the same reason
 TITLES = ("layer", "weight", "bits", "split", "act bits")
 
 
@@ -56,6 +58,17 @@ def operations(cost: "NetworkBops") -> str:
     return f"{macs}; {counts} BOPs, {shares} of full precision ({with_prefix(fp)})"
 
 
+def in_integers(cost: "NetworkBops") -> str:
+    """Say in one line what of a network backends compute in int8: what multiplies operands of at most 8 bits."""
+    floating: dict[str, list[str]] = {}
+    for path, leaf in cost.leaves.items():
+        if max(map(max, leaf.bits)) > INT8:
+            floating.setdefault(_bits(leaf), []).append(path)
+    count = len(cost.leaves) - sum(map(len, floating.values()))
+    head = f"{count} of {len(cost.leaves)} layers and attention products in int8 with --backend"
+    return "; ".join([head, *(f"{bits} in floating point: {_some(paths)}" for bits, paths in floating.items())])
+
+
 def layer_table(summary: "CheckpointSummary", cost: "NetworkBops | None") -> str:
     """Return a table of the layers; with their cost, it has attention products too, and what is in neither."""
     layers = {path: _cells(summary, path) for path in summary.layers}
@@ -63,9 +76,8 @@ def layer_table(summary: "CheckpointSummary", cost: "NetworkBops | None") -> str
         return aligned([TITLES, *((path, *cells) for path, cells in layers.items())])
     rows = [(*TITLES, "MACs", "BOPs")]
     for path, leaf in cost.leaves.items():
-        both = _by_phase(["x".join(map(str, pair)) for pair in leaf.bits])
         bops = _by_phase([with_prefix(leaf.bops(phase)) for phase in cost.phases])
-        rows.append((path, *layers.get(path, ("-", "-", "-", both)), with_prefix(leaf.macs), bops))
+        rows.append((path, *layers.get(path, ("-", "-", "-", _bits(leaf))), with_prefix(leaf.macs), bops))
     if cost.other_macs:
         rows.append(("others", *"---", "32x32", with_prefix(cost.other_macs), with_prefix(cost.other_bops)))
     return aligned(rows)
@@ -93,6 +105,14 @@ def _act_bits(summary: "CheckpointSummary", path: str) -> str:
         return "?" if summary.activations else "-"
     specs = [summary.policy.act_for(path, phase=phase) for phase in summary.policy.phases]
     return _by_phase([str(spec.bits) if spec else "-" for spec in specs])
+
+
+def _bits(leaf: "LeafBops") -> str:
+    return _by_phase(["x".join(map(str, pair)) for pair in leaf.bits])
+
+
+def _some(paths: list[str]) -> str:
+    return ", ".join(paths[:NAMED]) + (f" and {len(paths) - NAMED} others" if len(paths) > NAMED else "")
 
 
 def _by_phase(texts: list[str]) -> str:

@@ -11,6 +11,8 @@ from qdiff.errors import UserError
 SIMULATED = "simulated"
 BACKENDS = ("torch", "onnxruntime", "openvino", "auto")  # of `qdiff.backends`, which imports torch
 
+PRESETS = {"tensorrt": ("a_sym", "w_sym")}  # engine -> switches that it needs
+
 KEPT = ("ends", "time")  # names in `qdiff.adapters.Adapter.sensitive`
 
 
@@ -38,6 +40,21 @@ def quantization(parser: Parser) -> None:
         **number(int, 2, 16),
     )
     add("--a_sym", action="store_true", needs=ACTIVATIONS, help="make activation ranges symmetric around zero")
+    add(
+        "--w_sym",
+        action="store_true",
+        needs=PTQ,
+        excludes=("--resume", "--resume_w"),
+        help="make weight ranges symmetric around zero: 8-bit weights then need no correction in int8, which makes "
+        "--backend faster",
+    )
+    add(
+        "--preset",
+        needs=ACTIVATIONS,
+        excludes=("--resume", "--resume_w"),
+        help="what an engine takes; tensorrt: --a_sym --w_sym",
+        **choice(*PRESETS),
+    )
     add(
         "--a_min_max",
         action="store_true",
@@ -133,6 +150,7 @@ def quantization(parser: Parser) -> None:
         "faster: torch, onnxruntime, openvino, or auto for the fastest of these that this machine has",
         **choice(SIMULATED, *BACKENDS),
     )
+    parser.checks.append(_apply_preset)
     parser.checks.append(_check_fewer_bits)
 
 
@@ -212,6 +230,11 @@ def _words(text: str) -> tuple[str, ...]:
 def _fewer_bits(text: str) -> tuple[int, ...]:
     convert = number(int, 2, 7)["type"]
     return tuple(sorted({convert(word) for word in text.split(",")}))
+
+
+def _apply_preset(args: argparse.Namespace, given: set[str]) -> None:
+    for switch in PRESETS.get(args.preset, ()):
+        setattr(args, switch, True)
 
 
 def _check_fewer_bits(args: argparse.Namespace, given: set[str]) -> None:

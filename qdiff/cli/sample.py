@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CORRECTION = ("correct", "correct_fit", "correct_n", "correct_parts", "correct_interpolate")
 # Flags that do not change the images, so that a run can be resumed with other values
 FILES = ("cali_ckpt", "cali_data_path")
-FREE = (*FILES, "device", "verbose", "dry_run", "cali_memory", "cali_devices", "low_memory", "logdir", "cond")
+FREE = (*FILES, "device", "preset", "verbose", "dry_run", "cali_memory", "cali_devices", "low_memory", "logdir", "cond")
 
 
 def policy_of(args: Namespace) -> "QuantPolicy":
@@ -36,6 +36,7 @@ def policy_of(args: Namespace) -> "QuantPolicy":
         args.sm_abit,
         split=args.split,
         symmetric=args.a_sym,
+        symmetric_weights=args.w_sym,
         min_max=args.a_min_max,
     )
 

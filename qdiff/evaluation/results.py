@@ -28,6 +28,7 @@ class Result:
         grid: overview of its images; None if there is none.
         published: key of a metric -> value that somebody published.
         source: where.
+        seconds: what computed the network, such as "simulated" -> seconds of sampling for each image.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Result:
     grid: Path | None = None
     published: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class Column(NamedTuple):
@@ -54,6 +56,11 @@ FILE = Column(
     "file",
     "size of the network's file, and its ratio to the network in 32-bit floating point",
     lambda r: f"{r.file_bytes / 1e6:.2f} MB ({r.file_bytes / r.fp32_bytes:.3f} x)",
+)
+SECONDS = Column(
+    "s per image",
+    "time of sampling, by what computes the network",
+    lambda r: ", ".join(f"{seconds:.3f} {name}" for name, seconds in r.seconds.items()) or "-",
 )
 
 
@@ -81,8 +88,9 @@ class Section:
 
     @property
     def columns(self) -> list[Column]:
-        """Method, the metrics that any row has, and file."""
-        return [METHOD, *map(self._column, self._metrics()), FILE]
+        """Method, the metrics that any row has, file, and time if any row has it."""
+        timed = any(result.seconds for result in self.results)
+        return [METHOD, *map(self._column, self._metrics()), FILE, *([SECONDS] if timed else [])]
 
     def _metrics(self) -> list[str]:
         return list(dict.fromkeys(row.metric for result in self.results for row in result.evaluation.rows))
@@ -121,7 +129,8 @@ def json_text(sections: Sequence[Section], settings: Mapping[str, str]) -> str:
     """Return results and settings as strict JSON.
 
     `results` has the rows of each section by its name: `name`, `method`, `command`, the key of every metric with its
-    value, `size` and `fp32_size` in bytes, `source` and `published`, and `evaluation` with the protocol of the values.
+    value, `size` and `fp32_size` in bytes, `seconds` by what computes the network, `source` and
+    `published`, and `evaluation` with the protocol of the values.
     Null stands for an infinite value, such as the PSNR of equal images. `tables` has the other fields of each section.
     """
     keys = ("title", "command", "deviations")
@@ -137,7 +146,7 @@ def json_text(sections: Sequence[Section], settings: Mapping[str, str]) -> str:
 
 def _json_row(result: Result) -> dict[str, object]:
     values = {row.metric: row.value for row in result.evaluation.rows}
-    sizes = {"size": result.file_bytes, "fp32_size": result.fp32_bytes}
+    sizes = {"size": result.file_bytes, "fp32_size": result.fp32_bytes, "seconds": dict(result.seconds)}
     publication = {"source": result.source, "published": dict(result.published)}
     head = {"name": result.name, "method": result.method, "command": result.command}
     return {**head, **values, **sizes, **publication, "evaluation": asdict(result.evaluation)}

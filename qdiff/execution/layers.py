@@ -51,7 +51,7 @@ class IntegerLayer(ExecutedLeaf):
         weights: its integers, of each slice.
     """
 
-    reason = ""
+    dtype, reason = torch.int8, ""
 
     def __init__(self, layer: QuantModule, weights: Sequence[WeightIntegers]):
         super().__init__()
@@ -72,24 +72,28 @@ class IntegerLayer(ExecutedLeaf):
 class FloatLayer(ExecutedLeaf):
     """A layer with int8 weights that are dequantized in every forward, to compute in floating point.
 
-    The result is that of the quantized layer.
+    The result is that of the quantized layer, in float32 but for roundings of bfloat16.
 
     Args:
         layer: the quantized layer; it is not changed.
         weights: its integers, of each slice.
         reason: why it does not compute with integers.
+        dtype: in which it computes.
     """
 
-    def __init__(self, layer: QuantModule, weights: Sequence[WeightIntegers], reason: str):
+    def __init__(self, layer: QuantModule, weights: Sequence[WeightIntegers], reason: str, dtype: torch.dtype):
         super().__init__()
+        self.dtype = dtype
         self.operation, self.bias, self.act_quantizer = layer.operation, layer.bias, layer.act_quantizer
         self.weights, self.reason = weights, reason
         self.nbytes = sum(x.nbytes for w in weights for x in (w.values, w.shift, w.scale))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to `x`, in its shapes."""
-        weight = torch.cat([_dequantize(w) for w in self.weights], dim=1).to(x.dtype)
-        return self.operation(x if self.act_quantizer is None else self.act_quantizer(x), weight, self.bias)
+        weight = torch.cat([_dequantize(w).to(self.dtype) for w in self.weights], dim=1)
+        bias = None if self.bias is None else self.bias.to(self.dtype)
+        y = x if self.act_quantizer is None else self.act_quantizer(x)
+        return self.operation(y.to(self.dtype), weight, bias).to(x.dtype)
 
 
 def _dequantize(weight: WeightIntegers) -> Tensor:

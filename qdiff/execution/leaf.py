@@ -1,5 +1,7 @@
 """A leaf of an executed network, and the quantizers that it computes with."""
 
+import torch
+
 from qdiff.phases import ActQuantizer, PhaseQuantizer
 from qdiff.quant_layer import Quantizer, QuantLeaf
 
@@ -10,10 +12,12 @@ class ExecutedLeaf(QuantLeaf):
     `state_dict` has no weights, because an executed network comes from a file and is not written to another one.
 
     Attributes:
+        dtype: in which it computes.
         nbytes: what its weights take, step sizes included.
         reason: why it computes in floating point; empty where it computes with integers.
     """
 
+    dtype: torch.dtype
     nbytes: int
     reason: str
 

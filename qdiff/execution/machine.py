@@ -31,6 +31,11 @@ def check_machine() -> None:
         raise UserError(missing)
 
 
+def has_bfloat16() -> bool:
+    """Tell whether this processor has instructions for bfloat16 (AVX512-BF16, AMX), without which it is slow."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
+
+
 @lru_cache
 def has_vnni() -> bool:
     """Tell whether products of bytes are added up in int32 by one instruction (AVX512-VNNI, AVX-VNNI, AMX).

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qdiff.errors import UserError
 from qdiff.execution.layers import FloatLayer, IntegerLayer
 from qdiff.execution.leaf import ExecutedLeaf, bits_of, quantizers_of
-from qdiff.execution.machine import LARGEST, check_machine, has_vnni
+from qdiff.execution.machine import LARGEST, check_machine, has_bfloat16, has_vnni
 from qdiff.execution.products import IntegerProduct
+from qdiff.files.dtypes import dtype_name
 from qdiff.integers import ActIntegers, WeightIntegers, act_integers, weight_integers
 from qdiff.quant_block import QuantProduct
 from qdiff.quant_layer import PackedModule, Quantizer, QuantLeaf, QuantModule
@@ -26,7 +28,8 @@ def execute_integers(model: QuantModel) -> QuantModel:
     Layers whose inputs are quantized to at most 8 bits multiply uint8 by int8 and add up in int32, which oneDNN does;
     the results are those of the quantized layer but for rounding. Ranges of inputs without zero, which integers cannot
     express, are widened to contain it (see `qdiff.integers.act_integers`). `executed_leaves` tells what stays in
-    floating point. To load a file without ever holding float weights, load it with `low_memory`.
+    floating point. Where no activations are quantized, layers compute in bfloat16 if the processor can. To load a file
+    without ever holding float weights, load it with `low_memory`.
 
     Args:
         model: calibrated, on the CPU. It can be called as before; it cannot be saved or calibrated further.
@@ -46,16 +49,17 @@ def execute_integers(model: QuantModel) -> QuantModel:
         raise ValueError(f"the rounding of {learning} is still being learned")
     for site in model.sites():
         _ = site.calibrated  # raises if it is not
+    dtype = torch.bfloat16 if model.policy.act is None and has_bfloat16() else torch.float32
     for path, leaf in model.leaves().items():
         if execute := EXECUTE.get(type(leaf)):
-            model.replace_leaf(path, execute(leaf))
+            model.replace_leaf(path, execute(leaf, dtype))
     return model
 
 
-def _layer(layer: QuantModule) -> ExecutedLeaf:
+def _layer(layer: QuantModule, dtype: torch.dtype) -> ExecutedLeaf:
     weights = weight_integers(layer)
     reason = _why_float(layer, weights)
-    return FloatLayer(layer, weights, reason) if reason else IntegerLayer(layer, weights)
+    return FloatLayer(layer, weights, reason, dtype) if reason else IntegerLayer(layer, weights)
 
 
 def _why_float(layer: QuantModule, weights: list[WeightIntegers]) -> str:
@@ -75,7 +79,7 @@ def _largest(values: Tensor) -> int:
     return int(values.int().abs().max())
 
 
-def _product(product: QuantProduct) -> QuantLeaf:
+def _product(product: QuantProduct, dtype: torch.dtype) -> QuantLeaf:
     if _why_float_product(product):
         return product
     a, b = (_phases(product, name) for name in product.kind.operands)
@@ -104,7 +108,12 @@ def _integers(quantizer: Quantizer) -> ActIntegers:
     return act_integers(whole)
 
 
-EXECUTE: dict[type, Callable[[Any], QuantLeaf]] = {QuantModule: _layer, PackedModule: _layer, QuantProduct: _product}
+# Leaf, by exact type -> what executes it; where it has to compute in floating point, in a dtype
+EXECUTE: dict[type, Callable[[Any, torch.dtype], QuantLeaf]] = {
+    QuantModule: _layer,
+    PackedModule: _layer,
+    QuantProduct: _product,
+}
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ class LeafArithmetic:
 
     Args:
         path: in the quantized network.
-        arithmetic: "int8" or "float32".
+        arithmetic: "int8", "float32" or "bfloat16".
         reason: why in floating point; empty for integers.
         nbytes: what its weights take, step sizes included; 0 for a product.
     """
@@ -131,5 +140,5 @@ def executed_leaves(model: QuantModel) -> list[LeafArithmetic]:
 
 def _described(path: str, leaf: Any) -> LeafArithmetic:
     if isinstance(leaf, ExecutedLeaf):
-        return LeafArithmetic(path, "float32" if leaf.reason else "int8", leaf.reason, leaf.nbytes)
+        return LeafArithmetic(path, dtype_name(leaf.dtype), leaf.reason, leaf.nbytes)
     return LeafArithmetic(path, "float32", _why_float_product(leaf), 0)

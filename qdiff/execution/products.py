@@ -98,7 +98,7 @@ class IntegerProduct(ExecutedLeaf):
         phases: integers of the operands, in each phase.
     """
 
-    nbytes, reason = 0, ""
+    dtype, nbytes, reason = torch.int8, 0, ""
 
     def __init__(self, kind: ProductKind, phases: list[ActPair]):
         super().__init__()

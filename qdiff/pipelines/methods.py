@@ -20,6 +20,7 @@ def uniform_policy(
     *,
     split: bool = False,
     symmetric: bool = False,
+    symmetric_weights: bool = False,
     min_max: bool = False,
 ) -> QuantPolicy:
     """Return the policy of a method with the same bits in every layer.
@@ -27,12 +28,13 @@ def uniform_policy(
     Args:
         method: one of `METHODS`.
         weight_bits, act_bits, softmax_bits, split: see `QuantPolicy`; `act_bits` None leaves activations as they are.
-        symmetric: activation ranges symmetric around zero.
+        symmetric, symmetric_weights: ranges of activations and of weights symmetric around zero.
         min_max: take activation ranges from the extremes, whatever the method does.
     """
     search = "minmax" if min_max else METHODS[method]
     act = None if act_bits is None else QuantSpec(act_bits, symmetric=symmetric, range_search=search)
-    return QuantPolicy(QuantSpec(weight_bits, per_channel=True, range_search="minmax"), act, softmax_bits, split)
+    weight = QuantSpec(weight_bits, symmetric_weights, per_channel=True, range_search="minmax")
+    return QuantPolicy(weight, act, softmax_bits, split)
 
 
 def rounding_schedule(iterations: int, lr: float | None) -> Schedule:

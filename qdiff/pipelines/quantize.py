@@ -22,7 +22,7 @@ from qdiff.policy import QuantPolicy
 AnyPipeline = TypeVar("AnyPipeline", bound=Pipeline)
 
 RATES = (1e-8, 1.0)  # range of learning rates
-BITS = (8, None, 8, False, False)  # defaults of the arguments that a policy replaces
+BITS = (8, None, 8, False, False, False)  # defaults of the arguments that a policy replaces
 
 
 def quantize(
@@ -33,6 +33,7 @@ def quantize(
     softmax_bits: int = 8,
     split: bool = False,
     symmetric: bool = False,
+    symmetric_weights: bool = False,
     method: str = "qdiff",
     iterations: int = 20_000,
     act_iterations: int | None = None,
@@ -66,6 +67,7 @@ def quantize(
         softmax_bits: bits per attention weight (after the softmax), 2..16.
         split: quantize the two halves of shortcut layers separately (section 3.3).
         symmetric: activation ranges symmetric around zero.
+        symmetric_weights: weight ranges too; at 8 bits, backends are faster by it.
         method: "qdiff" learns roundings and step sizes; "gptq" finds weights in closed form, without
             learning; "squant" rounds weights without data so that errors cancel; "linear" rounds to nearest. The last
             two take ranges from the extremes.
@@ -96,8 +98,8 @@ def quantize(
         data: file of calibration data; None collects them from the pipeline's own sampling.
         folder: keeps data, journal and the quantized file, so that the same call resumes; None keeps nothing.
         memory_bytes: budget for captured activations, >= 0; None takes half of the memory that computing leaves free.
-        policy: how each layer is quantized, and in which phases of sampling, instead of `weight_bits`, `act_bits`,
-            `softmax_bits`, `split` and `symmetric`. Each phase needs at least one of the `timesteps`.
+        policy: how each layer is quantized, and in which phases of sampling, instead of bits, `split`, `symmetric` and
+            `symmetric_weights`. Each phase needs at least one of the `timesteps`.
         devices: GPUs, from the pipeline's on, or processes on a CPU, that share every batch of "qdiff", >= 1; they must
             divide `batch_size` evenly. More than one needs a script that calls this under `if __name__ == "__main__"`,
             because each process imports it. The result is the same, up to the order of sums.
@@ -115,13 +117,13 @@ def quantize(
         raise ValueError("the pipeline is quantized already: give one in full precision")
     pipeline.check_loaded()
     check_choice("method", method, tuple(METHODS))
-    bits = weight_bits, act_bits, softmax_bits, split, symmetric
+    bits = weight_bits, act_bits, softmax_bits, split, symmetric, symmetric_weights
     if policy is None:
         policy = _policy(method, *bits)
     elif not isinstance(policy, QuantPolicy):
         raise TypeError(f"policy must be a QuantPolicy, not {policy!r}")
     elif bits != BITS:
-        raise ValueError("policy replaces weight_bits, act_bits, softmax_bits, split and symmetric: leave those out")
+        raise ValueError("policy replaces the bits, split, symmetric and symmetric_weights: leave those out")
     iterations = whole("iterations", iterations, 1)
     act_iterations = max(1, iterations // 4) if act_iterations is None else whole("act_iterations", act_iterations, 1)
     rounding = rounding_schedule(iterations, lr)
@@ -160,7 +162,13 @@ def quantize(
 
 
 def _policy(
-    method: str, weight_bits: int, act_bits: int | None, softmax_bits: int, split: bool, symmetric: bool
+    method: str,
+    weight_bits: int,
+    act_bits: int | None,
+    softmax_bits: int,
+    split: bool,
+    symmetric: bool,
+    symmetric_weights: bool,
 ) -> QuantPolicy:
     """Return `uniform_policy`, with checked arguments."""
     if act_bits is None and symmetric:
@@ -172,6 +180,7 @@ def _policy(
         whole("softmax_bits", softmax_bits, 2, 16),
         split=split,
         symmetric=symmetric,
+        symmetric_weights=symmetric_weights,
     )
 
 

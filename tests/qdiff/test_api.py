@@ -23,6 +23,7 @@ from qdiff.checkpoints.quantized_file import read_quantized
 from qdiff.errors import UserError
 from qdiff.files.digest import tensors_digest
 from qdiff.files.images import read_images
+from qdiff.integers import weight_integers
 from qdiff.phases import per_phase
 from qdiff.pipelines.pipeline import Pipeline
 from qdiff.pipelines.sharing import share_parameters
@@ -344,6 +345,17 @@ def test_weights_without_data_are_saved_and_loaded(pixel, tmp_path):
     assert "was calibrated with other settings: give another folder" in said
 
 
+@pytest.mark.parametrize("method", ["linear", "squant", "gptq"])
+def test_symmetric_weights_of_8_bits_need_no_shift_in_int8(pixel, method):
+    settings = {"method": method, "act_bits": 8, "timesteps": 2, "samples": 2}
+
+    def shifts(**others) -> int:
+        layers = qdiff.quantize(pixel, **settings, **others).network.layers().values()
+        return sum(int(part.shift.count_nonzero()) for layer in layers for part in weight_integers(layer))
+
+    assert shifts() > 0 and shifts(symmetric_weights=True) == 0
+
+
 @pytest.mark.parametrize(
     ("kind", "arguments", "said"),
     [
@@ -375,7 +387,7 @@ def test_weights_without_data_are_saved_and_loaded(pixel, tmp_path):
         (TypeError, {"data": CalibrationSet((torch.ones(1, 3, 8, 8),))}, "data must be a str or a Path, not Calibr"),
         (TypeError, {"folder": 3}, "folder must be a str or a Path, not int"),
         (TypeError, {"policy": "w4a8"}, "policy must be a QuantPolicy, not 'w4a8'"),
-        (ValueError, {"policy": QuantPolicy(), "weight_bits": 4}, "policy replaces weight_bits, act_bits, "),
+        (ValueError, {"policy": QuantPolicy(), "weight_bits": 4}, "policy replaces the bits, split, "),
         (ValueError, {"policy": QuantPolicy(weight_rules=(("x", 4),))}, "the pattern 'x' matches no layer"),
     ],
     ids=str,

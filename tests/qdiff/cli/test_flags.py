@@ -37,7 +37,8 @@ ADDED = (
     "--ckpt --device auto --dry_run --batch_size --cali_lr_w --cali_memory --cali_range_n 256 "
     "--dpm_order 3 --dpm_method singlestep --a_min_max --rs_sm_only --low_memory "
     "--act_groups 1 --keep8 --cali_spectrum_n 1 --cali_devices 1 --correct_bias "
-    "--correct --correct_fit ptqd --correct_n 64 --correct_parts --correct_interpolate --backend simulated"
+    "--correct --correct_fit ptqd --correct_n 64 --correct_parts --correct_interpolate --backend simulated "
+    "--w_sym --preset"
 )
 WITHOUT_VALUE = {
     "cali_ckpt",
@@ -48,6 +49,7 @@ WITHOUT_VALUE = {
     "cali_memory",
     "correct",
     "correct_parts",
+    "preset",
 }
 
 BASE = "--config c.yml "
@@ -252,6 +254,7 @@ def test_quantization_flags_need_ptq_even_with_their_default_value(words):
         "--act_groups 1",
         "--sm_abit 8",
         "--a_sym",
+        "--preset tensorrt",
         "--running_stat",
         "--cali_iters_a 9",
         "--cali_lr 4e-4",
@@ -304,6 +307,14 @@ def test_activation_flags_need_quantized_activations(words):
         (
             BASE + "--sample_type dpm_solver --eta 0.5",
             "--eta needs --sample_type generalized: add that, or leave --eta out",
+        ),
+        (
+            PTQ + "--w_sym --resume --cali_ckpt w",
+            "--w_sym and --resume exclude each other: leave one of them out",
+        ),
+        (
+            ACT + "--preset cuda",
+            "--preset: 'cuda' is unknown: use tensorrt",
         ),
         (PTQ + "--timesteps 10 --cali_st 20", "--cali_st 20 exceeds --timesteps 10: lower it"),
     ],

@@ -19,6 +19,7 @@ from qdiff.checkpoints.load import load_as_written, load_quantized, save_quantiz
 from qdiff.checkpoints.quantized_file import read_quantized, write_quantized
 from qdiff.cli.operations import layer_table
 from qdiff.evaluation.bops import LeafBops, NetworkBops, network_bops
+from qdiff.execution import execute_integers, executed_leaves, has_vnni
 from qdiff.files.tables import with_prefix
 from qdiff.mixed_precision.choice import KEY, Choice
 from qdiff.mixed_precision.criteria import SignalToNoise
@@ -124,6 +125,23 @@ def test_operations(original, ours):
     assert all(row[0].endswith(("qk_matmul", "smv_matmul")) for row in products)
     names = [row[0] for row in table]
     assert names[names.index(name) - 1] == "model.mid.attn_1.v", "where they are called"
+
+
+def test_what_backends_compute_in_integers(original, pth):
+    acts = {**original.flags(), "sm_abit": 16}
+    path = pth.with_name("sm16.safetensors")
+    model, config = load_quantized(original.network(), pth, **acts), OmegaConf.to_container(original.config)
+    save_quantized(path, model, config=config)
+    head, table = inspected(path)
+    products = [row[0] for row in table if row[0].endswith("smv_matmul")]
+    count = len(model.leaves())
+    named = f"{', '.join(products[:3])} and {len(products) - 3} others"
+    assert head["integers"] == (
+        f"{count - len(products)} of {count} layers and attention products in int8 with --backend; "
+        f"8x16 in floating point: {named}"
+    )
+    executed = execute_integers(model)
+    assert products == [x.path for x in executed_leaves(executed) if x.arithmetic == "float32"] or not has_vnni()
 
 
 def test_operations_need_the_configuration(original, ours, tmp_path):

@@ -40,6 +40,13 @@ def test_policy(line, bits, act, softmax, split):
     assert policy_of(flags(line)) == QuantPolicy(weight, act, softmax, split)
 
 
+@pytest.mark.parametrize("line", ["--a_sym --w_sym", "--preset tensorrt"])
+def test_symmetric_ranges(line):
+    policy = policy_of(flags(f"--quant_act {line}"))
+    assert (policy.weight.symmetric, policy.act.symmetric) == (True, True)
+    assert policy_of(flags("--w_sym")).weight == QuantSpec(8, True, per_channel=True, range_search="minmax")
+
+
 @pytest.mark.parametrize(
     ("line", "mixed"),
     [

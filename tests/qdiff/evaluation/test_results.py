@@ -26,6 +26,14 @@ def test_a_metric_that_a_row_lacks():
     assert cells(section)[0] == ["FP", "-", "-", "-", "-", "10.94 MB (1.000 x)"]
 
 
+def test_seconds_have_a_column_if_any_row_has_them():
+    timed = replace(RESULTS[1], seconds={"simulated": 0.25, "torch": 0.1254})
+    section = replace(ONE, results=[RESULTS[0], timed])
+    assert [c.title for c in section.columns] == [*TITLES, "s per image"]
+    assert [row[-1] for row in cells(section)] == ["-", "0.250 simulated, 0.125 torch"]
+    assert json.loads(json_text([section], {}))["results"]["one"][1]["seconds"] == {"simulated": 0.25, "torch": 0.1254}
+
+
 def test_lines_and_their_differences():
     assert Line("a", "FID", 4.0, 4.5).cells == ["a", "FID", "4.000", "4.500", "+0.5"]
     assert Line("a", "FID", None, 4.5).cells == ["a", "FID", "-", "4.500", "-"]
@@ -59,7 +67,7 @@ def test_results_are_strict_json():
     first, second = found["results"]["one"]
     assert first.pop("evaluation") == json.loads(json.dumps(asdict(RESULTS[0].evaluation)))
     none = {"source": "", "published": {}}
-    sizes = {"size": 10_944_396, "fp32_size": 10_944_396}
+    sizes = {"size": 10_944_396, "fp32_size": 10_944_396, "seconds": {}}
     values = {"psnr": None, "mae": 0.0, "frechet": 1.234}
     assert first == {"name": "fp", "method": "FP", "command": RESULTS[0].command, **values, **sizes, **none}
     assert (second["psnr"], second["size"]) == (23.456, 1_500_000)

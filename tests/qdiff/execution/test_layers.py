@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from qdiff.execution.layers import FloatLayer, IntegerLayer
+from qdiff.functional import relative_squared_error
 from qdiff.integers import act_integers, weight_integers
 from qdiff.phases import per_phase, set_phase
 from qdiff.quant_layer import QuantModule
@@ -128,11 +129,13 @@ def test_half_precision_stays_half_precision():
 def test_a_layer_in_floating_point_is_the_simulated_one_exactly(split, acts, weight_bits):
     layer = quantized(nn.Conv2d(6, 5, 3, padding=1), *acts, weight_bits=weight_bits, split=split)
     x = torch.randn(2, 6, 7, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(FloatLayer(layer, weight_integers(layer), "because")(x), layer(x))
+    assert torch.equal(FloatLayer(layer, weight_integers(layer), "because", torch.float32)(x), layer(x))
+    coarse = FloatLayer(layer, weight_integers(layer), "because", torch.bfloat16)(x)
+    assert coarse.dtype == x.dtype and relative_squared_error(coarse, layer(x)) < (2**-8) ** 2  # bfloat16 has 8 bits
 
 
 def test_an_executed_layer_takes_a_byte_per_weight():
     layer = quantized(nn.Conv2d(64, 64, 3, padding=1), [ACTS["8 bits"]])
     fp32 = layer.fp_weight.nbytes
     assert executed(layer).nbytes < 0.26 * fp32
-    assert FloatLayer(layer, weight_integers(layer), "because").nbytes < 0.26 * fp32
+    assert FloatLayer(layer, weight_integers(layer), "because", torch.float32).nbytes < 0.26 * fp32

@@ -119,13 +119,19 @@ def test_weights_that_would_saturate_without_vnni_stay_in_floating_point(monkeyp
 
 
 @torch.no_grad()
-def test_a_file_of_weights_alone_takes_a_byte_per_weight_and_computes_the_same():
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_file_of_weights_alone_computes_the_same_or_in_bfloat16(monkeypatch, bfloat16):
     net, call = pixel()
     model = QuantModel(net, policy().without_activations(), adapter_for(net)).eval()
     wanted = model(*call)
+    monkeypatch.setattr(execution, "has_bfloat16", lambda: bfloat16)
     execute_integers(model)
-    assert torch.equal(model(*call), wanted)
-    assert {leaf.arithmetic for leaf in executed_leaves(model)} == {"float32"}
+    if bfloat16:
+        assert 0 < relative_squared_error(model(*call), wanted) < 1e-3
+    else:
+        assert torch.equal(model(*call), wanted)
+    layers = {leaf.arithmetic for leaf in executed_leaves(model) if not leaf.path.endswith("_matmul")}
+    assert layers == {"bfloat16" if bfloat16 else "float32"}
 
 
 @torch.no_grad()
