@@ -1,12 +1,13 @@
 """The correction of a quantized network's predictions, step by step, and its use in a sampler."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from qdiff.correction.parts import PARTS, Part
 
@@ -32,6 +33,23 @@ class Fitted:
     std: Tensor
     std_error: Tensor
     parts: Mapping[str, Part]
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The parts that are on."""
+        return tuple(name for name in PARTS if self.parts[name].on)
+
+    @property
+    def effective(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Slope (S, C), bias (S, C) and the error that is left after the division, (S,); 0 where a part is off."""
+        on = {name: float(part.on) for name, part in self.parts.items()}
+        slope = self.slope * on["slope"]
+        return slope, self.bias * on["bias"], on["variance"] * self.std / (1 + slope).mean(1)
+
+    def only(self, parts: Collection[str]) -> Self:
+        """Return the correction with no other parts than these; those that are off stay off."""
+        off = {name: replace(part, on=part.on and name in parts) for name, part in self.parts.items()}
+        return replace(self, parts=off)
 
 
 @dataclass(frozen=True)
@@ -75,23 +93,6 @@ class CorrectionTable(Fitted):
         if (self.slope <= -1).any() or not np.isfinite([*self.timesteps, *self.log_snr]).all():
             raise ValueError("a slope, timestep or noise level is outside its range")
 
-    @property
-    def used(self) -> tuple[str, ...]:
-        """The parts that are on."""
-        return tuple(name for name in PARTS if self.parts[name].on)
-
-    @property
-    def effective(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Slope (S, C), bias (S, C) and the error that is left after the division, (S,); 0 where a part is off."""
-        on = {name: float(part.on) for name, part in self.parts.items()}
-        slope = self.slope * on["slope"]
-        return slope, self.bias * on["bias"], on["variance"] * self.std / (1 + slope).mean(1)
-
-    def only(self, parts: Sequence[str]) -> "CorrectionTable":
-        """Return the correction with no other parts than these; those that are off stay off."""
-        off = {name: replace(part, on=part.on and name in parts) for name, part in self.parts.items()}
-        return replace(self, parts=off)
-
     def at(self, timesteps: Sequence[float], log_snr: Sequence[float]) -> "CorrectionTable":
         """Interpolate to other steps, linearly over log-SNR; beyond the ends, the values there.
 
@@ -111,15 +112,16 @@ class CorrectionTable(Fitted):
 
 
 class StepCorrection:
-    """A `diffusion.steps.Correction` from a table. Steps that nothing is done to return the prediction itself.
+    """A `diffusion.steps.Correction` from what was fitted. Steps that nothing is done to return the prediction itself.
 
     Args:
-        table: the correction.
+        fitted: the correction.
+        timesteps: of its S network calls.
     """
 
-    def __init__(self, table: CorrectionTable):
-        self.timesteps = table.timesteps
-        slope, bias, std = table.effective
+    def __init__(self, fitted: Fitted, timesteps: Sequence[float]):
+        self.timesteps = timesteps
+        slope, bias, std = fitted.effective
         self.std = std.tolist()
         self.idle = ((slope == 0) & (bias == 0)).all(1).tolist()
         self.bias, self.factor = bias, 1 / (1 + slope)

@@ -14,7 +14,6 @@ from qdiff.calibration.plan import format_duration
 from qdiff.correction.file import read_correction, write_correction
 from qdiff.correction.parts import PARTS
 from qdiff.correction.table import FITS, CorrectionTable
-from qdiff.correction.trajectory import NEXT
 from qdiff.files.digest import tensors_digest
 from qdiff.files.journal import Journal
 from qdiff.pipelines.binding import checked, log_snr, made_for
@@ -138,9 +137,11 @@ class FitCorrection:
             one_step(pipeline)
 
     def calls(self, nfe: int) -> int:
-        """Return the network calls of one image each that the fit takes, at the most; half of them are quantized."""
-        walks = 1 + len(set(NEXT) & set(self.parts)) if self.fit == "trajectory" else 1
-        return (1 + walks) * self.images * nfe
+        """Return the network calls of one image each that the fit takes, at the most."""
+        walks = 1 + len({"bias", "slope"} & set(self.parts))
+        if self.fit == "trajectory":
+            return (1 + walks) * self.images * nfe
+        return (2 * self.images + walks * (self.images - self.images // 2)) * nfe
 
     def describe(self, pipeline: Pipeline, seconds: float) -> Sequence[str]:
         """Name the fit, and say how long it takes."""

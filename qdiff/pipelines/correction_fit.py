@@ -9,8 +9,9 @@ from torch import Tensor
 from diffusion.steps import Model
 from qdiff.correction.moments import Moments
 from qdiff.correction.predictions import fit_predictions
+from qdiff.correction.results import without_harm
 from qdiff.correction.steps import StepFactors, step_factors
-from qdiff.correction.table import Fitted
+from qdiff.correction.table import Fitted, StepCorrection
 from qdiff.correction.trajectory import TrajectoryFit
 from qdiff.errors import UserError
 from qdiff.files.journal import Journal
@@ -47,7 +48,8 @@ def fit_correction(
         halves = images[: samples // 2], images[samples // 2 :]
         fitted, held_out = (_Collected(quantized, full_precision, half, journal, progress) for half in halves)
         factors = step_factors(quantized.sampling.sampler, quantized.abar)
-        return fit_predictions(fitted, held_out, asked, factors)
+        found = fit_predictions(fitted, held_out, asked, factors)
+        return without_harm(found, held_out.distances)
     fp, q = (_InBatches(pipeline, images, progress) for pipeline in (full_precision, quantized))
     return TrajectoryFit(
         quantized.sampling.sampler,
@@ -71,7 +73,10 @@ def one_step(pipeline: Pipeline) -> StepFactors:
 
 
 class _Collected:
-    """Moments of both predictions on trajectories of full precision, a batch at a time; the journal keeps them."""
+    """Images of a fit, a batch at a time: moments of both predictions on trajectories of full precision, and results.
+
+    The journal keeps them.
+    """
 
     def __init__(
         self,
@@ -86,31 +91,60 @@ class _Collected:
         self.finished: set[range] = set()
 
     def __iter__(self) -> Iterator[Moments]:
+        for batch in self._batches():
+            yield self._of(batch)[0]
+
+    def _batches(self) -> Iterator[range]:
         size = self.quantized.batch_size
         for start in range(self.images.start, self.images.stop, size):
-            yield self._of(range(start, min(start + size, self.images.stop)))
+            yield range(start, min(start + size, self.images.stop))
 
-    def _of(self, batch: range) -> Moments:
-        unit = f"images-{batch.start}-{batch.stop}"
+    def _of(self, batch: range) -> tuple[Moments, Tensor]:
+        """Return the moments of a batch, and its results in full precision."""
+        unit = f"trajectories-{batch.start}-{batch.stop}"
         recorded = self.journal.read(unit)
         if recorded:
             moments = Moments(recorded[0]["moments"], recorded[1]["pixels"], recorded[1]["cells"])
+            results = recorded[0]["results"]
             if batch not in self.finished:
                 self.progress(2 * len(batch) * self.quantized.nfe)
         else:
-            moments = self._measured(batch)
+            moments, results = self._measured(batch)
             numbers = {"pixels": moments.pixels, "cells": moments.cells}
-            self.journal.write(unit, {"moments": moments.values}, numbers)
+            self.journal.write(unit, {"moments": moments.values, "results": results}, numbers)
         self.finished.add(batch)
-        return moments
+        return moments, results
 
-    def _measured(self, batch: range) -> Moments:
+    def _measured(self, batch: range) -> tuple[Moments, Tensor]:
         model = self.quantized.calibration_model_for(batch)
         each = []
         for step in self.full_precision.calibration_steps(batch):
             each.append(Moments.of(step.eps, step.predicted_by(model)))
             self.progress(2 * len(batch))
-        return each[0].like(torch.stack([m.values for m in each], 1))
+        return each[0].like(torch.stack([m.values for m in each], 1)), step.x_prev
+
+    def distances(self, fitted: Fitted) -> Tensor:
+        """Sample with the quantized network, corrected; return how far each result is from that of full precision.
+
+        The mean squared distance, float64 of shape (N,).
+        """
+        return torch.cat([self._distances(batch, fitted) for batch in self._batches()])
+
+    def _distances(self, batch: range, fitted: Fitted) -> Tensor:
+        unit = "-".join(("results", *fitted.used, str(batch.start), str(batch.stop)))
+        recorded = self.journal.read(unit)
+        if recorded:
+            self.progress(len(batch) * self.quantized.nfe)
+            return recorded[0]["distances"]
+        _, wanted = self._of(batch)
+        results = wanted
+        correct = StepCorrection(fitted, self.quantized.timesteps)
+        for step in self.quantized.calibration_steps(batch, correct):
+            results = step.x_prev
+            self.progress(len(batch))
+        found = (results.cpu() - wanted.cpu()).double().square().flatten(1).mean(1)
+        self.journal.write(unit, {"distances": found})
+        return found
 
 
 class _InBatches:

@@ -69,7 +69,7 @@ class Pipeline(BasePipeline[SamplingT]):
             one `Step` per network call, whose tensors are (B, *latent_shape).
         """
         if correct is None:
-            correct = StepCorrection(self.correction) if self.correction else uncorrected
+            correct = StepCorrection(self.correction, self.correction.timesteps) if self.correction else uncorrected
         return self._steps(self.model_for(indices), self.noise_streams(indices), correct)
 
     def calibration_steps(

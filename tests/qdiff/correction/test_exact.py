@@ -28,7 +28,7 @@ def corrected_moments(eta: float, parts) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(4)
     x_T = torch.randn(SAMPLES, *SHAPE, generator=generator, dtype=torch.float64)
     # the last step adds no noise, so that nothing absorbs its error: the state before it is compared
-    *_, before, _ = sampler.steps(network, x_T, ABAR, noise(generator), correct=StepCorrection(table))
+    *_, before, _ = sampler.steps(network, x_T, ABAR, noise(generator), correct=StepCorrection(table, table.timesteps))
     return before.x_prev.mean().item(), before.x_prev.var().item()
 
 

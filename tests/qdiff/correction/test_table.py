@@ -16,7 +16,7 @@ EPS = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(2))
 
 def test_the_formula():
     table = make_table(*PARTS)
-    correct = StepCorrection(table)
+    correct = StepCorrection(table, table.timesteps)
     for i, t in enumerate(table.timesteps):
         found, left = correct(i, t, EPS)
         slope, bias = (x[i].float().view(2, 1, 1) for x in (table.slope, table.bias))
@@ -56,15 +56,15 @@ def test_with_all_parts_off_samples_are_identical(sampler):
         source = torch.Generator().manual_seed(3)
         return final(sampler.steps(exact, x_T, ABAR, lambda x: noise(source)(x).to(x), **options))
 
-    assert torch.equal(sampled(), sampled(correct=StepCorrection(table)))
+    assert torch.equal(sampled(), sampled(correct=StepCorrection(table, table.timesteps)))
     on = replace(table, parts=make_table(*PARTS).parts)
-    assert not torch.equal(sampled(), sampled(correct=StepCorrection(on)))
+    assert not torch.equal(sampled(), sampled(correct=StepCorrection(on, on.timesteps)))
 
 
 @pytest.mark.parametrize(("index", "t"), [(0, 500), (3, 100), (1, 499.5)])
 def test_another_step_is_refused(index, t):
     with pytest.raises(ValueError, match="no step"):
-        StepCorrection(make_table(*PARTS))(index, t, EPS)
+        StepCorrection(make_table(*PARTS), make_table(*PARTS).timesteps)(index, t, EPS)
 
 
 def test_interpolation_is_linear_over_log_snr():

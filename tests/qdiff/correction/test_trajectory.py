@@ -34,7 +34,7 @@ def distance(network, sampler, found) -> float:
         return final(sampler.steps(model, x_T, ABAR, source, **options))
 
     exact = sampled(predict)
-    after = sampled(network, correct=StepCorrection(table))
+    after = sampled(network, correct=StepCorrection(table, table.timesteps))
     return ((after - exact).square().mean() / (sampled(network) - exact).square().mean()).item()
 
 
