@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("subjects", nargs="+", choices=list(SUBJECTS))
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES), metavar="ENGINE")
     parser.add_argument("--bits", nargs="+", default=["W4A8"], help="such as W4A8 W8A8")
+    parser.add_argument("--w_sym", action="store_true", help="weight ranges symmetric around zero")
     parser.add_argument("--batch", type=int, nargs="+", default=[8], help="samples of a call")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--images", type=int, default=0, help="sampled with each engine, in whole batches")
@@ -146,7 +147,7 @@ def main() -> None:
                 print(f"{name}, {bits}, batch {batch}, {args.threads} threads", flush=True)
                 print(f"{'':22} {'ms':>8} {'x':>6} {'MiB':>8} {'error':>10} {'dB':>8} {'s':>8}", flush=True)
                 with TemporaryDirectory() as folder:
-                    SUBJECTS[name]().prepare(Path(folder), batch, CALIBRATION, bits_of(bits))
+                    SUBJECTS[name]().prepare(Path(folder), batch, CALIBRATION, bits_of(bits), args.w_sym)
                     rows(name, Path(folder), args)
 
 

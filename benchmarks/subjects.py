@@ -45,21 +45,21 @@ class Subject:
     draw: Callable[[int], Inputs]
     pipeline: Callable[[], Pipeline] | None = None
 
-    def prepare(self, folder: Path, batch: int, samples: int, bits: tuple[int, int]) -> None:
+    def prepare(self, folder: Path, batch: int, samples: int, bits: tuple[int, int], w_sym: bool) -> None:
         """Write the quantized network and inputs: a batch, and samples to calibrate other engines on."""
         given, others = self.draw(batch), self.draw(samples)
-        save_quantized(folder / QUANTIZED, self._quantized(given, bits))
+        save_quantized(folder / QUANTIZED, self._quantized(given, bits, w_sym))
         parts = {f"{kind}{i}": x.contiguous() for kind, xs in (("x", given), ("c", others)) for i, x in enumerate(xs)}
         save_file(parts, folder / INPUTS)
 
-    def _quantized(self, given: Inputs, bits: tuple[int, int]) -> QuantModel:
+    def _quantized(self, given: Inputs, bits: tuple[int, int], w_sym: bool) -> QuantModel:
         if self.pipeline:
             pipe = self.pipeline()
-            data = {"timesteps": 10, "samples": max(1, 6 // pipe.cfg_copies)}
+            data = {"timesteps": 10, "samples": max(1, 6 // pipe.cfg_copies), "symmetric_weights": w_sym}
             quantized = qdiff.quantize(pipe, weight_bits=bits[0], act_bits=bits[1], **data, **settings_of("gptq"))
             assert isinstance(quantized.network, QuantModel)
             return quantized.network
-        weight, act = QuantSpec(bits[0], per_channel=True, range_search="minmax"), QuantSpec(bits[1])
+        weight, act = QuantSpec(bits[0], w_sym, per_channel=True, range_search="minmax"), QuantSpec(bits[1])
         model = QuantModel(self.make(), QuantPolicy(weight, act, split=True), self.adapter).eval()
         with model.observing(Observer):
             model(*given)
