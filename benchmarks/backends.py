@@ -76,8 +76,8 @@ def serve(subject_name: str, engine_name: str, folder: Path, threads: int, pipe:
         engine(*batch)
         return time.perf_counter() - start
 
-    def sampled(images: int) -> tuple[Tensor, float]:
-        pipeline = subject.pipeline().with_network(Called(engine))
+    def sampled(images: int, steps: dict[str, int]) -> tuple[Tensor, float]:
+        pipeline = subject.pipeline().with_sampling(**steps).with_network(Called(engine))
         pipeline = pipeline.with_sampling(batch_size=max(1, len(batch[0]) // pipeline.cfg_copies))
         start = time.perf_counter()
         found = pipeline.sample(images).tensor
@@ -117,13 +117,14 @@ def rows(subject: str, folder: Path, args: argparse.Namespace) -> None:
             seconds[name].append(engine.ask("seconds"))
     first, *_ = engines.values()
     wanted, images = first.ask("prediction"), args.images if SUBJECTS[subject]().pipeline else 0
-    drawn = first.ask("sampled", images)[0] if images else None
+    steps = {"steps": args.steps} if args.steps else {}
+    drawn = first.ask("sampled", images, steps)[0] if images else None
     for name, engine in engines.items():
         ratio = median(a / b for a, b in zip(next(iter(seconds.values())), seconds[name]))
         error = relative_squared_error(engine.ask("prediction"), wanted)
         cells = f"{1e3 * median(seconds[name]):8.1f} {ratio:6.2f} {engine.memory:8.0f} {error:10.3g}"
         if images:
-            found, took = engine.ask("sampled", images)
+            found, took = engine.ask("sampled", images, steps)
             cells += f" {psnr(found, drawn).mean():8.2f} {took:8.1f}"
         print(f"{name:22} {cells}", flush=True)
         engine.pipe.send(None)
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[8], help="samples of a call")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--images", type=int, default=0, help="sampled with each engine, in whole batches")
+    parser.add_argument("--steps", type=int, help="of sampling, instead of the model's 30")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     for name in args.subjects:

@@ -35,6 +35,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "Q-Diffusion W4A8 + biases": LEARNED | {"correct_bias": True},
     "closed form W4A8": {"method": "gptq", "split": True},
 }
+CORRECTED = "linear W4A8"  # also with its predictions corrected
+CORRECTION = {"fit": "trajectory", "images": 16}
 EXECUTED = "closed form W4A8"  # also computed with integers: the time does not depend on the method
 
 
@@ -51,17 +53,24 @@ def demo_parser() -> Parser:
     return parser
 
 
-def quantized(pipe: "Pipeline", args: argparse.Namespace) -> Iterator[tuple[str, str, "Pipeline"]]:
-    """Yield the name, the call and the pipeline of each method."""
+def methods(pipe: "Pipeline", args: argparse.Namespace) -> Iterator[tuple[str, str, "Pipeline", list[Path]]]:
+    """Yield the name, the call, the pipeline and the files of each method."""
     import qdiff
 
-    yield FP, f"load_pipeline('{args.config}', steps={args.steps})", pipe
+    yield FP, f"load_pipeline('{args.config}', steps={args.steps})", pipe, []
     data: dict[str, Any] = {"timesteps": args.timesteps, "samples": args.samples}
     for name, method in METHODS.items():
         settings = BITS | method | data
         call = f"quantize(pipe, {', '.join(f'{key}={value!r}' for key, value in settings.items())})"
         print(f"{name}: {call}", flush=True)
-        yield name, f"{call}", qdiff.quantize(pipe, **settings, folder=folder(args, name), progress=True)
+        quantized = qdiff.quantize(pipe, **settings, folder=folder(args, name), progress=True)
+        yield name, call, quantized, [folder(args, name) / "quantized.safetensors"]
+        if name == CORRECTED:
+            place = folder(args, f"{name}, corrected")
+            corrected = qdiff.correct(quantized, pipe, **CORRECTION, folder=place, progress=True)
+            files = [folder(args, name) / "quantized.safetensors", place / "correction.safetensors"]
+            how = ", ".join(f"{key}={value!r}" for key, value in CORRECTION.items())
+            yield f"{name}, corrected", f"correct({call}, pipe, {how})", corrected, files
         data["data"] = str(folder(args, "linear W4A8") / "calibration_data.safetensors")  # collected once
 
 
@@ -83,7 +92,7 @@ def compare(args: argparse.Namespace) -> "Section":
     fp32_bytes = sum(4 * x.numel() for x in pipe.network.parameters())
     reference, fp_seconds = timed(pipe, args.images)
     results, pipelines, shown = [], {}, {}
-    for name, call, pipeline in quantized(pipe, args):
+    for name, call, pipeline, files in methods(pipe, args):
         images, seconds = reference, {"float32": fp_seconds}
         if pipeline.is_quantized:
             images, simulated = timed(pipeline, args.images)
@@ -91,12 +100,14 @@ def compare(args: argparse.Namespace) -> "Section":
         place = folder(args, name)
         place.mkdir(parents=True, exist_ok=True)
         write_image(place / "grid.png", grid_of(images.tensor))
-        size = (place / "quantized.safetensors").stat().st_size if pipeline.is_quantized else fp32_bytes
+        size = sum(file.stat().st_size for file in files) or fp32_bytes
         found = qdiff.evaluate(images, full_precision=reference, metrics=["psnr", "mae"])
         row = Result(place.name, name, call, found, size, fp32_bytes, place / "grid.png", seconds=seconds)
         results.append(row)
         if pipeline.is_quantized:
-            pipelines[name], shown[name] = pipeline, images.tensor[:SHOWN]
+            shown[name] = images.tensor[:SHOWN]
+        if pipeline.is_quantized and not pipeline.correction:
+            pipelines[name] = pipeline
     section = Section("pixel", f"{args.images} images per method, same seeds", results)
     plots = write_plots(args.out, section, ComparedImages(reference.tensor[:SHOWN], shown))
     return replace(section, plots=plots | trajectory(args, pipe, pipelines))

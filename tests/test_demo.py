@@ -42,13 +42,19 @@ def test_the_report(out):
         *("tradeoff_pixel.svg", "differences_pixel.png", "trajectory_pixel.svg"),
     }
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 3 + 1 and page.count("data:image/svg+xml;base64,") == 2
+    assert page.count("data:image/png;base64,") == 4 + 1 and page.count("data:image/svg+xml;base64,") == 2
 
 
 def test_rows(out):
     rows = json.loads((out / "results.json").read_text(encoding="utf-8"))["results"]["pixel"]
-    assert [row["method"] for row in rows] == ["full precision", *METHODS]
-    fp, linear, learned = rows
+    fp, linear, corrected, learned = rows
+    assert [row["method"] for row in rows] == [
+        "full precision",
+        "linear W4A8",
+        "linear W4A8, corrected",
+        "Q-Diffusion W4A8",
+    ]
+    assert linear["size"] < corrected["size"] < linear["size"] + 10_000 and "correct(quantize(" in corrected["command"]
     assert (fp["psnr"], fp["mae"], fp["size"]) == (None, 0, fp["fp32_size"])
     for row, name in zip((linear, learned), ("linear_w4a8", "q-diffusion_w4a8")):
         assert row["size"] == (out / name / "quantized.safetensors").stat().st_size < 0.5 * row["fp32_size"]
@@ -62,4 +68,4 @@ def test_rows(out):
 
 
 def test_its_results_can_be_plotted(out):
-    assert ["psnr" in result.numbers for result in read_results([out / "results.json"])] == [False, True, True]
+    assert ["psnr" in result.numbers for result in read_results([out / "results.json"])] == [False, True, True, True]

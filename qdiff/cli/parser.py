@@ -59,8 +59,8 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
         flags: the declared flags.
-        checks: functions of the parsed namespace and of the names of the given flags, which raise UserError; `parse`
-            calls them last.
+        checks: functions of the parsed namespace, which they may complete, and of the names of the given flags, which
+            raise UserError; `parse` calls them last.
     """
 
     def __init__(self, *, overrides: bool = False, **options: Any):
