@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo demo-full test matrix
-# One model, five methods
+# One model, several methods
 demo: $(INSTALLED)
 	$(RUN) scripts/demo.py $(ARGS)
 

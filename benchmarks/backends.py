@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subjects", nargs="+", choices=list(SUBJECTS))
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES), metavar="ENGINE")
-    parser.add_argument("--bits", nargs="+", default=["W4A8"], help="such as W4A8 W8A8")
+    parser.add_argument("--bits", nargs="+", default=["W4A8"], help="such as W4A8 W8A8; W4A32: weights alone")
     parser.add_argument("--w_sym", action="store_true", help="weight ranges symmetric around zero")
     parser.add_argument("--batch", type=int, nargs="+", default=[8], help="samples of a call")
     parser.add_argument("--rounds", type=int, default=15)

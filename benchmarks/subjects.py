@@ -23,6 +23,7 @@ from qdiff.quant_model import QuantModel
 CIFAR = Path("configs/cifar10.yml")
 SD = Path("configs/stable-diffusion/v1-inference.yaml")
 RESIDUAL, TRANSFORMER = 0, 2  # blocks of the adapter
+FLOAT = 32  # bits of activations that are not quantized
 SPREAD = 6  # images whose trajectories give a bundled model's inputs
 QUANTIZED, INPUTS = "quantized.safetensors", "inputs.safetensors"  # files in the folder of a subject
 
@@ -53,14 +54,16 @@ class Subject:
         save_file(parts, folder / INPUTS)
 
     def _quantized(self, given: Inputs, bits: tuple[int, int], w_sym: bool) -> QuantModel:
+        acts = None if bits[1] == FLOAT else bits[1]
         if self.pipeline:
             pipe = self.pipeline()
             data = {"timesteps": 10, "samples": max(1, 6 // pipe.cfg_copies), "symmetric_weights": w_sym}
-            quantized = qdiff.quantize(pipe, weight_bits=bits[0], act_bits=bits[1], **data, **settings_of("gptq"))
+            quantized = qdiff.quantize(pipe, weight_bits=bits[0], act_bits=acts, **data, **settings_of("gptq"))
             assert isinstance(quantized.network, QuantModel)
             return quantized.network
-        weight, act = QuantSpec(bits[0], w_sym, per_channel=True, range_search="minmax"), QuantSpec(bits[1])
-        model = QuantModel(self.make(), QuantPolicy(weight, act, split=True), self.adapter).eval()
+        weight = QuantSpec(bits[0], w_sym, per_channel=True, range_search="minmax")
+        policy = QuantPolicy(weight, QuantSpec(acts) if acts else None, split=True)
+        model = QuantModel(self.make(), policy, self.adapter).eval()
         with model.observing(Observer):
             model(*given)
         return model
