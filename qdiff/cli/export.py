@@ -39,7 +39,7 @@ def _parser() -> Parser:
     )
     add(
         "--rules",
-        help="refuse what this engine would refuse; it needs --preset tensorrt",
+        help="refuse what this engine would refuse; it needs activations of --a_sym",
         **choice("tensorrt"),
     )
     add("--force", action="store_true", help="replace --out if it exists")
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     from qdiff.export.onnx import export_graph, write_graph
 
     model, call = _load(args.file, args.config)
-    inputs, source = _inputs(args, call)
+    inputs, source = _inputs(args, call) if args.check else (call, "")
     graph = export_graph(model, call)
     if args.rules:
         _check_rules(graph)
@@ -119,8 +119,10 @@ def _inputs(args: Namespace, call: "Call") -> "tuple[Call, str]":
         return _noise(call, args.batch_size), "noise: with other inputs, errors are others"
     data = read_collected_data(path, "leave out --data")
     rows = torch.linspace(0, len(data) - 1, args.batch_size).long()  # at all timesteps
+    dtypes = iter([x.dtype for x in call.tensors])  # some samplers have timesteps in floating point
     try:
-        return data.call[rows].like(call), f"{args.batch_size} samples of {path}"
+        found = data.call[rows].map(lambda x: x.to(next(dtypes, x.dtype))).like(call)
+        return found, f"{args.batch_size} samples of {path}"
     except BatchMismatch as e:
         raise UserError(f"'{path}' is not of the network of '{args.file}' ({e}): give its --data") from e
 
@@ -147,7 +149,7 @@ def _check_rules(graph: "onnx_ir.Model") -> None:
     if found := breaches(graph.graph):
         raise UserError(
             f"TensorRT would refuse {len(found)} nodes of the graph ('{found[0].node}': {found[0].rule}): quantize "
-            "with --preset tensorrt, or leave out --rules"
+            "with --a_sym (--preset tensorrt), or leave out --rules"
         )
 
 

@@ -119,8 +119,9 @@ def _about(summary: "CheckpointSummary") -> list[tuple[str, str]]:
         bits = f"{act.bits} bits, {act.softmax_bits} after the softmax" if known else "bits not stored in the file"
         others = [*_phases(summary.policy), *_rules(summary.policy)] if summary.policy else []
         acts = ", ".join(["symmetric" if act.symmetric else "asymmetric", bits, *others])
+    symmetric = ["symmetric"] if summary.policy and summary.policy.weight.symmetric else []
     return [
-        ("weights", ", ".join(f"{bits} bits in {n} layers" for bits, n in layers.most_common())),
+        ("weights", ", ".join([*(f"{bits} bits in {n} layers" for bits, n in layers.most_common()), *symmetric])),
         ("activations", acts),
         ("split", f"yes, {len(split)} layers" if summary.split else "no"),
     ]

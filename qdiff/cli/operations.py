@@ -59,14 +59,14 @@ def operations(cost: "NetworkBops") -> str:
 
 
 def in_integers(cost: "NetworkBops") -> str:
-    """Say in one line what of a network backends compute in int8: what multiplies operands of at most 8 bits."""
+    """Say in one line what of a network integers of 8 bits can compute; what a backend does, it says itself."""
     floating: dict[str, list[str]] = {}
     for path, leaf in cost.leaves.items():
         if max(map(max, leaf.bits)) > INT8:
             floating.setdefault(_bits(leaf), []).append(path)
     count = len(cost.leaves) - sum(map(len, floating.values()))
-    head = f"{count} of {len(cost.leaves)} layers and attention products in int8 with --backend"
-    return "; ".join([head, *(f"{bits} in floating point: {_some(paths)}" for bits, paths in floating.items())])
+    head = f"{count} of {len(cost.leaves)} layers and attention products have operands that fit int8"
+    return "; ".join([head, *(f"{bits} do not: {_some(paths)}" for bits, paths in floating.items())])
 
 
 def layer_table(summary: "CheckpointSummary", cost: "NetworkBops | None") -> str:

@@ -11,7 +11,7 @@ from qdiff.errors import UserError
 SIMULATED = "simulated"
 BACKENDS = ("torch", "onnxruntime", "openvino", "auto")  # of `qdiff.backends`, which imports torch
 
-PRESETS = {"tensorrt": ("a_sym", "w_sym")}  # engine -> switches that it needs
+PRESETS = {"tensorrt": ("a_sym", "w_sym")}  # engine -> switches that suit it
 
 KEPT = ("ends", "time")  # names in `qdiff.adapters.Adapter.sensitive`
 
@@ -52,7 +52,7 @@ def quantization(parser: Parser) -> None:
         "--preset",
         needs=ACTIVATIONS,
         excludes=("--resume", "--resume_w"),
-        help="what an engine takes; tensorrt: --a_sym --w_sym",
+        help="ranges that suit an engine; tensorrt: --a_sym --w_sym",
         **choice(*PRESETS),
     )
     add(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qdiff.policy import QuantPolicy
 
 CORRECTION = ("correct", "correct_fit", "correct_n", "correct_parts", "correct_interpolate")
+ADDED = ("backend", "w_sym", "preset")  # in later versions than the others
 # Flags that do not change the images, so that a run can be resumed with other values
 FILES = ("cali_ckpt", "cali_data_path")
 FREE = (*FILES, "device", "preset", "verbose", "dry_run", "cali_memory", "cali_devices", "low_memory", "logdir", "cond")
@@ -137,7 +138,8 @@ def record_of(args: Namespace, free: Collection[str], files: Collection[str] = (
 
     rate = rounding_schedule(args.cali_iters, args.cali_lr_w).lr  # as used, for defaults may change
     given, files = vars(args) | {"cali_lr_w": rate, "backend": backend_of(args)}, (*FILES, *files)
-    unused = [*(CORRECTION if args.correct is None else ()), *(["backend"] if args.backend == SIMULATED else ())]
+    unused = [*(CORRECTION if args.correct is None else ())]
+    unused += [name for name in ADDED if getattr(args, name) in (False, None, SIMULATED)]
     # without them, folders of earlier versions can be resumed
     given = {name: value for name, value in given.items() if name not in unused}
     if args.correct not in (None, "auto"):
@@ -145,7 +147,7 @@ def record_of(args: Namespace, free: Collection[str], files: Collection[str] = (
     free = [*FREE, *free, *files[len(FILES) :]]
     return Record(
         flags={name: value for name, value in given.items() if name not in free},
-        free={name: given[name] for name in free},
+        free={name: given[name] for name in free if name in given},
         files={name: given[name] for name in files if given[name]},
     )
 

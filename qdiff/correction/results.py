@@ -35,8 +35,10 @@ def without_harm(found: Fitted, distances: Callable[[Fitted], Tensor]) -> Fitted
 
 
 def _judged(part: Part, before: Tensor, after: Tensor) -> Part:
+    if (before.isfinite() & ~after.isfinite()).any():
+        return replace(part, on=False, note="but held-out results are not finite with it")
     growth = mean_of([after - before])
-    if float(growth.mean) <= CERTAIN * float(growth.error):
+    if not growth.mean > CERTAIN * growth.error:  # also where results were not finite before
         return part
-    share = 100 * float(growth.mean) / float(before.mean())
+    share = 100 * float(after.mean() / before.mean() - 1)
     return replace(part, on=False, note=f"but held-out results are {share:.3g} % further from full precision with it")

@@ -9,7 +9,6 @@ from torch import Tensor
 from diffusion.steps import Model
 from qdiff.correction.moments import Moments
 from qdiff.correction.predictions import fit_predictions
-from qdiff.correction.results import without_harm
 from qdiff.correction.steps import StepFactors, step_factors
 from qdiff.correction.table import Fitted, StepCorrection
 from qdiff.correction.trajectory import TrajectoryFit
@@ -48,8 +47,7 @@ def fit_correction(
         halves = images[: samples // 2], images[samples // 2 :]
         fitted, held_out = (_Collected(quantized, full_precision, half, journal, progress) for half in halves)
         factors = step_factors(quantized.sampling.sampler, quantized.abar)
-        found = fit_predictions(fitted, held_out, asked, factors)
-        return without_harm(found, held_out.distances)
+        return fit_predictions(fitted, held_out, asked, factors, held_out.distances)
     fp, q = (_InBatches(pipeline, images, progress) for pipeline in (full_precision, quantized))
     return TrajectoryFit(
         quantized.sampling.sampler,

@@ -137,8 +137,8 @@ def test_what_backends_compute_in_integers(original, pth):
     count = len(model.leaves())
     named = f"{', '.join(products[:3])} and {len(products) - 3} others"
     assert head["integers"] == (
-        f"{count - len(products)} of {count} layers and attention products in int8 with --backend; "
-        f"8x16 in floating point: {named}"
+        f"{count - len(products)} of {count} layers and attention products have operands that fit int8; "
+        f"8x16 do not: {named}"
     )
     executed = execute_integers(model)
     assert products == [x.path for x in executed_leaves(executed) if x.arithmetic == "float32"] or not has_vnni()

@@ -44,6 +44,15 @@ def test_what_is_not_certain_stays(noise):
     assert parts["bias"].on
 
 
+def test_results_that_are_not_finite():
+    broken = torch.where(torch.arange(8) == 3, torch.inf, FAR)
+    parts = decided(("bias",), ({"bias"}, broken))
+    assert not parts["bias"].on and "not finite" in parts["bias"].note
+
+    left = iter([broken, FAR])
+    assert without_harm(make_table("bias"), lambda fitted: next(left)).parts["bias"].on, "it repairs one"
+
+
 def test_nothing_is_sampled_without_slope_and_bias():
     table = make_table("variance")
     assert without_harm(table, lambda fitted: pytest.fail("sampled")) is table
