@@ -28,7 +28,7 @@ def test_a_fit_for_a_run_serves_its_command(runs):
     ended = qdiff("correct", runs / "w4a8", "--n", 8, "--device", "cpu")
     assert (ended.status, ended.err) == (0, ""), ended
     file = runs / "w4a8" / "correction.safetensors"
-    assert "correction: ptqd fit on 8 images, 64 network calls" in ended.out  # 4 steps, as 3 do not divide 1000
+    assert "correction: ptqd fit on 8 images, 112 network calls" in ended.out  # 4 steps, as 3 do not divide 1000
     again = qdiff("correct", file)
     assert again.out in ended.out
     line = f"{RUN} {PTQ} --correct {file}"

@@ -11,7 +11,7 @@ from qdiff.calibration.settings import CalibrationSettings, ClosedForm
 from qdiff.cli import sample_ddim
 from qdiff.cli.ddim_flags import ddim_parser
 from qdiff.cli.parser import parse
-from qdiff.cli.sample import CORRECTION, correction_of, learning_of, policy_of, quantization_of, record_of
+from qdiff.cli.sample import ADDED, CORRECTION, correction_of, learning_of, policy_of, quantization_of, record_of
 from qdiff.mixed_precision.criteria import BopsBudget, MixedPrecision, SignalToNoise
 from qdiff.pipelines.calibrate import Calibrate
 from qdiff.pipelines.calibration_set import DataSettings
@@ -176,7 +176,7 @@ def test_the_record_of_flags():
     args = flags("--cali_ckpt f --resume -l folder --max_images 3 --seed 7")
     found = record_of(args, sample_ddim.FREE)
     assert found.flags.keys().isdisjoint(found.free)
-    given = {name: value for name, value in vars(args).items() if name not in (*CORRECTION, "backend")}
+    given = {name: value for name, value in vars(args).items() if name not in (*CORRECTION, *ADDED)}
     assert found.flags | found.free == given | {"cali_lr_w": 1e-3}, "the rate is resolved"
     assert found.flags["seed"] == 7 and found.free["max_images"] == 3 and found.free["cali_ckpt"] == Path("f")
     assert found.files == {"cali_ckpt": Path("f")}

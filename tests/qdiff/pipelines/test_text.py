@@ -370,7 +370,7 @@ def test_published_defaults():
     without = ("from_file", "cali_ckpt", "cali_data_path", "H", "W", "C", "f")  # the four are the model's
     added = {"device": "auto", "cali_devices": 1, "cali_range_n": 256, "keep8": ()}
     added |= dict.fromkeys(("a_sym", "a_min_max", "correct_bias", "dpm", "dry_run", "low_memory", "watermark"), False)
-    added |= {"correct_interpolate": False, "backend": "simulated"}
+    added |= {"w_sym": False, "preset": None, "correct_interpolate": False, "backend": "simulated"}
     added |= dict.fromkeys(("act_groups", "cali_spectrum_n"), 1)
     added |= dict.fromkeys(
         ("cali_lr_w", "cali_memory", "cali_prompts", "clip_path", "bops_budget", "correct", "correct_parts")
