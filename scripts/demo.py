@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Quantize the bundled model in a minute: nearest rounding, Q-Diffusion and weights in closed form, same seeds."""
+"""Quantize the bundled model in two minutes: nearest rounding, Q-Diffusion and weights in closed form, same seeds."""
 
 import argparse
 import os
