@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this repository 
 from qdiff.cli.parser import Parser, number, parse, run
 from qdiff.errors import UserError
 from qdiff.files.version import environment
+from qdiff.sampling.run_folder import CALIBRATION_DATA
 
 if TYPE_CHECKING:
     from qdiff.evaluation.results import Section
-    from qdiff.pipelines.output import Images
+    from qdiff.pipelines.images import Images
     from qdiff.pipelines.pipeline import Pipeline
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
@@ -67,7 +68,7 @@ def methods(pipe: "Pipeline", args: argparse.Namespace) -> Iterator[tuple[str, s
         yield name, call, quantized, [folder(args, name) / "quantized.safetensors"]
         if name == CORRECTED:
             yield from corrected(quantized, pipe, args, name, call)
-        data["data"] = str(folder(args, "linear W4A8") / "calibration_data.safetensors")  # collected once
+        data["data"] = str(folder(args, "linear W4A8") / CALIBRATION_DATA)  # collected once
 
 
 def corrected(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qdiff.cli.flags import check_new
 from qdiff.cli.parser import Parser, choice, number, parse
 from qdiff.errors import UserError
+from qdiff.sampling.run_folder import CALIBRATION_DATA
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from qdiff.quant_model import QuantModel
 
 TIMESTEPS = 1000
-DATA = "calibration_data.safetensors"
 EXAMPLE = """example:
   python -m qdiff export runs/w4a8/w4a8.safetensors -o w4a8.onnx --check
 """
@@ -50,7 +50,8 @@ def _parser() -> Parser:
         type=Path,
         metavar="FILE",
         needs=("--check",),
-        help=f"inputs, calibration data as a run keeps them (default: {DATA} beside FILE if there is one, else noise)",
+        help=f"inputs, calibration data as a run keeps them (default: {CALIBRATION_DATA} beside FILE if there "
+        "is one, else noise)",
     )
     add(
         "--engine", default="openvino", needs=("--check",), help="what executes it", **choice("openvino", "onnxruntime")
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     from qdiff.export.onnx import export_graph, write_graph
 
     model, call = _load(args.file, args.config)
-    inputs, source = _inputs(args, call) if args.check else (call, "")
+    checked = _inputs(args, call) if args.check else None  # before anything is written
     graph = export_graph(model, call)
     if args.rules:
         _check_rules(graph)
@@ -82,9 +83,10 @@ def main(argv: Sequence[str]) -> None:
     write_graph(graph, args.out)
     size = args.out.stat().st_size / 1e6
     print(f"{args.out}: {size:.2f} MB" + (f", {packed} weights in 4 bits" if args.packed else ""))
-    if args.check:
+    if checked:
         from qdiff.export.check import check_exported
 
+        inputs, source = checked
         print(f"{'inputs':12} {source}")
         print(_described(check_exported(model, ENGINES[args.engine](args.out), inputs), args.engine, args.batch_size))
 
@@ -113,7 +115,7 @@ def _inputs(args: Namespace, call: "Call") -> "tuple[Call, str]":
     from qdiff.calibration.data import read_collected_data
     from qdiff.calls import BatchMismatch
 
-    beside = args.file.with_name(DATA)
+    beside = args.file.with_name(CALIBRATION_DATA)
     path = args.data or (beside if beside.is_file() else None)
     if path is None:
         return _noise(call, args.batch_size), "noise: with other inputs, errors are others"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdiff.cli.operations import count, in_integers, layer_table, operations, step_table
+from qdiff.cli.operations import count, fitting_int8, layer_table, operations, step_table
 from qdiff.cli.parser import Parser, parse
 from qdiff.errors import UserError
 
@@ -69,7 +69,7 @@ def describe(path: Path, file: "QuantizedFile | OriginalFile | FullPrecisionFile
             *((f"  {key}", str(value)) for key, value in file.provenance.items() if key != KEY),
         ]
         choice = choice_of(file.provenance, path)
-    integers = [("integers", in_integers(cost))] if cost else []
+    integers = [("integers", fitting_int8(cost))] if cost else []
     about = [*_about(summary), ("operations", line), *integers, ("size", _size(size, summary.fp32_bytes))]
     tables = [*([step_table(choice)] if choice else []), layer_table(summary, cost)]
     return "\n\n".join([_pairs([*head, *about, *tail]), *tables])

@@ -58,7 +58,7 @@ def operations(cost: "NetworkBops") -> str:
     return f"{macs}; {counts} BOPs, {shares} of full precision ({with_prefix(fp)})"
 
 
-def in_integers(cost: "NetworkBops") -> str:
+def fitting_int8(cost: "NetworkBops") -> str:
     """Say in one line what of a network integers of 8 bits can compute; what a backend does, it says itself."""
     floating: dict[str, list[str]] = {}
     for path, leaf in cost.leaves.items():

@@ -17,12 +17,8 @@ if TYPE_CHECKING:
 
 OVERRIDES = "overrides"  # words that belong to no flag
 READ = ("config", "resume_base", "from_file", "cali_prompts")  # paths that a run needs at once
-MACHINE = (
-    "backend",
-    "cali_devices",
-    "cali_memory",
-    "verbose",
-)  # of the machine that made the run, which this one need not be
+# Flags of the machine that made the run, which this one need not be
+MACHINE = ("backend", "cali_devices", "cali_memory", "verbose")
 
 
 def load_run(folder: str | Path, *, device: str = "auto") -> "FinishedRun":

@@ -138,7 +138,7 @@ def record_of(args: Namespace, free: Collection[str], files: Collection[str] = (
 
     rate = rounding_schedule(args.cali_iters, args.cali_lr_w).lr  # as used, for defaults may change
     given, files = vars(args) | {"cali_lr_w": rate, "backend": backend_of(args)}, (*FILES, *files)
-    unused = [*(CORRECTION if args.correct is None else ())]
+    unused = list(CORRECTION) if args.correct is None else []
     unused += [name for name in ADDED if getattr(args, name) in (False, None, SIMULATED)]
     # without them, folders of earlier versions can be resumed
     given = {name: value for name, value in given.items() if name not in unused}

@@ -14,6 +14,7 @@ from qdiff.calls import Call
 from qdiff.errors import UserError
 from qdiff.files.journal import Journal
 from qdiff.pipelines.pipeline import Pipeline
+from qdiff.sampling.run_folder import CALIBRATION_DATA
 
 CHECKED = 64  # samples checked for finite values at a time, because a check takes as much memory as they do
 
@@ -56,7 +57,7 @@ def calibration_set(
     Raises:
         UserError: the data do not fit the network or are not finite.
     """
-    own, journal, s = folder / "calibration_data.safetensors", folder / "collecting", settings
+    own, journal, s = folder / CALIBRATION_DATA, folder / "collecting", settings
     example = pipeline.example(1)
     if s.path is None and not own.exists():
         data = _collected(pipeline, settings, Journal(journal, {"weights": weights}), progress)

@@ -13,6 +13,7 @@ from diffusion.checks import check_choice, whole
 from qdiff.calibration.plan import format_duration
 from qdiff.correction.file import read_correction, write_correction
 from qdiff.correction.parts import PARTS
+from qdiff.correction.results import JUDGED
 from qdiff.correction.table import FITS, CorrectionTable
 from qdiff.files.digest import tensors_digest
 from qdiff.files.journal import Journal
@@ -138,7 +139,7 @@ class FitCorrection:
 
     def calls(self, nfe: int) -> int:
         """Return the network calls of one image each that the fit takes, at the most."""
-        walks = 1 + len({"bias", "slope"} & set(self.parts))
+        walks = 1 + len(set(JUDGED) & set(self.parts))  # uncorrected, and with each part
         if self.fit == "trajectory":
             return (1 + walks) * self.images * nfe
         return (2 * self.images + walks * (self.images - self.images // 2)) * nfe

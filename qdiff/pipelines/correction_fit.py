@@ -70,6 +70,10 @@ def one_step(pipeline: Pipeline) -> StepFactors:
     return factors
 
 
+def _batches(images: range, size: int) -> list[range]:
+    return [images[start : start + size] for start in range(0, len(images), size)]
+
+
 class _Collected:
     """Images of a fit, a batch at a time: moments of both predictions on trajectories of full precision, and results.
 
@@ -85,17 +89,12 @@ class _Collected:
         progress: Callable[[int], object],
     ):
         self.quantized, self.full_precision = quantized, full_precision
-        self.images, self.journal, self.progress = images, journal, progress
+        self.batches, self.journal, self.progress = _batches(images, quantized.batch_size), journal, progress
         self.finished: set[range] = set()
 
     def __iter__(self) -> Iterator[Moments]:
-        for batch in self._batches():
+        for batch in self.batches:
             yield self._of(batch)[0]
-
-    def _batches(self) -> Iterator[range]:
-        size = self.quantized.batch_size
-        for start in range(self.images.start, self.images.stop, size):
-            yield range(start, min(start + size, self.images.stop))
 
     def _of(self, batch: range) -> tuple[Moments, Tensor]:
         """Return the moments of a batch, and its results in full precision."""
@@ -126,7 +125,7 @@ class _Collected:
 
         The mean squared distance, float64 of shape (N,).
         """
-        return torch.cat([self._distances(batch, fitted) for batch in self._batches()])
+        return torch.cat([self._distances(batch, fitted) for batch in self.batches])
 
     def _distances(self, batch: range, fitted: Fitted) -> Tensor:
         unit = "-".join(("results", *fitted.used, str(batch.start), str(batch.stop)))
@@ -149,9 +148,8 @@ class _InBatches:
     """The model of many images, which the network gets a batch at a time."""
 
     def __init__(self, pipeline: Pipeline, images: range, progress: Callable[[int], object]):
-        self.size, self.images, self.progress = pipeline.batch_size, images, progress
-        batches = [images[start : start + self.size] for start in range(0, len(images), self.size)]
-        self.models = [pipeline.calibration_model_for(batch) for batch in batches]
+        self.size, self.progress = pipeline.batch_size, progress
+        self.models = [pipeline.calibration_model_for(batch) for batch in _batches(images, self.size)]
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         parts = []

@@ -15,6 +15,7 @@ from qdiff.files.refusals import explaining
 from qdiff.sampling.folder_lock import FolderLock
 from qdiff.sampling.rank import ALONE, Rank
 
+CALIBRATION_DATA = "calibration_data.safetensors"  # file that a calibration leaves in the folder
 ABSENT = "nothing"  # stands for a setting that one of two configurations lacks
 SHOWN = 24  # characters shown of a changed value
 LISTED = 150  # characters of changed settings in one line
