@@ -71,8 +71,8 @@ def main(argv: Sequence[str]) -> None:
     check_new(args.out, args.force)
 
     from qdiff.export.engines import ENGINES
-    from qdiff.export.graph import pack_weights
     from qdiff.export.onnx import export_graph, write_graph
+    from qdiff.export.weights import pack_weights
 
     model, call = _load(args.file, args.config)
     checked = _inputs(args, call) if args.check else None  # before anything is written

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qdiff.export.graph import weights
+from qdiff.export.weights import weights
 
 if TYPE_CHECKING:
     from onnx_ir import Graph, Node, Value

@@ -137,11 +137,8 @@ def exported_product(product: QuantProduct) -> nn.Module:
     return IntegerProduct(product, contraction) if contraction and integers else PlainProduct(product)
 
 
-class ScaleShiftNorm(nn.Module):
-    """GroupNorm as a scale and a shift of each channel.
-
-    Means of single channels leave the memory layout of convolutions as it is, and engines fuse the one multiplication
-    and addition with what follows. Variances are mean squares less squared means.
+class ExportedNorm(nn.Module):
+    """GroupNorm as one node, which `qdiff.export.norms` lowers.
 
     Args:
         norm: with weight and bias.
@@ -152,27 +149,16 @@ class ScaleShiftNorm(nn.Module):
 
     def __init__(self, norm: nn.GroupNorm):
         super().__init__()
-        self.groups, self.eps = norm.num_groups, norm.eps
-        self.register_buffer("weight", _constant(norm.weight).unflatten(0, (self.groups, -1)))
-        self.register_buffer("bias", _constant(norm.bias).unflatten(0, (self.groups, -1)))
+        self.attributes: dict[str, Any] = {"num_groups": norm.num_groups, "epsilon": norm.eps}
+        self.register_buffer("weight", _constant(norm.weight))
+        self.register_buffer("bias", _constant(norm.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, ...) -> the same shape."""
-        pixels = list(range(2, x.ndim))
-        mean = x.mean(pixels).unflatten(1, (self.groups, -1)).mean(2, keepdim=True)  # (B, groups, 1)
-        norms = torch.onnx.ops.symbolic(  # square roots of sums of squares in one pass
-            "ReduceL2",
-            (x, torch.tensor(pixels)),
-            {"keepdims": 0},
-            dtype=torch.float32,
-            shape=x.shape[:2],
-            version=OPSET,
+        inputs = x, self.weight, self.bias
+        return torch.onnx.ops.symbolic(
+            "GroupNormalization", inputs, self.attributes, dtype=torch.float32, shape=x.shape, version=OPSET
         )
-        squares = (norms * norms / x.shape[2:].numel()).unflatten(1, (self.groups, -1)).mean(2, keepdim=True)
-        scale = (squares - mean * mean + self.eps).rsqrt() * self.weight
-        shift = self.bias - mean * scale
-        scale, shift = (y.flatten(1).unflatten(1, (-1, *[1] * len(pixels))) for y in (scale, shift))
-        return x * scale + shift
 
 
 def _constant(x: Tensor | None) -> Any:
@@ -183,7 +169,7 @@ def _constant(x: Tensor | None) -> Any:
 LEAVES: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     QuantModule: ExportedLayer,
     QuantProduct: exported_product,
-    nn.GroupNorm: ScaleShiftNorm,
+    nn.GroupNorm: ExportedNorm,
 }
 
 

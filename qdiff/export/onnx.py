@@ -13,10 +13,12 @@ from torch.utils._pytree import tree_map
 
 from qdiff.calls import Call
 from qdiff.errors import UserError
-from qdiff.export.graph import fold_splits, pack_weights, widen_weights
+from qdiff.export.concats import fold_splits, push_concats
 from qdiff.export.leaves import with_exported_leaves
 from qdiff.export.linear_quantization import OPSET
+from qdiff.export.norms import lower_norms
 from qdiff.export.packages import needed
+from qdiff.export.weights import pack_weights, widen_weights
 from qdiff.files.atomic import replacing
 from qdiff.files.refusals import explaining
 from qdiff.quant_model import QuantModel
@@ -53,6 +55,8 @@ def export_graph(model: QuantModel, example: Call) -> "onnx_ir.Model":
     assert exported is not None
     graph = exported.model
     fold_splits(graph.graph)
+    lower_norms(graph.graph)
+    push_concats(graph.graph)
     graph.producer_name = "qdiff"
     return graph
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from qdiff.adapters import Adapter, adapter_of
+from qdiff.adapters import adapter_of
 from qdiff.export.leaves import with_exported_leaves
 from qdiff.integers import act_integers, weight_integers
-from qdiff.policy import QuantPolicy
 from qdiff.quant_layer import PackedModule, UniformAffineQuantizer
 from qdiff.quant_model import QuantModel
 from tests.qdiff.export.leaf import OneLayer, act, assert_agree, draw, layer_model, off_ties, outputs, product_model
@@ -159,17 +158,3 @@ class TestProducts:
         inputs = [off_ties(s, q, i) for i, (s, q) in enumerate(zip(operands(kind), quantizers))]
         model = product_model(product(), replace(kind, contraction=None), dict(zip(kind.operands, quantizers)))
         assert_agree(model, *inputs, tolerance=1e-5)
-
-
-# ---- normalisation
-
-
-@pytest.mark.parametrize(("shape", "last"), [((2, 64, 5, 5), nn.Conv2d), ((2, 64, 9), nn.Conv1d)])
-def test_normalisation(shape, last):
-    norm = nn.GroupNorm(32, 64, eps=1e-6)
-    with torch.no_grad():
-        norm.weight.copy_(draw(64))
-        norm.bias.copy_(draw(64, seed=1))
-    adapter = Adapter(family="leaf", plain=(nn.GroupNorm,))
-    model = QuantModel(OneLayer(nn.Sequential(norm, last(64, 3, 1))).eval(), QuantPolicy(), adapter)
-    assert_agree(model, 3 * draw(*shape, seed=2) + 2, tolerance=1e-5)

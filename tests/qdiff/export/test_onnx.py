@@ -17,8 +17,8 @@ from tests.qdiff.export.networks import NETWORKS, SYMMETRIC, W4A8, exported
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxscript")
 
-from qdiff.export.graph import fold_splits, pack_weights, weights, widen_weights  # noqa: E402
 from qdiff.export.tensorrt import breaches  # noqa: E402
+from qdiff.export.weights import pack_weights, weights, widen_weights  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,12 @@ def operators(graph):
     return [node.op_type for node in graph.graph]
 
 
+def parts(node):
+    """What a product reads: both factors; instead of a Concat, what it joins."""
+    for x in node.inputs[:2]:
+        yield from x.producer().inputs if x.producer().op_type == "Concat" else [x]
+
+
 def test_each_layer_is_there_with_its_integers(pixel_space):
     _, model, _, graph = pixel_space
     layers = model.layers().values()
@@ -37,7 +43,7 @@ def test_each_layer_is_there_with_its_integers(pixel_space):
     assert len(weights(graph.graph)) == slices
     products = [node for node in graph.graph if node.op_type in ("Conv", "Gemm", "MatMul")]
     assert len(products) == slices + sum(isinstance(m, QuantProduct) for m in model.modules())
-    assert all(x.producer().op_type == "DequantizeLinear" for node in products for x in node.inputs[:2])
+    assert {x.producer().op_type for node in products for x in parts(node)} == {"DequantizeLinear"}
     assert {x.dtype for _, x in weights(graph.graph)} == {ir.DataType.INT8}
 
 
@@ -46,35 +52,6 @@ def test_inputs_have_the_names_of_the_parameters_and_any_batch(pixel_space):
     assert [x.name for x in graph.graph.inputs] == ["x", "t"]
     assert [not isinstance(x.shape[0], int) for x in graph.graph.inputs] == [True, True]
     assert graph.graph.opset_imports[""] == 21
-
-
-def test_split_shortcuts_read_both_tensors_before_they_are_joined(pixel_space):
-    _, model, _, graph = pixel_space
-    assert any(layer.split for layer in model.layers().values())
-    assert "Split" not in operators(graph)
-    assert fold_splits(graph.graph) == 0
-
-
-def small_graph(parts, pieces):
-    """Split(Concat(...)) of tensors with so many channels, into so many."""
-    inputs = [
-        ir.Value(name=f"x{i}", shape=ir.Shape([2, n]), type=ir.TensorType(ir.DataType.FLOAT))
-        for i, n in enumerate(parts)
-    ]
-    joined = ir.node("Concat", inputs, attributes={"axis": 1})
-    split = ir.node(
-        "Split", joined.outputs, attributes={"axis": 1, "num_outputs": len(pieces)}, num_outputs=len(pieces)
-    )
-    for value, n in zip(split.outputs, pieces):
-        value.shape = ir.Shape([2, n])
-    ends = [ir.node("Relu", [value]) for value in split.outputs]
-    return ir.Graph(inputs, [end.outputs[0] for end in ends], nodes=[joined, split, *ends], opset_imports={"": 21})
-
-
-def test_only_the_same_pieces_are_folded():
-    same, other = small_graph((3, 5), (3, 5)), small_graph((3, 5), (4, 4))
-    assert (fold_splits(same), fold_splits(other)) == (1, 0)
-    assert [node.inputs[0].name for node in same if node.op_type == "Relu"] == ["x0", "x1"]
 
 
 def test_weights_in_4_bits_come_back(pixel_space):

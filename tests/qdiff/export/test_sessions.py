@@ -10,9 +10,9 @@ from qdiff.calls import Call
 from qdiff.errors import UserError
 from qdiff.export.check import check_exported
 from qdiff.export.engines import ENGINES
-from qdiff.export.graph import pack_weights
 from qdiff.export.onnx import export_graph, write_graph
 from qdiff.export.session import in_float, in_integers
+from qdiff.export.weights import pack_weights
 from qdiff.quant_model import QuantModel
 from tests.qdiff.export.networks import NETWORKS, W4A8, exported
 

@@ -1,4 +1,4 @@
-"""Changes of an exported graph that leave its values as they are."""
+"""Weights of an exported graph, in 8 bits or 4."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,31 +8,6 @@ if TYPE_CHECKING:
     from onnx_ir import Graph, Node, Value
 
 UINT4_MAX = 15
-
-
-def fold_splits(graph: "Graph") -> int:
-    """Let the readers of Split(Concat(a, b)) read a and b where the pieces are the same; returns how many there were.
-
-    A split shortcut takes apart what the network has just put together; engines would copy both.
-    """
-    folded = 0
-    for node in list(graph):
-        joined = node.inputs[0].producer() if node.op_type == "Split" and node.inputs[0] is not None else None
-        if joined is None or joined.op_type != "Concat" or not _same_pieces(node, joined):
-            continue
-        for piece, part in zip(node.outputs, joined.inputs):
-            piece.replace_all_uses_with(part)
-        graph.remove(node, safe=True)
-        folded += 1
-    return folded
-
-
-def _same_pieces(split: "Node", joined: "Node") -> bool:
-    axis = joined.attributes["axis"].as_int()
-    parts = [x.shape for x in joined.inputs if x is not None]
-    if split.attributes.get_int("axis", 0) != axis or None in parts:
-        return False
-    return [piece.shape and piece.shape[axis] for piece in split.outputs] == [shape[axis] for shape in parts]
 
 
 def weights(graph: "Graph") -> list[tuple["Node", "Value"]]:
